@@ -1,0 +1,1 @@
+"""rlkl: one interface, many policy-update rules, one KL to compare them by."""

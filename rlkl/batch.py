@@ -1,0 +1,153 @@
+"""The tensors that an update sees.
+
+Shapes: B sequences, T tokens (prompt and completion, right-padded), G group members, V vocabulary.
+A quantity of token ``t`` stands at position ``t``: ``signals[POLICY_LOGPROBS][b, t]`` is the log-probability of
+``token_ids_BT[b, t]`` given everything before it. Position 0 is never trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from rlkl.errors import MissingSignalError
+
+
+class Signal(Enum):
+    """A per-token ``[B, T]`` quantity that a rule may ask the learner for (nats, float32, zero outside the response)."""
+
+    POLICY_LOGPROBS = "policy_logprobs"
+    """log pi(token), current weights, with gradient."""
+    POLICY_ENTROPY = "policy_entropy"
+    """Entropy of the policy's next-token distribution over the full vocabulary, with gradient."""
+    PROXIMAL_LOGPROBS = "proximal_logprobs"
+    """log pi(token) with the weights at the start of the step, frozen."""
+    REFERENCE_LOGPROBS = "reference_logprobs"
+    """log pi_ref(token), frozen."""
+
+
+DIFFERENTIABLE = frozenset({Signal.POLICY_LOGPROBS, Signal.POLICY_ENTROPY})
+"""Signals computed anew, with gradient, in each micro-batch. All others are filled once per batch, without gradient."""
+
+
+class Signals:
+    """Signals by name; asking for one that is absent raises `MissingSignalError`."""
+
+    __slots__ = ("_rule", "_values")
+
+    def __init__(self, values: Mapping[Signal, Tensor], rule: str = "?") -> None:
+        self._values = dict(values)
+        self._rule = rule
+
+    def __getitem__(self, signal: Signal) -> Tensor:
+        if signal not in self._values:
+            raise MissingSignalError(self._rule, signal.name, "Add it to the rule's `needs`.")
+        return self._values[signal]
+
+    def __contains__(self, signal: Signal) -> bool:
+        return signal in self._values
+
+    def __iter__(self) -> Iterator[Signal]:
+        return iter(self._values)
+
+    def merged(self, other: Signals) -> Signals:
+        """Both sets of signals; ``other`` wins where both have one."""
+        return Signals({**self._values, **other._values}, self._rule)
+
+    def rows(self, rows_B: Tensor, length: int) -> Signals:
+        """The same signals for some sequences, cut to ``length`` tokens."""
+        return Signals({name: x_BT[rows_B, :length] for name, x_BT in self._values.items()}, self._rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominators:
+    """Counts over all sequences of one optimizer step, taken before any micro-batch runs.
+
+    A loss divides by these, never by what its own micro-batch happens to hold, so the gradient does not depend on how
+    the step is cut.
+    """
+
+    sequences: int
+    """Sequences with at least one response token."""
+    tokens: int
+    """Response tokens."""
+    completion_limit: int
+    """``rollout.max_new_tokens``: the constant that Dr. GRPO divides by instead of each sequence's length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Sequences to train on. See the module docstring for shapes and alignment."""
+
+    token_ids_BT: Tensor
+    """int64."""
+    attention_BT: Tensor
+    """bool: a real token, not padding."""
+    response_BT: Tensor
+    """bool: sampled by the policy and to be trained (end-of-sequence included)."""
+    rollout_logprobs_BT: Tensor
+    """float32: the sampler's log-probabilities, zero outside the response."""
+    rewards_B: Tensor
+    """float32: weighted sum of the rewards."""
+    group_B: Tensor
+    """int64: number of the sequence's prompt within the step."""
+    truncated_B: Tensor
+    """bool: generation ended at ``max_new_tokens``, not at an end-of-sequence token."""
+    advantages_BT: Tensor
+    """float32: filled by `PolicyUpdate.credit`, zero before."""
+    denominators: Denominators
+    signals: Signals = field(default_factory=lambda: Signals({}))
+    """Frozen signals, filled once per batch."""
+
+    @property
+    def size(self) -> int:
+        return self.token_ids_BT.shape[0]
+
+    def rows(self, rows_B: Tensor) -> Batch:
+        """Some sequences of this batch, padded only as far as the longest of them; the denominators stay."""
+        length = int(self.attention_BT[rows_B].sum(dim=1).max())
+        return replace(
+            self,
+            token_ids_BT=self.token_ids_BT[rows_B, :length],
+            attention_BT=self.attention_BT[rows_B, :length],
+            response_BT=self.response_BT[rows_B, :length],
+            rollout_logprobs_BT=self.rollout_logprobs_BT[rows_B, :length],
+            rewards_B=self.rewards_B[rows_B],
+            group_B=self.group_B[rows_B],
+            truncated_B=self.truncated_B[rows_B],
+            advantages_BT=self.advantages_BT[rows_B, :length],
+            signals=self.signals.rows(rows_B, length),
+        )
+
+    def recounted(self) -> Batch:
+        """This batch with denominators counted over exactly its own sequences (the start of an optimizer step)."""
+        lengths_B = self.response_BT.sum(dim=1)
+        return replace(
+            self,
+            denominators=Denominators(
+                sequences=max(int((lengths_B > 0).sum()), 1),
+                tokens=max(int(lengths_B.sum()), 1),
+                completion_limit=self.denominators.completion_limit,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """What a rule returns for one micro-batch. Everything is a sum divided by a global denominator, so micro-batches add up."""
+
+    loss: Tensor
+    """Scalar, differentiable: what the learner back-propagates."""
+    terms: Mapping[str, Tensor]
+    """Detached parts of the loss, logged as ``loss/<term>``."""
+    metrics: Mapping[str, Tensor]
+    """Detached scalars, logged under their own key (``update/clip_fraction_low``, ...)."""
+
+
+def empty_like_response(batch_response_BT: Tensor) -> Tensor:
+    """A float32 ``[B, T]`` tensor of zeros."""
+    return torch.zeros(batch_response_BT.shape, dtype=torch.float32, device=batch_response_BT.device)

@@ -1,0 +1,71 @@
+"""Every error rlkl raises on purpose. Each is also the standard-library error a caller would expect."""
+
+from __future__ import annotations
+
+
+class RlklError(Exception):
+    """Root of the tree. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(RlklError, ValueError):
+    """The user gave something that cannot work: a recipe, a path, a data file, a reward. Nothing was computed."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe key is unknown or holds a value that is not allowed."""
+
+
+class DataError(InputError):
+    """A data source is missing, unreadable, or has no usable row."""
+
+
+class RewardInputError(InputError):
+    """A reward cannot be imported, or asks for an argument that nobody can give it."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, incomplete, or belongs to another recipe."""
+
+
+class EnvironmentProblem(InputError):
+    """This machine or cluster lacks something that the recipe needs (a package, a GPU, CPUs)."""
+
+
+class MissingSignalError(InputError, KeyError):
+    """A rule asks for a per-token signal that the learner cannot supply."""
+
+    def __init__(self, rule: str, signal: str, hint: str = "") -> None:
+        self.rule, self.signal = rule, signal
+        self.message = f"update rule '{rule}' needs the signal {signal}, which nobody supplies. {hint}".strip()
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RewardError(RlklError, RuntimeError):
+    """A reward function raised, or returned something that is not a finite number."""
+
+
+class RolloutError(RlklError, RuntimeError):
+    """A rollout engine failed or answered something impossible."""
+
+
+class LearnerError(RlklError, RuntimeError):
+    """A learner step produced a number that must not reach the weights (NaN, infinity)."""
+
+
+class WeightSyncError(RlklError, RuntimeError):
+    """Published weights did not arrive, arrived changed, or did not change although the learner stepped."""
+
+
+class DeadlineError(RlklError, TimeoutError):
+    """A process did not answer within its deadline. The message names it."""
+
+
+class ActorDiedError(RlklError, RuntimeError):
+    """A Ray actor ended. The message names it and carries its cause."""

@@ -1,0 +1,79 @@
+"""What travels between data, rollout workers, rewards and updates. Plain Python: no torch, no ray.
+
+A worked example, one prompt sampled twice::
+
+    prompt = Prompt(id="row-7", text="2+3=", token_ids=(5, 13, 6, 14), columns={"answer": "5"})
+    right = Completion(token_ids=(8, 1), logprobs=(-0.7, -0.1), finish_reason="stop", text="5")
+    wrong = Completion(token_ids=(9, 1), logprobs=(-0.9, -0.2), finish_reason="stop", text="6")
+    group = RolloutGroup(prompt=prompt, rollouts=(
+        Rollout(sample_index=0, completion=right, reward=1.0, components={"gold": 1.0}, weights_version=0),
+        Rollout(sample_index=1, completion=wrong, reward=0.0, components={"gold": 0.0}, weights_version=0)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row of the data source, already tokenized.
+
+    ``id`` is stable across runs (it seeds the sampling); ``text`` is what ``token_ids`` were made from, chat template
+    included; ``columns`` holds every column of the row, for rewards.
+    """
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine sampled for one prompt.
+
+    ``token_ids`` are the sampled ids as they came, end-of-sequence id included where one was sampled; ``logprobs`` are
+    the sampler's log-probabilities of exactly those ids (nats, at the sampling temperature, full vocabulary).
+    ``text`` is their decoding without special tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        assert len(self.token_ids) == len(self.logprobs), "one log-probability per sampled token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A scored completion. ``reward`` is the weighted sum that updates see; ``components`` are the raw rewards by name."""
+
+    sample_index: int
+    completion: Completion
+    reward: float
+    components: Mapping[str, float]
+    weights_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """All rollouts of one prompt in one step."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One sequence that an update chose to train on. ``group`` numbers its prompt within the step, from 0."""
+
+    prompt: Prompt
+    rollout: Rollout
+    group: int

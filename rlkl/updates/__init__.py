@@ -1,0 +1,21 @@
+"""The update rules. Importing this package loads no torch; `build_update` does."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlkl.updates.base import PolicyUpdate
+    from rlkl.updates.settings import UpdateSettings
+
+RULES = {
+    "grpo": "rlkl.updates.grpo:Grpo",
+}
+"""Rule name in the recipe -> where its class lives."""
+
+
+def build_update(settings: UpdateSettings) -> PolicyUpdate:
+    """The rule that ``update.rule`` names, with its settings."""
+    module, _, name = RULES[settings.rule].partition(":")
+    return getattr(import_module(module), name)(settings)
