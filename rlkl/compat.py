@@ -1,50 +1,53 @@
-"""Lets a torchvision built for CUDA load beside a CPU build of torch.
+"""Lets torchvision, torchaudio and torchcodec built for CUDA stand beside a CPU build of torch.
 
-The torchvision wheel on PyPI is compiled for CUDA. Beside a CPU torch its compiled library does not load, and
-``import torchvision`` (so any model import of transformers) fails with "operator torchvision::nms does not exist".
-Its Python part (transforms, which processors of vision models use) works once the two missing operator schemas exist.
+Their wheels on PyPI are compiled for CUDA. Beside a CPU torch the compiled libraries do not load, and any model import
+of transformers fails ("operator torchvision::nms does not exist", "Could not load this library: _torchaudio").
+torchvision's Python part (transforms, which processors of vision models use) works once the two missing operator
+schemas exist; torchaudio and torchcodec are hidden, so that transformers and vllm see them as not installed.
 """
 
 from __future__ import annotations
 
-_library = None
+import ctypes
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+_library: object = None
 
 
-def ensure_torchvision() -> None:
-    """Register torchvision's missing operator schemas; call before transformers or vllm is imported.
+def ensure_torch_extras() -> None:
+    """Call before transformers or vllm is imported. Does nothing where the compiled libraries load or are absent.
 
-    Does nothing where torchvision is absent or its compiled operators load. Also a ``vllm.general_plugins`` entry
-    point, because vLLM inspects model classes in a child process of its own.
+    Also a ``vllm.general_plugins`` entry point, because vLLM inspects model classes in a child process of its own.
     """
     global _library
-    from importlib.util import find_spec
+    for name in ("torchaudio", "torchcodec"):
+        if name not in sys.modules and _is_broken(name):
+            sys.modules[name] = None  # pyright: ignore[reportArgumentType] - the import system's own mark for "absent"
+    if _library is None and "torchvision" not in sys.modules and _is_broken("torchvision"):
+        import torch
 
-    if _library is not None or find_spec("torchvision") is None:
-        return
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _library = library
+
+
+def _is_broken(package: str) -> bool:
+    """Whether the package is installed for CUDA while torch is not."""
     import torch
 
-    if torch.cuda.is_available() or _compiled_operators_load():
-        return
-    _library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-def _compiled_operators_load() -> bool:
-    import ctypes
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    import torch
-
-    spec = find_spec("torchvision")
-    assert spec is not None
-    assert spec.origin is not None
-    library = next(Path(spec.origin).parent.glob("_C*.so"), None)
-    if library is None:
+    if torch.version.cuda is not None or torch.version.hip is not None:
         return False
-    if hasattr(torch.ops.torchvision, "nms"):
-        return True
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return False
+    libraries = sorted(Path(spec.origin).parent.rglob("*.so"))
+    return not any(_loads(library) for library in libraries)
+
+
+def _loads(library: Path) -> bool:
     try:
         ctypes.CDLL(str(library))
     except OSError:
