@@ -1,0 +1,36 @@
+# make quickstart   install if need be, then train the quickstart recipe (W&B offline)
+# make test         install if need be, then lint, types and all tests
+# make bench        install if need be, then every benchmark
+# make install      only set up .venv
+#
+# PYTHON=python3.12 picks the Python that .venv is made from; ACCELERATOR=cpu or cuda overrides what is detected.
+
+SHELL := /usr/bin/env bash
+BIN := .venv/bin
+STAMP := .venv/installed
+BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
+
+.PHONY: install quickstart test lint bench
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml launch/install.sh
+	launch/install.sh
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/rlkl train recipes/quickstart.yaml
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+test: export HF_HUB_OFFLINE = 1
+test: export WANDB_MODE = offline
+test: lint
+	$(BIN)/pytest tests --ignore=tests/integration
+	$(BIN)/pytest tests/integration
+
+bench: $(STAMP)
+	set -e; for file in $(BENCHMARKS); do $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; done

@@ -1,0 +1,1 @@
+"""Ready-made rewards and reward models, and their trainer."""
