@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 import torch
 
+from rlkl.errors import RecipeError
 from rlkl.types import Completion
 
 
@@ -47,9 +49,36 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
-        """Take in new weights by their checkpoint names; returns the names that were not used."""
+        """Take in new weights by their checkpoint names; returns the engine's own parameters that none reached."""
+        ...
+
+    def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The parameters that can still be read back, to say which one is wrong after a failed proof."""
         ...
 
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+ENGINES = {
+    "vllm": "rlkl.rollout.vllm_engine:VllmEngine",
+    "hf": "rlkl.rollout.hf_engine:HfEngine",
+}
+"""``rollout.engine`` in the recipe -> where its class lives."""
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The class behind ``rollout.engine``: a name of `ENGINES` or ``package.module:Class``.
+
+    Raises `RecipeError` when there is no such engine.
+    """
+    module, colon, attribute = ENGINES.get(name, name).partition(":")
+    if not colon:
+        raise RecipeError(
+            f"rollout.engine = {name!r} is unknown; expected one of {', '.join(ENGINES)}, or package.module:Class"
+        )
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"rollout.engine = {name!r} cannot be imported: {error}") from error

@@ -1,0 +1,1 @@
+"""Turning scored rollouts into new weights."""

@@ -1,0 +1,108 @@
+"""The transformers engine: ``generate``, for models that vLLM lacks and for debugging. Slow, few moving parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rlkl.compat import ensure_torch_extras
+
+ensure_torch_extras()
+
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor  # noqa: E402
+
+from rlkl.rollout.engine import EngineSettings, Request  # noqa: E402
+from rlkl.types import Completion  # noqa: E402
+
+_ROWS_PER_CALL = 64
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling: the arg-max of logits plus Gumbel noise is a draw from their softmax.
+
+    Each row draws from its own generator, so that its tokens depend on its seed and on nothing else in the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = [torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self._generators]
+        uniform_BV = torch.stack(rows).clamp_min(1e-300).to(scores.device)
+        return scores.double() / self._temperature - torch.log(-torch.log(uniform_BV))
+
+
+class HfEngine:
+    """``transformers.generate`` inside this process, on the GPU where there is one."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=getattr(torch, settings.dtype))
+        self._model = model.to(self._device).eval()
+        self._pad = settings.stop_token_ids[0]
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        chunks = [requests[start : start + _ROWS_PER_CALL] for start in range(0, len(requests), _ROWS_PER_CALL)]
+        return [completion for chunk in chunks for completion in self._generate_chunk(chunk)]
+
+    def _generate_chunk(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        width = max(len(request.prompt_token_ids) for request in requests)
+        padding = [width - len(request.prompt_token_ids) for request in requests]
+        ids_BT = torch.tensor(
+            [[self._pad] * n + list(request.prompt_token_ids) for n, request in zip(padding, requests, strict=True)]
+        )
+        attention_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+        output = self._model.generate(
+            ids_BT.to(self._device),
+            attention_mask=attention_BT.to(self._device),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=self._settings.max_new_tokens,
+                eos_token_id=list(self._settings.stop_token_ids),
+                pad_token_id=self._pad,
+                output_logits=True,
+                return_dict_in_generate=True,
+            ),
+            logits_processor=[GumbelNoise([request.seed for request in requests], self._settings.temperature)],
+        )
+        new_BT = output.sequences[:, width:]
+        logits_BTV = torch.stack(output.logits, dim=1).float() / self._settings.temperature
+        logprobs_BT = logits_BTV.log_softmax(-1).gather(-1, new_BT[..., None])[..., 0]
+        for tokens, logprobs in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True):
+            stop = next((t for t, token in enumerate(tokens) if token in self._settings.stop_token_ids), None)
+            length = len(tokens) if stop is None else stop + 1
+            yield Completion(
+                token_ids=tuple(tokens[:length]),
+                logprobs=tuple(logprobs[:length]),
+                finish_reason="length" if stop is None else "stop",
+            )
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+        scores = []
+        for sequence in sequences:
+            ids_T = torch.tensor(sequence, device=self._device)
+            logits_TV = self._model(ids_T[None]).logits[0, :-1].float()
+            scores.append(tuple(logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0].tolist()))
+        return scores
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
+        own = dict(self._model.named_parameters())
+        reached = set()
+        with torch.no_grad():
+            for name, tensor in tensors:
+                own[name].copy_(tensor)
+                reached.add(name)
+        return frozenset(own) - reached
+
+    def readable_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._model.named_parameters():
+            yield name, tensor.detach().cpu()
+
+    def close(self) -> None:
+        del self._model

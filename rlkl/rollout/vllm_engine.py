@@ -1,0 +1,163 @@
+"""The vLLM engine, on a GPU or on a plain CPU. The only file that imports vllm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlkl.compat import ensure_torch_extras
+from rlkl.errors import RolloutError
+from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.types import Completion
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+_EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
+
+
+class WeightReceiver:
+    """Methods that vLLM mixes into its worker (``worker_extension_cls``), where the model lives."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def receive_weights(self, tensors: list[tuple[str, torch.Tensor]]) -> list[str]:
+        """Load checkpoint-named tensors in place; returns the engine's parameters that none of them reached."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+        from vllm.platforms import current_platform
+
+        model = self.model_runner.get_model()
+        expected = {name for name, _ in model.named_parameters()}
+        initialize_layerwise_reload(model)
+        loaded = model.load_weights(iter(tensors))
+        finalize_layerwise_reload(model, self.vllm_config.model_config)
+        self.model_runner.reset_lora_state()
+        self.model_runner.reset_encoder_cache()
+        self.model_runner.reset_mm_cache()
+        if current_platform.is_cpu():
+            self._repack_tied_head(model)
+        return sorted(expected - set(loaded))
+
+    def _repack_tied_head(self, model: torch.nn.Module) -> None:
+        """On a CPU vLLM multiplies by a packed copy of the LM head, which a reload leaves stale where it is tied."""
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        for module in model.modules():
+            if isinstance(module, ParallelLMHead) and module.weight.numel() > 0:
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+    def readable_weights(self) -> list[tuple[str, torch.Tensor]]:
+        """Parameters that still exist as plain tensors (a CPU engine packs and frees its linear weights)."""
+        parameters = self.model_runner.get_model().named_parameters()
+        return [(name, tensor.detach().cpu()) for name, tensor in parameters if tensor.numel() > 0]
+
+
+class VllmEngine:
+    """vLLM inside this process. One request a completion, each with its own seed; no tokenizer, no text."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        _set_environment(settings)
+        ensure_torch_extras()
+        from vllm import LLM
+
+        on_cpu = not torch.cuda.is_available()
+        self._settings = settings
+        self._llm: LLM = LLM(
+            model=settings.model_path,
+            dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
+            logprobs_mode="processed_logprobs",
+            gpu_memory_utilization=settings.memory_fraction,
+            enforce_eager=on_cpu,
+            worker_extension_cls=_EXTENSION,
+            disable_log_stats=True,
+        )
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(
+                temperature=self._settings.temperature,
+                max_tokens=self._settings.max_new_tokens,
+                seed=request.seed,
+                logprobs=0,
+                stop_token_ids=list(self._settings.stop_token_ids),
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        prompts = [request.prompt_token_ids for request in requests]
+        return [_completion(output) for output in self._run(prompts, parameters)]
+
+    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self._run(sequences, [parameters] * len(sequences))
+        return [
+            tuple(_chosen(position, token) for position, token in zip(_positions(output), sequence[1:], strict=True))
+            for output, sequence in zip(outputs, sequences, strict=True)
+        ]
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        stale: list[list[str]] = self._llm.collective_rpc("receive_weights", args=(list(tensors),))
+        self._llm.reset_prefix_cache()
+        return frozenset(name for names in stale for name in names)
+
+    def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self._llm.collective_rpc("readable_weights")[0]
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _run(self, prompts: Sequence[tuple[int, ...]], parameters: Sequence[Any]) -> list[RequestOutput]:
+        inputs: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return self._llm.generate(inputs, list(parameters), use_tqdm=False)
+
+
+def _set_environment(settings: EngineSettings) -> None:
+    """vLLM reads these when it is imported; a value the user has set stays."""
+    for name, value in {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _completion(output: RequestOutput) -> Completion:
+    sample = output.outputs[0]
+    if sample.logprobs is None or sample.finish_reason not in ("stop", "length"):
+        raise RolloutError(
+            f"vLLM ended request {output.request_id} with finish_reason={sample.finish_reason!r}; expected a completion "
+            "that stopped by itself or reached max_new_tokens. Its prompt has "
+            f"{len(output.prompt_token_ids or ())} tokens."
+        )
+    return Completion(
+        token_ids=tuple(sample.token_ids),
+        logprobs=tuple(
+            _chosen(position, token) for position, token in zip(sample.logprobs, sample.token_ids, strict=True)
+        ),
+        finish_reason=sample.finish_reason,
+    )
+
+
+def _positions(output: RequestOutput) -> list[Any]:
+    if output.prompt_logprobs is None:
+        raise RolloutError(f"vLLM returned no prompt log-probs for request {output.request_id}")
+    return list(output.prompt_logprobs)[1:]
+
+
+def _chosen(position: Any, token: int) -> float:
+    return float(position[token].logprob)
