@@ -1,0 +1,84 @@
+"""Policy-gradient losses with importance ratios between the policy and its weights at the start of the step.
+
+Shapes: B sequences, T tokens. Positions outside the response must hold zeros (see `rlkl.functional.reduce.masked`).
+A log-ratio function gives ``log_ratio_BT``; a surrogate turns it into a per-token loss to be minimised.
+
+The two sequence-level ratios give every token of a response the same value, while the gradient at a token is only that
+of its own log-probability (GSPO-token, arXiv 2507.18071, eq. 13-14). Aggregated with the matching weights (sequence
+mean for the mean, sequence sum for the sum), this is the gradient of the sequence-level objective, and it stays right
+where advantages differ from token to token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkl.functional.kl import MAX_LOG_RATIO
+
+
+class Surrogate(NamedTuple):
+    """``loss_BT`` float32; ``clipped_low_BT`` and ``clipped_high_BT`` bool: where a bound changed the gradient."""
+
+    loss_BT: Tensor
+    clipped_low_BT: Tensor
+    clipped_high_BT: Tensor
+
+
+def token_log_ratio(policy_logprobs_BT: Tensor, proximal_logprobs_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """log of policy / proximal, token by token (PPO, arXiv 1707.06347)."""
+    return torch.where(response_BT, policy_logprobs_BT - proximal_logprobs_BT, 0.0)
+
+
+def sequence_mean_log_ratio(policy_logprobs_BT: Tensor, proximal_logprobs_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """Mean of the token log-ratios of each response (GSPO, arXiv 2507.18071, eq. 7), repeated along it."""
+    log_ratio_BT = token_log_ratio(policy_logprobs_BT, proximal_logprobs_BT, response_BT)
+    lengths_B1 = response_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    return _with_token_gradient(log_ratio_BT.sum(dim=1, keepdim=True) / lengths_B1, policy_logprobs_BT)
+
+
+def sequence_sum_log_ratio(policy_logprobs_BT: Tensor, proximal_logprobs_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """Sum of the token log-ratios of each response: its exact importance ratio (RLOO), repeated along it."""
+    log_ratio_BT = token_log_ratio(policy_logprobs_BT, proximal_logprobs_BT, response_BT)
+    return _with_token_gradient(log_ratio_BT.sum(dim=1, keepdim=True), policy_logprobs_BT)
+
+
+def _with_token_gradient(log_ratio_B1: Tensor, policy_logprobs_BT: Tensor) -> Tensor:
+    return log_ratio_B1.detach() + (policy_logprobs_BT - policy_logprobs_BT.detach())
+
+
+def clipped_surrogate(log_ratio_BT: Tensor, advantages_BT: Tensor, *, lower: float, upper: float) -> Surrogate:
+    """-min(ratio * A, clip(ratio, lower, upper) * A) (PPO, arXiv 1707.06347, eq. 7).
+
+    A token is clipped low where A < 0 and ratio < lower, high where A > 0 and ratio > upper, and gets no gradient.
+    """
+    ratio_BT = _ratio(log_ratio_BT)
+    loss_BT = -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(lower, upper) * advantages_BT)
+    return Surrogate(
+        loss_BT=loss_BT,
+        clipped_low_BT=(ratio_BT < lower) & (advantages_BT < 0),
+        clipped_high_BT=(ratio_BT > upper) & (advantages_BT > 0),
+    )
+
+
+def truncated_weight_surrogate(
+    log_ratio_BT: Tensor, policy_logprobs_BT: Tensor, advantages_BT: Tensor, *, lower: float, upper: float
+) -> Surrogate:
+    """-stop_gradient(clip(ratio, lower, upper)) * A * policy_logprob (CISPO, arXiv 2506.13585, eq. 4-5).
+
+    Every token keeps a gradient. A token counts as clipped where its weight was cut and A is not 0, whatever A's sign.
+    """
+    ratio_BT = _ratio(log_ratio_BT).detach()
+    acts_BT = advantages_BT != 0
+    return Surrogate(
+        loss_BT=-ratio_BT.clamp(lower, upper) * advantages_BT * policy_logprobs_BT,
+        clipped_low_BT=(ratio_BT < lower) & acts_BT,
+        clipped_high_BT=(ratio_BT > upper) & acts_BT,
+    )
+
+
+def _ratio(log_ratio_BT: Tensor) -> Tensor:
+    # Clamped, since an infinite ratio would turn a clipped token's zero gradient into NaN.
+    return log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
