@@ -1,0 +1,163 @@
+"""The Weights & Biases side of a run. The only file that imports wandb, and only when a run asks for it."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import shlex
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rlkl.errors import EnvironmentProblem
+from rlkl.recipe import Recipe
+from rlkl.tracking.records import sample_files
+from rlkl.types import RolloutGroup
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+"""How long W&B may take to answer when a run starts."""
+FINISH_TIMEOUT_S = 60.0
+"""How long the last upload may take; what is left stays on disk for ``wandb sync``."""
+SAMPLE_COLUMNS = ("step", "prompt_id", "prompt", "completion", "finish_reason", "reward")
+
+
+def new_run_id() -> str:
+    """A W&B run id. It is made once per run, kept in checkpoints, and the same after every resume."""
+    return uuid.uuid4().hex[:12]
+
+
+class WandbRun:
+    """One W&B run, or one part of it after a resume.
+
+    Online, a resumed run continues under its id. Offline, each start leaves a folder ``wandb/offline-run-*-<id>`` of
+    its own; ``wandb sync`` given all of them (see `sync_hint`) uploads them in the order of their start as one run.
+
+    The sample table accumulates: W&B's incremental tables hold the rows of every logging, where tables logged anew under
+    one key show the last only. W&B's workspace shows the latest 100 increments; the artifact and the parquet files
+    hold all. After an offline resume the rows so far are read back from the parquet files and logged again as the
+    first increment, because W&B cannot look them up.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, *, run_id: str, first_step: int) -> None:
+        settings = recipe.tracking
+        self._run_dir = run_dir
+        self._run_id = run_id
+        self._rows_kept = settings.samples_kept
+        self._staging = _StagingFolder(run_dir)
+        assert settings.wandb != "off", "there is no W&B run to start"
+        self._run = self._start(recipe)
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        rows = [] if self._run.resumed else self._rows_so_far(first_step)
+        self._table = _new_table(rows)
+
+    def _start(self, recipe: Recipe) -> Any:
+        import wandb
+
+        wandb.setup(wandb.Settings(silent=True))
+        settings = recipe.tracking
+        mode = settings.wandb
+        if mode == "online" and (problem := _online_problem()):
+            _log.warning("tracking.wandb is online but %s: recording offline, to be uploaded later", problem)
+            mode = "offline"
+        try:
+            return wandb.init(
+                dir=self._run_dir,
+                id=self._run_id,
+                resume="allow",
+                mode=mode,
+                project=settings.project,
+                entity=settings.entity,
+                name=recipe.run.name,
+                config=recipe.model_dump(mode="json"),
+                reinit="create_new",
+                settings=wandb.Settings(
+                    console="off", silent=True, init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
+                ),
+            )
+        except wandb.errors.CommError as error:
+            raise EnvironmentProblem(
+                f"W&B refused the run (tracking.project = {settings.project}, tracking.entity = {settings.entity}): {error}. "
+                "Correct them, or set tracking.wandb=offline and upload later"
+            ) from error
+
+    @property
+    def folder(self) -> Path:
+        """The folder that W&B writes this part of the run to."""
+        return Path(self._run.settings.sync_dir)
+
+    def log(self, finished: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step, under their own keys; ``step`` is the x axis of every curve."""
+        self._run.log({"step": finished, **metrics}, step=finished)
+
+    def log_samples(self, finished: int, groups: Sequence[RolloutGroup]) -> None:
+        """Adds the first ``tracking.samples_kept`` rollouts of a step to the table ``samples``."""
+        rollouts = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+        for prompt, rollout in rollouts[: self._rows_kept]:
+            completion = rollout.completion
+            self._table.add_data(
+                finished, prompt.id, prompt.text, completion.text, completion.finish_reason, float(rollout.reward)
+            )
+        self._run.log({"samples": self._table}, step=finished)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Closes the run; waits at most `FINISH_TIMEOUT_S` for uploads."""
+        self._run.finish(exit_code=1 if failed else 0)
+        self._staging.restore()
+
+    def sync_hint(self) -> str:
+        """Where the run is to be seen, or the command that uploads it."""
+        if not self._run.offline:
+            return self._run.url
+        parts = glob.escape(str(self._run_dir / "wandb"))
+        return f"wandb sync {shlex.quote(parts)}/offline-run-*-{self._run_id}"
+
+    def _rows_so_far(self, first_step: int) -> list[list[Any]]:
+        rows: list[list[Any]] = []
+        for finished, path in sample_files(self._run_dir):
+            if finished <= first_step:
+                table = pq.read_table(path, columns=list(SAMPLE_COLUMNS)).slice(0, self._rows_kept)
+                rows += [[row[name] for name in SAMPLE_COLUMNS] for row in table.to_pylist()]
+        return rows
+
+
+def _online_problem() -> str | None:
+    """Why W&B cannot be used online from here, or None. Takes at most about ten seconds."""
+    import wandb
+
+    try:
+        if wandb.login(prompt=False):
+            return None
+    except wandb.errors.CommError as error:
+        return str(error)
+    return "there is no W&B key (neither WANDB_API_KEY nor a netrc entry; `wandb login` makes one)"
+
+
+def _new_table(rows: list[list[Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows, log_mode="INCREMENTAL")
+
+
+class _StagingFolder:
+    """Has W&B keep the files of tables inside the run folder until they are uploaded.
+
+    Its default is the home directory, which a container or a cluster job loses together with the tables.
+    """
+
+    VARIABLE = "WANDB_DATA_DIR"
+
+    def __init__(self, run_dir: Path) -> None:
+        self._set = self.VARIABLE not in os.environ
+        if self._set:
+            os.environ[self.VARIABLE] = str(run_dir / "wandb" / "data")
+
+    def restore(self) -> None:
+        if self._set:
+            os.environ.pop(self.VARIABLE, None)
