@@ -58,6 +58,10 @@ class Signals:
         """Both sets of signals; ``other`` wins where both have one."""
         return Signals({**self._values, **other._values}, self._rule)
 
+    def to(self, device: torch.device) -> Signals:
+        """The same signals on another device."""
+        return Signals({name: x_BT.to(device, non_blocking=True) for name, x_BT in self._values.items()}, self._rule)
+
     def rows(self, rows_B: Tensor, length: int) -> Signals:
         """The same signals for some sequences, cut to ``length`` tokens."""
         return Signals({name: x_BT[rows_B, :length] for name, x_BT in self._values.items()}, self._rule)
@@ -123,6 +127,15 @@ class Batch:
             signals=self.signals.rows(rows_B, length),
         )
 
+    def to(self, device: torch.device) -> Batch:
+        """This batch on another device."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), Tensor)
+        }
+        return replace(self, **moved, signals=self.signals.to(device))
+
     def recounted(self) -> Batch:
         """This batch with denominators counted over exactly its own sequences (the start of an optimizer step)."""
         lengths_B = self.response_BT.sum(dim=1)
@@ -146,8 +159,3 @@ class LossOutput:
     """Detached parts of the loss, logged as ``loss/<term>``."""
     metrics: Mapping[str, Tensor]
     """Detached scalars, logged under their own key (``update/clip_fraction_low``, ...)."""
-
-
-def empty_like_response(batch_response_BT: Tensor) -> Tensor:
-    """A float32 ``[B, T]`` tensor of zeros."""
-    return torch.zeros(batch_response_BT.shape, dtype=torch.float32, device=batch_response_BT.device)

@@ -1,0 +1,249 @@
+"""The learner: one policy, one rule, one optimizer. It never names a rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.data.packing import micro_batches, minibatches, pack
+from rlkl.errors import CheckpointError, LearnerError
+from rlkl.learner.schedule import learning_rate
+from rlkl.learner.signals import (
+    SignalSettings,
+    check_supplied,
+    differentiable_signals,
+    frozen_token_signals,
+)
+from rlkl.models.policy import Policy, build_reference
+from rlkl.recipe import Recipe
+from rlkl.types import Example
+from rlkl.updates import build_update
+from rlkl.updates.base import PolicyUpdate
+
+_STATE = "learner.pt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """A recipe whose names have been resolved: ``model_path`` is a folder or a Hugging Face name."""
+
+    recipe: Recipe
+    model_path: str
+
+
+class Learner:
+    """Holds the policy and turns batches into optimizer steps. Per step: `prepare`, then `step`."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        recipe = spec.recipe
+        self._recipe = recipe
+        self._section = recipe.learner
+        torch.set_num_threads(self._section.threads or torch.get_num_threads())
+        self._device = _device(self._section.device)
+        self._update: PolicyUpdate = build_update(recipe.update)
+        check_supplied(self._update)
+        self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
+        wants_reference = Signal.REFERENCE_LOGPROBS in self._update.needs or self._section.track_reference_kl
+        self._reference = build_reference(self.policy, spec.model_path) if wants_reference else None
+        self._heads = self._update.build_heads(self.policy.hidden_size)
+        self._trained = _trained_parameters(self.policy, self._heads)
+        self._optimizer = _build_optimizer(self._trained, recipe)
+        self._signals = SignalSettings(
+            temperature=recipe.rollout.temperature,
+            chunk_tokens=self._section.logits_chunk_tokens,
+            micro_batch_tokens=self._section.micro_batch_tokens,
+        )
+        self._total_steps = recipe.steps * self._section.epochs * self._section.minibatches
+        self._optimizer_steps = 0
+        self._batch: Batch | None = None
+        self.moved = False
+        """Whether an optimizer step should have changed the weights since this was last set to False."""
+
+    def prepare(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Pack the examples, fill the frozen signals, let the rule credit them; returns metrics of the policy as it is.
+
+        No example at all leaves nothing to train on; `step` then does nothing.
+        """
+        self._batch = None
+        if not examples:
+            return {}
+        batch = pack(examples, completion_limit=self._recipe.rollout.max_new_tokens)
+        proximal_BT, entropy_BT = frozen_token_signals(
+            self.policy, batch, self._signals, device=self._device, entropy=True
+        )
+        frozen = {Signal.PROXIMAL_LOGPROBS: proximal_BT}
+        if self._reference is not None:
+            frozen[Signal.REFERENCE_LOGPROBS], _ = frozen_token_signals(
+                self._reference, batch, self._signals, device=self._device, entropy=False
+            )
+        batch = replace(batch, signals=Signals(frozen, self._update.rule))
+        self._batch = self._update.credit(batch)
+        return _state_metrics(batch, entropy_BT)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Run all epochs, minibatches and micro-batches over the prepared batch; returns means over optimizer steps.
+
+        Raises `LearnerError` before the weights are touched when a gradient is not finite.
+        """
+        if self._batch is None:
+            return {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
+        batch, self._batch = self._batch, None
+        records = [
+            self._optimizer_step(batch.rows(rows_B).recounted())
+            for epoch in range(self._section.epochs)
+            for rows_B in minibatches(
+                batch, self._section.minibatches, seed=self._recipe.seed, step=step, epoch=epoch
+            )
+        ]
+        means = {name: sum(record[name] for record in records) / len(records) for name in records[0]}
+        return {**means, "optim/skipped": 0.0}
+
+    def _optimizer_step(self, batch: Batch) -> dict[str, float]:
+        self._optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        for rows_B in micro_batches(batch, self._signals.micro_batch_tokens):
+            output = self._loss(batch.rows(rows_B).to(self._device))
+            output.loss.backward()
+            for name, value in _log_keys(output):
+                totals[name] = totals[name] + value if name in totals else value
+        metrics = {name: float(value) for name, value in totals.items()}
+        metrics["optim/grad_norm"] = self._clip_gradients(metrics)
+        lr = learning_rate(self._section, self._optimizer_steps, self._total_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer_steps += 1
+        self.moved = self.moved or (lr > 0 and metrics["optim/grad_norm"] > 0)
+        return {**metrics, "optim/lr": lr}
+
+    def _loss(self, micro: Batch) -> LossOutput:
+        own = differentiable_signals(self.policy, micro, self._signals, self._update.needs, self._update.rule)
+        return self._update.loss(micro, micro.signals.merged(own))
+
+    def _clip_gradients(self, metrics: Mapping[str, float]) -> float:
+        norm = float(nn.utils.clip_grad_norm_(self._trained.values(), self._section.max_grad_norm))
+        if not math.isfinite(norm):
+            broken = [
+                name for name, p in self._trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()
+            ]
+            raise LearnerError(
+                f"the gradient is not finite (norm {norm}) at optimizer step {self._optimizer_steps}, first in "
+                f"{', '.join(broken[:3])}; losses: {dict(metrics)}. The weights were not touched. Lower learner.lr, or "
+                "look for a reward of extreme size."
+            )
+        return norm
+
+    @torch.no_grad()
+    def probe(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+        """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`."""
+        batch = _probe_batch(sequences)
+        settings = replace(self._signals, temperature=1.0)
+        logprobs_BT, _ = frozen_token_signals(self.policy, batch, settings, device=self._device, entropy=False)
+        rows = logprobs_BT[:, 1:].tolist()
+        return [tuple(row[: len(sequence) - 1]) for row, sequence in zip(rows, sequences, strict=True)]
+
+    def save(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder, and what only a resume needs beside it."""
+        self.policy.save(folder / "policy")
+        torch.save(
+            {
+                "trained": {name: p.detach().cpu() for name, p in self._trained.items()},
+                "optimizer": self._optimizer.state_dict(),
+                "optimizer_steps": self._optimizer_steps,
+            },
+            folder / _STATE,
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Take up the state that `save` wrote; raises `CheckpointError` when it is of another model."""
+        state: dict[str, Any] = torch.load(folder / _STATE, map_location=self._device, weights_only=True)
+        if (saved := set(state["trained"])) != set(self._trained):
+            difference = sorted(saved ^ set(self._trained))
+            raise CheckpointError(
+                f"{folder / _STATE} holds other parameters than this recipe trains; they differ in "
+                f"{', '.join(difference[:3])} ({len(difference)} in all). Resume with the recipe of that run."
+            )
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state["trained"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer_steps = state["optimizer_steps"]
+
+
+def _device(choice: str) -> torch.device:
+    if choice == "auto":
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(choice)
+
+
+def _trained_parameters(policy: Policy, heads: nn.Module | None) -> dict[str, nn.Parameter]:
+    named: Iterable[tuple[str, nn.Parameter]] = policy.named_parameters()
+    trained = {f"policy.{name}": p for name, p in named if p.requires_grad}
+    if heads is not None:
+        trained |= {f"heads.{name}": p for name, p in heads.to(policy.device).named_parameters()}
+    return trained
+
+
+def _build_optimizer(trained: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, not on norms and biases."""
+    section = recipe.learner
+    matrices = [p for p in trained.values() if p.ndim >= 2]
+    vectors = [p for p in trained.values() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": section.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=section.lr, betas=(section.beta1, section.beta2), eps=section.adam_eps)
+
+
+def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
+    yield "loss/total", output.loss.detach()
+    for name, value in output.terms.items():
+        yield f"loss/{name}", value
+    yield from output.metrics.items()
+
+
+def _state_metrics(batch: Batch, entropy_BT: Tensor) -> dict[str, float]:
+    """How the policy at the start of the step stands to the sampler and to the reference."""
+    mask_BT, counts = batch.response_BT, batch.denominators
+    proximal_BT = batch.signals[Signal.PROXIMAL_LOGPROBS]
+    gap_N = (proximal_BT - batch.rollout_logprobs_BT)[mask_BT]
+    metrics = {
+        "rollout/mismatch_max": float(gap_N.abs().max()) if gap_N.numel() else 0.0,
+        "rollout/mismatch_kl": float((gap_N.exp() - 1 - gap_N).sum()) / counts.tokens,
+        "entropy/policy": float(entropy_BT.sum()) / counts.tokens,
+    }
+    if Signal.REFERENCE_LOGPROBS in batch.signals:
+        gap = float((proximal_BT - batch.signals[Signal.REFERENCE_LOGPROBS])[mask_BT].sum())
+        metrics["kl/policy_to_reference"] = gap / counts.sequences
+        metrics["kl/policy_to_reference_per_token"] = gap / counts.tokens
+    return metrics
+
+
+def _probe_batch(sequences: Sequence[tuple[int, ...]]) -> Batch:
+    from rlkl.types import Completion, Prompt, Rollout
+
+    examples = [
+        Example(
+            prompt=Prompt(id="probe", text="", token_ids=sequence[:1]),
+            rollout=Rollout(
+                sample_index=0,
+                completion=Completion(
+                    token_ids=sequence[1:], logprobs=(0.0,) * (len(sequence) - 1), finish_reason="stop"
+                ),
+                reward=0.0,
+                components={},
+                weights_version=0,
+            ),
+            group=0,
+        )
+        for sequence in sequences
+    ]
+    return pack(examples, completion_limit=1)
