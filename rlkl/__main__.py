@@ -1,0 +1,7 @@
+"""`python -m rlkl` is the command `rlkl`."""
+
+import sys
+
+from rlkl.cli import main
+
+sys.exit(main())

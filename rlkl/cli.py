@@ -1,0 +1,124 @@
+"""The command `rlkl`. Each subcommand imports what it needs when it runs, so that `rlkl --help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlkl import __version__
+from rlkl.errors import CheckpointError, InputError, RlklError
+
+if TYPE_CHECKING:
+    from rlkl.recipe import Recipe
+
+_EPILOG = """exit codes: 0 done, 1 the run failed, 2 bad input (nothing was computed)
+
+RECIPE is a YAML file or the name of one in recipes/. Overrides are section.key=value with YAML values:
+  rlkl train quickstart steps=20 learner.lr=1e-4 'rewards=[{function: my.py:score}]'
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code. Only errors that rlkl raises on purpose end without a traceback."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("rlkl").setLevel(logging.INFO)
+    try:
+        return options.run(options)
+    except RlklError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlkl",
+        description="Trains language models from rewards.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rlkl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train as a recipe says, or continue a run", epilog=_EPILOG)
+    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    train.add_argument("words", nargs="*", metavar="RECIPE [section.key=value ...]", help="the recipe and overrides")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN_DIR", help="continue this run by its own recipe; only steps=N may change"
+    )
+    train.set_defaults(run=_train)
+
+    plan = commands.add_parser("plan", help="check a recipe and print what it would do; loads no model")
+    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+    plan.set_defaults(run=_plan)
+
+    doctor = commands.add_parser("doctor", help="report versions and hardware, and what works here")
+    doctor.set_defaults(run=_doctor)
+
+    keys = commands.add_parser("keys", help="list the keys of a recipe with type, default and meaning")
+    keys.add_argument("prefix", nargs="?", default="", help="only keys that start so, such as learner")
+    keys.set_defaults(run=_keys)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    recipe = _recipe_to_train(options.words, options.resume)
+    from rlkl.loop import train
+
+    return train(recipe, resume_from=options.resume).exit_code
+
+
+def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:
+    from rlkl.recipe_io import load_recipe
+
+    if resume is None:
+        if not words or "=" in words[0]:
+            raise InputError("rlkl train needs a recipe first (rlkl train RECIPE ...), or --resume RUN_DIR")
+        return load_recipe(words[0], *words[1:])
+    if fixed := [word for word in words if not word.startswith("steps=")]:
+        raise InputError(
+            f"with --resume only steps=N may change, so that the run stays one run; got {', '.join(fixed)}"
+        )
+    saved = resume / "recipe.yaml"
+    if not saved.is_file():
+        raise CheckpointError(f"{resume} is not a run folder: it has no recipe.yaml")
+    return load_recipe(saved, *words)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rlkl.machine import this_machine
+    from rlkl.plan import make_plan
+    from rlkl.plan_view import show
+    from rlkl.recipe_io import load_recipe
+
+    show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rlkl.doctor import examine, show
+
+    checks = examine()
+    show(checks)
+    return 1 if any(check.blocks for check in checks) else 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlkl.recipe_keys import describe_keys
+
+    keys = [key for key in describe_keys() if key.name.startswith(options.prefix)]
+    if not keys:
+        raise InputError(f"no key starts with '{options.prefix}'")
+    table = Table("key", "expects", "default", "meaning", box=None, pad_edge=False)
+    for key in keys:
+        table.add_row(key.name, key.expects, key.default, key.description)
+    Console().print(table, markup=False)
+    return 0

@@ -1,0 +1,116 @@
+"""Turns pydantic's errors about a recipe into sentences: which key, what value, what was expected, what is near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rlkl.recipe import Recipe
+from rlkl.recipe_keys import Key, describe_keys, sections_in
+from rlkl.schema import Section
+
+_LONGEST_VALUE = 80
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an error is: the dotted key as the user wrote it, as the schema names it, and the sections around it."""
+
+    written: str
+    schema_name: str
+    sections: tuple[type[Section], ...]
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """All problems, one a line; ``source`` names the file."""
+    keys = {key.name: key for key in describe_keys()}
+    problems = list(dict.fromkeys(_problem(detail, keys) for detail in error.errors()))
+    if len(problems) == 1:
+        return f"{source}: {problems[0]}"
+    return "\n".join([f"{source}: {len(problems)} problems", *(f"  {problem}" for problem in problems)])
+
+
+def _problem(detail: ErrorDetails, keys: dict[str, Key]) -> str:
+    kind = detail["type"]
+    place = _locate(detail["loc"])
+    if kind == "extra_forbidden":
+        return f"{place.written}: unknown key. {_suggestion(place, keys)}"
+    if kind == "missing":
+        described = keys[place.schema_name].description if place.schema_name in keys else "a section"
+        return f"{place.written} is missing: {described}"
+    if kind == "union_tag_not_found":
+        return f"{place.written}.rule is missing: expected {keys[place.schema_name + '.rule'].expects}"
+    if kind == "union_tag_invalid":
+        got = detail["input"]["rule"]
+        return f"{place.written}.rule = {got!r}: expected {keys[place.schema_name + '.rule'].expects}"
+    got = f"{place.written} = {_shortened(detail['input'])}"
+    if kind == "value_error":
+        reason = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
+        if place.sections:  # a rule about a whole section; its keys are named in the reason
+            return f"{place.written}: {reason}".removeprefix(": ")
+        return f"{got}: {reason}"
+    if place.schema_name in keys:
+        return f"{got}: expected {keys[place.schema_name].expects}{_quoting_hint(detail, keys[place.schema_name])}"
+    if kind == "model_type":
+        return f"{got}: expected a section with the keys {', '.join(_fields(place.sections))}"
+    if kind == "list_type":
+        return f"{got}: expected a list, each entry a section with the keys {', '.join(_fields(place.sections))}"
+    return f"{got}: {detail['msg'].lower()}"
+
+
+def _locate(loc: tuple[int | str, ...]) -> _Place:
+    """Follow pydantic's location through the schema, leaving out the names it inserts for members of a union."""
+    sections: tuple[type[Section], ...] = (Recipe,)
+    written = schema_name = ""
+    for position, part in enumerate(loc):
+        if isinstance(part, int):
+            written, schema_name = f"{written}[{part}]", f"{schema_name}[]"
+            continue
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        is_union_member = not fields and (position < len(loc) - 1 or not sections)
+        if is_union_member:
+            continue
+        written, schema_name = f"{written}.{part}".lstrip("."), f"{schema_name}.{part}".lstrip(".")
+        if fields:
+            sections = tuple(child for field in fields for child in sections_in(field.annotation))
+    return _Place(written, schema_name.removesuffix("[]"), sections)
+
+
+def _suggestion(place: _Place, keys: dict[str, Key]) -> str:
+    if place.schema_name in keys:
+        return f"Only these update rules have it: {', '.join(keys[place.schema_name].rules)}"
+    section, _, leaf = place.written.rpartition(".")
+    siblings = _fields(place.sections)
+    if near := get_close_matches(leaf, siblings, cutoff=0.75):
+        return _did_you_mean([f"{section}.{name}".lstrip(".") for name in near])
+    if elsewhere := [name for name in keys if name.rpartition(".")[2] == leaf]:
+        return _did_you_mean(elsewhere)
+    leaves = {name.rpartition(".")[2]: name for name in keys}
+    if near := get_close_matches(leaf, leaves, cutoff=0.75):
+        return _did_you_mean([leaves[name] for name in near])
+    if near := get_close_matches(leaf, siblings, cutoff=0.5):
+        return _did_you_mean([f"{section}.{name}".lstrip(".") for name in near])
+    return f"The keys of {section or 'a recipe'} are {', '.join(siblings)}"
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"Did you mean {' or '.join(names)}?"
+
+
+def _quoting_hint(detail: ErrorDetails, key: Key) -> str:
+    if detail["type"] == "string_type" and isinstance(detail["input"], int | float) and "text" in key.expects:
+        return f'; put it in quotes: "{detail["input"]}"'
+    return ""
+
+
+def _fields(sections: tuple[type[Section], ...]) -> list[str]:
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

@@ -1,0 +1,129 @@
+"""Reading and writing recipes: YAML, ``section.key=value`` overrides, and errors that name the key.
+
+YAML is read by the core schema of YAML 1.2: ``1e-4`` is a number, ``off`` is text, and a key given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rlkl.errors import RecipeError
+from rlkl.recipe import Recipe
+from rlkl.recipe_errors import explain
+
+_BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
+_OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
+
+
+def load_recipe(path: str | Path, *overrides: str) -> Recipe:
+    """Read a recipe and apply ``section.key=value`` overrides in order.
+
+    Args:
+        path: A YAML file, or the bare name of one in ``recipes/`` (``quickstart``).
+        overrides: Values are YAML: ``learner.lr=1e-4``, ``rewards[0].weight=2``, ``model.lora={rank: 8}``.
+
+    Raises:
+        RecipeError: The file is absent or not YAML, or keys or values are not allowed. Lists every problem found.
+    """
+    file = _find(path)
+    values = _parse(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{file}: expected sections (model, data, ...), got {values!r}")
+    for override in overrides:
+        _apply(values, override)
+    return recipe_from(values, f"{file} with overrides" if overrides else str(file))
+
+
+def recipe_from(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Check values that were read elsewhere. ``source`` names them in messages.
+
+    Raises:
+        RecipeError: Lists every problem found.
+    """
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(explain(error, source)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out; `load_recipe` reads the same recipe back."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise RecipeError(
+            f"{file} is a folder; a recipe is a YAML file (to continue a run: rlkl train --resume {file})"
+        )
+    if file.name == str(path) and not file.suffix and (named := _BUILT_IN / f"{file}.yaml").is_file():
+        return named
+    known = sorted(recipe.stem for recipe in _BUILT_IN.glob("*.yaml"))
+    near = get_close_matches(file.stem, known) or known
+    raise RecipeError(f"no recipe at {file}; it can be a path or the name of a built-in recipe: {', '.join(near)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema, without repeated keys."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML declares it
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is given twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
+    ("merge", r"^<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{source} is not valid YAML{where}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not valid YAML: {error}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one value in place; sections on the way are made where the file leaves them out."""
+    match = _OVERRIDE.fullmatch(override)
+    if match is None:
+        raise RecipeError(f"override '{override}': expected section.key=value, as in learner.lr=1e-4")
+    parts = [int(p[1:-1]) if p.startswith("[") else p for p in re.findall(r"\[\d+\]|\w+", match["key"])]
+    place: Any = values
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        fits = isinstance(place, list) if isinstance(part, int) else isinstance(place, dict)
+        if not fits or (isinstance(part, int) and part >= len(place)):
+            raise RecipeError(f"override '{override}': the recipe has no such place; it holds {place!r} there")
+        if following is None:
+            place[part] = _parse(match["value"], f"override '{override}'")
+        elif isinstance(part, str) and place.get(part) is None:
+            place[part] = {} if isinstance(following, str) else []
+        place = place[part]

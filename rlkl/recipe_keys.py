@@ -1,0 +1,115 @@
+"""Every key of the recipe, read off the schema: what it expects, its default, its description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from rlkl.recipe import Recipe
+from rlkl.schema import Section
+
+REQUIRED = "required"
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key. ``rewards[].weight`` stands for that key in any entry of ``rewards``."""
+
+    name: str
+    expects: str
+    """In words: ``a number > 0 or null``."""
+    default: str
+    """As one would write it in YAML, or `REQUIRED`."""
+    description: str
+    rules: tuple[str, ...] = ()
+    """For a key of ``update``: the rules that have it."""
+
+
+def describe_keys() -> list[Key]:
+    """All keys in the order of the schema. A key that several update rules share comes once."""
+    keys: dict[str, Key] = {}
+    for key in _walk(Recipe, "", ()):
+        keys[key.name] = _merged(keys[key.name], key) if key.name in keys else key
+    return list(keys.values())
+
+
+def sections_in(annotation: Any) -> tuple[type[Section], ...]:
+    """The sections an annotation can hold, seen through ``Annotated``, ``X | None``, unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    return tuple(section for argument in get_args(annotation) for section in sections_in(argument))
+
+
+def _walk(section: type[Section], prefix: str, rules: tuple[str, ...]) -> Iterator[Key]:
+    for name, field in section.model_fields.items():
+        children = sections_in(field.annotation)
+        if not children:
+            yield Key(
+                name=prefix + name,
+                expects=_expects(field),
+                default=_default(field),
+                description=field.description or "",
+                rules=rules,
+            )
+        for child in children:
+            separator = "[]." if get_origin(field.annotation) is list else "."
+            yield from _walk(child, prefix + name + separator, _rule_of(child) or rules)
+
+
+def _rule_of(section: type[Section]) -> tuple[str, ...]:
+    """The rule names of a section of update settings; empty for any other section."""
+    if "rule" not in section.model_fields:
+        return ()
+    return get_args(section.model_fields["rule"].annotation)
+
+
+def _merged(first: Key, second: Key) -> Key:
+    def either(a: str, b: str) -> str:
+        return a if b in a.split(" or ") else f"{a} or {b}"
+
+    return replace(
+        first,
+        expects=either(first.expects, second.expects),
+        default=either(first.default, second.default),
+        rules=first.rules + second.rules,
+    )
+
+
+def _expects(field: FieldInfo) -> str:
+    annotation = field.annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return " or ".join(_option(option, field) for option in options)
+
+
+def _option(option: Any, field: FieldInfo) -> str:
+    if get_origin(option) is Literal:
+        choices = ", ".join(str(choice) for choice in get_args(option))
+        return choices if len(get_args(option)) == 1 else f"one of {choices}"
+    if get_origin(option) is list:
+        return f"a list, each entry {_PLAIN[get_args(option)[0]]}"
+    return _PLAIN[option] + (_bounds(field) if option is not NoneType else "")
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "pattern": "matching"}
+    found = [
+        f"{sign} {limit}"
+        for constraint in field.metadata
+        for attribute, sign in words.items()
+        if (limit := getattr(constraint, attribute, None)) is not None
+    ]
+    return " " + " and ".join(found) if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return REQUIRED
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
