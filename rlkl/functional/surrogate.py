@@ -11,12 +11,16 @@ where advantages differ from token to token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlkl.functional.kl import MAX_LOG_RATIO
+
+LogRatio = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(policy_logprobs_BT, proximal_logprobs_BT, response_BT) -> log_ratio_BT``."""
 
 
 class Surrogate(NamedTuple):

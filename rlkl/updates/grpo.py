@@ -32,7 +32,7 @@ ADVANTAGES: dict[Advantage, Callable[[Tensor, Tensor], Tensor]] = {
     "group_mean": advantages.group_mean_advantages,
     "leave_one_out": advantages.leave_one_out_advantages,
 }
-LOG_RATIOS: dict[Ratio, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+LOG_RATIOS: dict[Ratio, surrogate.LogRatio] = {
     "token": surrogate.token_log_ratio,
     "sequence_mean": surrogate.sequence_mean_log_ratio,
     "sequence_sum": surrogate.sequence_sum_log_ratio,

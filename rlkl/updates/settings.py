@@ -51,29 +51,32 @@ KL_ESTIMATORS: dict[KlPlacement, tuple[KlEstimator, ...]] = {"loss": ("k3", "k2"
 class GrpoSettings(Section):
     """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo.md``)."""
 
-    rule: Literal["grpo"] = Field("grpo", description="The update rule.")
-    variant: GrpoVariant = Field("grpo", description="A named set of the choices below, as its paper made them.")
+    rule: Literal["grpo"] = Field(default="grpo", description="The update rule.")
+    variant: GrpoVariant = Field(
+        default="grpo", description="A named set of the choices below, as its paper made them."
+    )
     advantage: Advantage | None = Field(
-        None, description="Baseline and scale: group mean and std, group mean only, or mean of the other samples."
+        default=None,
+        description="Baseline and scale: group mean and std, group mean only, or mean of the other samples.",
     )
     ratio: Ratio | None = Field(
-        None, description="Importance ratio per token, or per sequence (mean or sum of log-ratios)."
+        default=None, description="Importance ratio per token, or per sequence (mean or sum of log-ratios)."
     )
     surrogate: Surrogate | None = Field(
-        None, description="PPO's clipped surrogate, or CISPO's truncated weight on the log-probability."
+        default=None, description="PPO's clipped surrogate, or CISPO's truncated weight on the log-probability."
     )
-    aggregation: Aggregation | None = Field(None, description="How per-token losses become one number.")
-    clip_low: float | None = Field(None, gt=0, description="The ratio is clipped below 1 - clip_low.")
-    clip_high: float | None = Field(None, gt=0, description="The ratio is clipped above 1 + clip_high.")
+    aggregation: Aggregation | None = Field(default=None, description="How per-token losses become one number.")
+    clip_low: float | None = Field(default=None, gt=0, description="The ratio is clipped below 1 - clip_low.")
+    clip_high: float | None = Field(default=None, gt=0, description="The ratio is clipped above 1 + clip_high.")
     drop_uniform_groups: bool | None = Field(
-        None, description="Leave out groups whose rewards are all equal (DAPO's dynamic sampling)."
+        default=None, description="Leave out groups whose rewards are all equal (DAPO's dynamic sampling)."
     )
-    mask_truncated: bool = Field(False, description="Completions cut off at max_new_tokens give no gradient.")
-    kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the reference; 0 means none.")
+    mask_truncated: bool = Field(default=False, description="Completions cut off at max_new_tokens give no gradient.")
+    kl_coef: float = Field(default=0.0, ge=0, description="Weight of the KL to the reference; 0 means none.")
     kl_estimator: KlEstimator | None = Field(
-        None, description="Per-token KL estimator: k3 or k2 in the loss (k3 when left out), k1 in the reward."
+        default=None, description="Per-token KL estimator: k3 or k2 in the loss (k3 when left out), k1 in the reward."
     )
-    kl_placement: KlPlacement = Field("loss", description="KL as a loss term, or taken off the reward.")
+    kl_placement: KlPlacement = Field(default="loss", description="KL as a loss term, or taken off the reward.")
 
     @model_validator(mode="after")
     def _estimator_has_a_gradient(self) -> GrpoSettings:
