@@ -39,12 +39,11 @@ class MissingSignalError(InputError, KeyError):
     """A rule asks for a per-token signal that the learner cannot supply."""
 
     def __init__(self, rule: str, signal: str, hint: str = "") -> None:
-        self.rule, self.signal = rule, signal
-        self.message = f"update rule '{rule}' needs the signal {signal}, which nobody supplies. {hint}".strip()
-        super().__init__(self.message)
+        self.rule, self.signal, self.hint = rule, signal, hint
+        super().__init__(rule, signal, hint)  # the same arguments, so that it survives the way between processes
 
     def __str__(self) -> str:
-        return self.message
+        return f"update rule '{self.rule}' needs the signal {self.signal}, which nobody supplies. {self.hint}".strip()
 
 
 class RewardError(RlklError, RuntimeError):

@@ -23,7 +23,7 @@ from rlkl.learner.signals import (
 )
 from rlkl.models.policy import Policy, build_reference
 from rlkl.recipe import Recipe
-from rlkl.types import Example
+from rlkl.types import Completion, Example, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import PolicyUpdate
 
@@ -103,7 +103,7 @@ class Learner:
             )
         ]
         means = {name: sum(record[name] for record in records) / len(records) for name in records[0]}
-        return {**means, "optim/skipped": 0.0}
+        return {**means, "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         self._optimizer.zero_grad(set_to_none=True)
@@ -217,7 +217,7 @@ def _state_metrics(batch: Batch, entropy_BT: Tensor) -> dict[str, float]:
     gap_N = (proximal_BT - batch.rollout_logprobs_BT)[mask_BT]
     metrics = {
         "rollout/mismatch_max": float(gap_N.abs().max()) if gap_N.numel() else 0.0,
-        "rollout/mismatch_kl": float((gap_N.exp() - 1 - gap_N).sum()) / counts.tokens,
+        "rollout/mismatch_kl": float(-gap_N.sum()) / counts.tokens,
         "entropy/policy": float(entropy_BT.sum()) / counts.tokens,
     }
     if Signal.REFERENCE_LOGPROBS in batch.signals:
@@ -228,8 +228,6 @@ def _state_metrics(batch: Batch, entropy_BT: Tensor) -> dict[str, float]:
 
 
 def _probe_batch(sequences: Sequence[tuple[int, ...]]) -> Batch:
-    from rlkl.types import Completion, Prompt, Rollout
-
     examples = [
         Example(
             prompt=Prompt(id="probe", text="", token_ids=sequence[:1]),

@@ -1,0 +1,120 @@
+"""The loop's hands: rollout workers and learner as Ray actors, each call with a deadline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlkl.actors.calls import wait, wait_all
+from rlkl.actors.cluster import Needs, check_room, connect, needs_of
+from rlkl.actors.shells import LearnerWorker, RolloutWorker
+from rlkl.errors import WeightSyncError
+from rlkl.learner.learner import LearnerSpec
+from rlkl.recipe import Recipe
+from rlkl.rollout.collect import share_out
+from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.types import Completion, Example
+from rlkl.weights import TOLERANCE, Expected, Receipt, verify
+
+_LEARNER = "the learner"
+
+
+class RayBackend:
+    """Starts the actors on construction; `close` ends them, and Ray too where this run started it."""
+
+    def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings) -> None:
+        self._timeout_s = recipe.cluster.call_timeout_s
+        self._tolerance = recipe.weights.tolerance or TOLERANCE[recipe.model.dtype]
+        self._workers: list[Any] = []
+        self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
+        own_cpus = recipe.rollout.workers * recipe.rollout.cpus_per_worker + 1
+        self._own_ray = connect(recipe.cluster, cpus=own_cpus)
+        try:
+            needs = needs_of(recipe)
+            check_room(needs, timeout_s=recipe.cluster.start_timeout_s)
+            self._start(recipe, spec, engine, needs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, needs: Needs) -> None:
+        worker = ray.remote(RolloutWorker).options(
+            num_cpus=needs.worker_cpus, num_gpus=needs.worker_gpus, runtime_env=_threads(recipe.rollout.threads)
+        )
+        learner = ray.remote(LearnerWorker).options(
+            num_cpus=1, num_gpus=needs.learner_gpus, runtime_env=_threads(recipe.learner.threads)
+        )
+        self._workers = [worker.remote(recipe.rollout.engine, engine) for _ in self._names]
+        self._learner = learner.remote(spec)
+        timeout_s = recipe.cluster.start_timeout_s
+        wait(self._learner.ready.remote(), who=_LEARNER, what="start", timeout_s=timeout_s)
+        refs = [worker.ready.remote() for worker in self._workers]
+        wait_all(refs, who=self._names, what="start", timeout_s=timeout_s)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in order, the work shared out over all workers."""
+        parts = share_out(requests, len(self._workers))
+        refs = [worker.generate.remote(part) for worker, part in zip(self._workers, parts, strict=True)]
+        answers = wait_all(refs, who=self._names, what="generate", timeout_s=self._timeout_s)
+        return [completion for answer in answers for completion in answer]
+
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]:
+        """See `Learner.prepare`."""
+        return self._call_learner("prepare", self._learner.prepare.remote(examples, probe))
+
+    def step(self, step: int) -> dict[str, float]:
+        """See `Learner.step`."""
+        return self._call_learner("step", self._learner.step.remote(step))
+
+    def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float:
+        """Give every worker the learner's weights and prove it; returns the largest log-prob difference (nats).
+
+        Raises `WeightSyncError`. The package goes from the learner to the workers through Ray's object store.
+        """
+        package = self._learner.pack.remote(version)
+        answers = [worker.receive.remote(package, probe) for worker in self._workers]
+        expected: Expected = self._call_learner("score the probe", self._learner.expect.remote(probe))
+        receipts: list[Receipt] = wait_all(
+            answers, who=self._names, what="take in weights", timeout_s=self._timeout_s
+        )
+        try:
+            return verify(
+                expected, dict(zip(self._names, receipts, strict=True)), version=version, tolerance=self._tolerance
+            )
+        except WeightSyncError as error:
+            raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
+        self._call_learner("save", self._learner.save.remote(str(folder)))
+
+    def restore(self, folder: Path) -> None:
+        """See `Learner.restore`."""
+        self._call_learner("restore its state", self._learner.restore.remote(str(folder)))
+
+    def close(self) -> None:
+        """End the actors; safe to call twice."""
+        for actor in [*self._workers, *([self._learner] if self._workers else [])]:
+            ray.kill(actor)
+        self._workers = []
+        if self._own_ray and ray.is_initialized():
+            ray.shutdown()
+
+    def _call_learner(self, what: str, ref: Any) -> Any:
+        return wait(ref, who=_LEARNER, what=what, timeout_s=self._timeout_s)
+
+    def _diagnosis(self, package: Any) -> str:
+        refs = [worker.differing_weights.remote(package) for worker in self._workers]
+        reports = wait_all(refs, who=self._names, what="read back weights", timeout_s=self._timeout_s)
+        found = [f"{name}: {', '.join(report)}" for name, report in zip(self._names, reports, strict=True) if report]
+        if found:
+            return f"Read back, these are not what was published: {'; '.join(found)}."
+        return "All parameters that can be read back are what was published; suspect those the engine packs or fuses."
+
+
+def _threads(threads: int | None) -> dict[str, Any]:
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads or os.cpu_count() or 1)}}

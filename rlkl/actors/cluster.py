@@ -1,0 +1,100 @@
+"""Connecting to Ray: the cluster that is there, or a local one of the run's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+
+import ray
+
+from rlkl.errors import EnvironmentProblem
+from rlkl.recipe import ClusterSection, Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the actors of a run reserve."""
+
+    worker_cpus: int
+    worker_gpus: float
+    learner_gpus: float
+    workers: int
+
+    @property
+    def cpus(self) -> float:
+        return self.workers * self.worker_cpus + 1
+
+    @property
+    def gpus(self) -> float:
+        return self.workers * self.worker_gpus + self.learner_gpus
+
+
+def connect(section: ClusterSection, *, cpus: int) -> bool:
+    """Connect to ``cluster.address``, RAY_ADDRESS, or start a local Ray with ``cpus``; True when it is the run's own."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if ray.is_initialized():
+        return False
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise EnvironmentProblem(
+                f"no Ray cluster answers at {address!r} ({error}). Start one (launch/local_cluster.sh start), correct "
+                "cluster.address or RAY_ADDRESS, or unset them to use a local Ray"
+            ) from error
+        return False
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )
+    return True
+
+
+def needs_of(recipe: Recipe) -> Needs:
+    """What the recipe's actors reserve in the connected cluster; GPUs that are not spelled out: one each where there are."""
+    default_gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) > 0 else 0.0
+    rollout, learner = recipe.rollout, recipe.learner
+    return Needs(
+        workers=rollout.workers,
+        worker_cpus=rollout.cpus_per_worker,
+        worker_gpus=default_gpus if rollout.gpus_per_worker is None else rollout.gpus_per_worker,
+        learner_gpus=default_gpus if learner.gpus is None else learner.gpus,
+    )
+
+
+def check_room(needs: Needs, *, timeout_s: float) -> None:
+    """Wait until the cluster has free what the actors need.
+
+    Raises `EnvironmentProblem` at once when it can never fit, and at the deadline when others hold it.
+    """
+    end = time.monotonic() + timeout_s
+    wanted = {"CPU": needs.cpus, "GPU": needs.gpus}
+    while True:
+        whole, free = ray.cluster_resources(), ray.available_resources()
+        missing = {name: amount for name, amount in wanted.items() if amount > free.get(name, 0.0)}
+        if not missing:
+            return
+        never = {name: amount for name, amount in wanted.items() if amount > whole.get(name, 0.0)}
+        if never or time.monotonic() > end:
+            raise EnvironmentProblem(_no_room(needs, never or missing, whole if never else free, bool(never)))
+        logger.warning("waiting for the cluster: %s wanted, %s free", missing, {n: free.get(n, 0.0) for n in missing})
+        time.sleep(min(5.0, timeout_s))
+
+
+def _no_room(needs: Needs, missing: dict[str, float], there: dict[str, float], never: bool) -> str:
+    lacks = ", ".join(f"{amount:g} {name} (it has {there.get(name, 0.0):g}{'' if never else ' free'})"
+                      for name, amount in missing.items())
+    return (
+        f"the Ray cluster cannot place {needs.workers} rollout workers ({needs.worker_cpus} CPU, {needs.worker_gpus:g} GPU "
+        f"each) and the learner (1 CPU, {needs.learner_gpus:g} GPU): the run needs {lacks}. Lower rollout.workers, "
+        "rollout.cpus_per_worker, rollout.gpus_per_worker or learner.gpus (fractions share a GPU), or use a larger cluster"
+    )

@@ -1,0 +1,82 @@
+"""The two actors, as plain classes: what runs inside a Ray actor, and nothing that knows of Ray."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from rlkl.types import Completion, Example
+from rlkl.weights import (
+    Expected,
+    HostMemoryChannel,
+    Outbox,
+    Receipt,
+    WeightPackage,
+    differing_weights,
+    receive,
+)
+
+
+class RolloutWorker:
+    """Hosts one engine."""
+
+    def __init__(self, engine: str, settings: EngineSettings) -> None:
+        self._engine = engine_class(engine)(settings)
+        self._channel = HostMemoryChannel()
+
+    def ready(self) -> str:
+        """The host it runs on, once the engine is up."""
+        return socket.gethostname()
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return self._engine.generate(requests)
+
+    def receive(self, package: WeightPackage, probe: Sequence[tuple[int, ...]]) -> Receipt:
+        return receive(self._engine, self._channel, package, probe)
+
+    def differing_weights(self, package: WeightPackage) -> list[str]:
+        return differing_weights(self._engine, self._channel, package)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class LearnerWorker:
+    """Hosts the learner, and the log-probs that prove a publish."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        self._learner = Learner(spec)
+        self._outbox = Outbox(HostMemoryChannel())
+        self._probe: Sequence[tuple[int, ...]] = ()
+        self._before: list[tuple[float, ...]] | None = None
+
+    def ready(self) -> str:
+        """The host it runs on, once the policy is loaded."""
+        return socket.gethostname()
+
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]:
+        """`Learner.prepare`, and the probe's log-probs before the step."""
+        self._probe, self._before = probe, self._learner.probe(probe)
+        return self._learner.prepare(examples)
+
+    def step(self, step: int) -> dict[str, float]:
+        return self._learner.step(step)
+
+    def pack(self, version: int) -> WeightPackage:
+        """The weights as they are now; raises `WeightSyncError` when a step left them unchanged."""
+        must_change, self._learner.moved = self._learner.moved, False
+        return self._outbox.pack(self._learner.policy.published(), version=version, must_change=must_change)
+
+    def expect(self, probe: Sequence[tuple[int, ...]]) -> Expected:
+        """What an engine with the weights as they are now must answer."""
+        before = self._before if tuple(probe) == tuple(self._probe) else None
+        return Expected(before=before, after=self._learner.probe(probe))
+
+    def save(self, folder: str) -> None:
+        self._learner.save(Path(folder))
+
+    def restore(self, folder: str) -> None:
+        self._learner.restore(Path(folder))

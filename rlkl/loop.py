@@ -1,0 +1,222 @@
+"""The loop: collect, learn, publish, record. Everything else is set-up."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rlkl.data.prompts import PromptSource
+from rlkl.errors import CheckpointError
+from rlkl.interrupt import StopRequest
+from rlkl.learner.checkpoint import Checkpoints, LoopState
+from rlkl.recipe import Recipe
+from rlkl.rewards import RewardSet
+from rlkl.rollout.collect import Draw, build_requests, completions_of, rollout_metrics
+from rlkl.rollout.engine import Request
+from rlkl.tracking.tracker import RunSummary, Tracker
+from rlkl.types import Completion, Example, Rollout, RolloutGroup
+from rlkl.updates.base import PolicyUpdate
+from rlkl.weights import probe_sequences
+
+
+class Backend(Protocol):
+    """What the loop asks of the machines behind it; see `rlkl.actors.backend.RayBackend`."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]: ...
+
+    def step(self, step: int) -> dict[str, float]: ...
+
+    def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def restore(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended. ``exit_code``: 0 done, 128 + signal number when it was interrupted (its state is saved)."""
+
+    run_dir: Path
+    status: Literal["done", "interrupted"]
+    exit_code: int
+    metrics: dict[str, float]
+    """The last step's record."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Clock:
+    """Where the time of one step goes, in seconds."""
+
+    started: float = field(default_factory=time.perf_counter)
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0))
+
+    def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``function`` and book its time on ``part``."""
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            self.spent[part] += time.perf_counter() - start
+
+    def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
+        whole = time.perf_counter() - self.started
+        counted = self.spent["rollout"] + self.spent["reward"] + self.spent["learner"]
+        return {
+            **{f"time/{part}_s": seconds for part, seconds in self.spent.items()},
+            "time/step_s": whole,
+            "time/other_fraction": max(1.0 - counted / whole, 0.0),
+            "rollout/tokens_per_s": tokens / max(self.spent["rollout"], 1e-9),
+            "throughput/samples_per_s": rollouts / whole,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Trainer:
+    """One run, set up: runs steps from ``step`` on. ``position`` counts the prompts drawn so far."""
+
+    recipe: Recipe
+    run_dir: Path
+    backend: Backend
+    source: PromptSource
+    rewards: RewardSet
+    update: PolicyUpdate
+    tracker: Tracker
+    tokenizer: Any
+    step: int = 0
+    position: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> RunResult:
+        """Train to the recipe's last step, or to the end of the step in which a stop is asked for."""
+        checkpoints = Checkpoints(self.run_dir, keep=self.recipe.checkpoint.keep)
+        with StopRequest() as stop:
+            self._publish_first_weights()
+            while self.step < self.recipe.steps and stop.signal_number is None:
+                self._train_step()
+                if self.step % self.recipe.checkpoint.every == 0:
+                    self.save(checkpoints)
+            if not checkpoints.has(self.step):
+                self.save(checkpoints)
+        if self.step < self.recipe.steps and stop.signal_number is not None:
+            self.tracker.finish(RunSummary(interrupted=True, policy_dir=None))
+            return self._result("interrupted", 128 + stop.signal_number)
+        policy_dir = self.run_dir / "policy"
+        shutil.copytree(checkpoints.latest() / "policy", policy_dir, dirs_exist_ok=True)
+        self.tracker.finish(RunSummary(interrupted=False, policy_dir=policy_dir))
+        return self._result("done", 0)
+
+    def _train_step(self) -> None:
+        clock = Clock()
+        groups, examples, metrics = self._collect(clock)
+        probe = self._probe(groups)
+        metrics |= clock.run("learner", self.backend.prepare, examples, probe)
+        metrics |= clock.run("learner", self.backend.step, self.step)
+        gap = clock.run("publish", self.backend.publish, self.step + 1, probe)
+        metrics |= {"weights/verified": 1.0, "weights/probe_max": gap, "weights/version": self.step + 1.0}
+        completions = [rollout.completion for group in groups for rollout in group.rollouts]
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        self.metrics = metrics | clock.metrics(rollouts=len(completions), tokens=tokens)
+        self.tracker.log(self.step, self.metrics, groups)
+        self.step += 1
+
+    def _collect(self, clock: Clock) -> tuple[list[RolloutGroup], list[Example], dict[str, float]]:
+        """Rounds of prompts until the rule has selected a full step of groups, or ``rollout.max_rounds`` are used up."""
+        wanted = self.recipe.rollout.prompts_per_step
+        groups: list[RolloutGroup] = []
+        examples: list[Example] = []
+        rounds = 0
+        while rounds < self.recipe.rollout.max_rounds and _group_count(examples) < wanted:
+            rounds += 1
+            fresh = self._collect_round(clock)
+            groups += fresh
+            examples = self.update.select(groups)
+        kept = sorted({example.group for example in examples})[:wanted]
+        examples = [example for example in examples if example.group in kept]
+        metrics = rollout_metrics(groups)
+        metrics["rollout/rounds"] = float(rounds)
+        metrics["update/selected_fraction"] = len(examples) / sum(len(group.rollouts) for group in groups)
+        metrics["reward/failed"] = 0.0
+        metrics["data/epoch"] = self.position / len(self.source)
+        return groups, examples, metrics
+
+    def _collect_round(self, clock: Clock) -> list[RolloutGroup]:
+        settings = self.recipe.rollout
+        prompts = self.source.take(self.position, settings.prompts_per_step)
+        draws = [Draw(prompt=prompt, position=self.position + n) for n, prompt in enumerate(prompts)]
+        self.position += len(draws)
+        requests = build_requests(draws, samples=settings.samples_per_prompt, seed=self.recipe.seed)
+        answers = clock.run("rollout", self.backend.generate, requests)
+        by_prompt = completions_of(answers, samples=settings.samples_per_prompt, decode=self._decode)
+        return [self._score(draw, completions, clock) for draw, completions in zip(draws, by_prompt, strict=True)]
+
+    def _score(self, draw: Draw, completions: list[Completion], clock: Clock) -> RolloutGroup:
+        scored = clock.run("reward", self._rewards_of, draw, completions)
+        rollouts = tuple(
+            Rollout(
+                sample_index=index,
+                completion=completion,
+                reward=score.reward,
+                components=score.components,
+                weights_version=self.step,
+            )
+            for index, (completion, score) in enumerate(zip(completions, scored, strict=True))
+        )
+        return RolloutGroup(prompt=draw.prompt, rollouts=rollouts)
+
+    def _rewards_of(self, draw: Draw, completions: list[Completion]) -> Any:
+        return self.rewards.score(draw.prompt, completions, step=self.step, seed=self.recipe.seed)
+
+    def _decode(self, token_ids: list[list[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+
+    def _probe(self, groups: Sequence[RolloutGroup]) -> list[tuple[int, ...]]:
+        chosen = groups[: self.recipe.weights.probe_prompts]
+        return probe_sequences(
+            [group.prompt.token_ids for group in chosen],
+            [group.rollouts[0].completion.token_ids for group in chosen],
+        )
+
+    def _publish_first_weights(self) -> None:
+        """Bring every engine to the learner's weights before anything is sampled, after a resume as at the start."""
+        prompts = [prompt.token_ids for prompt in self.source.take(0, self.recipe.weights.probe_prompts)]
+        stop = (self.tokenizer.eos_token_id,)
+        self.backend.publish(self.step, probe_sequences(prompts, [stop] * len(prompts)))
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint of the step that has just ended."""
+        self.tracker.flush()
+        state = LoopState(
+            step=self.step,
+            position=self.position,
+            run_id=self.tracker.run_id,
+            reward_fingerprints=self.rewards.fingerprints,
+        )
+        with checkpoints.writing(state) as folder:
+            self.backend.save(folder)
+            self.tokenizer.save_pretrained(folder / "policy")
+
+    def resume(self, checkpoint: Path, state: LoopState) -> None:
+        """Take up a checkpoint's state; raises `CheckpointError` when it has nothing left to do."""
+        if state.step >= self.recipe.steps:
+            raise CheckpointError(
+                f"{checkpoint} has finished all of its {self.recipe.steps} steps; to go on, ask for more: "
+                f"rlkl train --resume {self.run_dir} steps={self.recipe.steps * 2}"
+            )
+        self.backend.restore(checkpoint)
+        self.step, self.position = state.step, state.position
+
+    def _result(self, status: Literal["done", "interrupted"], exit_code: int) -> RunResult:
+        return RunResult(run_dir=self.run_dir, status=status, exit_code=exit_code, metrics=self.metrics)
+
+
+def _group_count(examples: Sequence[Example]) -> int:
+    return len({example.group for example in examples})

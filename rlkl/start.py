@@ -1,0 +1,153 @@
+"""From a recipe to a running loop: everything that can be refused is refused before an actor starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkl.compat import ensure_torch_extras
+
+ensure_torch_extras()
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # noqa: E402
+
+from rlkl.actors.backend import RayBackend  # noqa: E402
+from rlkl.data.prompts import load_prompts  # noqa: E402
+from rlkl.errors import InputError, RecipeError  # noqa: E402
+from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state  # noqa: E402
+from rlkl.learner.learner import LearnerSpec  # noqa: E402
+from rlkl.learner.signals import check_supplied  # noqa: E402
+from rlkl.loop import RunResult, Trainer  # noqa: E402
+from rlkl.recipe import Recipe  # noqa: E402
+from rlkl.recipe_io import dump_recipe  # noqa: E402
+from rlkl.rewards import load_rewards  # noqa: E402
+from rlkl.rollout.engine import EngineSettings, engine_class  # noqa: E402
+from rlkl.run_dir import RECIPE_FILE, new_run_dir  # noqa: E402
+from rlkl.tasks import base_model, task_name  # noqa: E402
+from rlkl.tracking.tracker import Tracker  # noqa: E402
+from rlkl.updates import build_update  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_from: Path | None = None
+) -> RunResult:
+    """Run a recipe to its end, or go on with the run in ``resume_from`` (its folder, as `RunResult.run_dir`).
+
+    ``rewards`` are reward functions in addition to the recipe's own.
+
+    Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, before anything starts; other
+    `RlklError`s when the run fails. The run's checkpoints stay.
+    """
+    reward_set = load_rewards(recipe.rewards, rewards)
+    engine_class(recipe.rollout.engine)
+    update = build_update(recipe.update)
+    check_supplied(update)
+    checkpoint, state = _checkpoint(resume_from, recipe, reward_set.fingerprints)
+    model_path = resolve_model(recipe.model.path)
+    tokenizer = _load_tokenizer(model_path)
+    _check_length(model_path, recipe)
+    source = load_prompts(recipe.data, tokenizer, seed=recipe.seed)
+    reward_set.check(source.take(0, 2))
+
+    run_dir = resume_from or new_run_dir(recipe)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
+    tracker = Tracker(
+        run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=state.step if state else 0
+    )
+    try:
+        tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
+        spec = LearnerSpec(recipe=recipe, model_path=model_path)
+        backend = RayBackend(recipe, spec, _engine_settings(recipe, model_path, tokenizer))
+        try:
+            trainer = Trainer(
+                recipe=recipe,
+                run_dir=run_dir.absolute(),
+                backend=backend,
+                source=source,
+                rewards=reward_set,
+                update=update,
+                tracker=tracker,
+                tokenizer=tokenizer,
+            )
+            if checkpoint is not None and state is not None:
+                trainer.resume(checkpoint, state)
+            return trainer.run()
+        finally:
+            backend.close()
+    except BaseException as error:
+        tracker.fail(error)
+        raise
+
+
+def resolve_model(path: str) -> str:
+    """The folder behind ``model.path``: a built-in base model is built if need be, a local folder made absolute."""
+    task = task_name(path)
+    if task is not None:
+        return str(base_model(task))
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _checkpoint(
+    run_dir: Path | None, recipe: Recipe, fingerprints: dict[str, str]
+) -> tuple[Path | None, LoopState | None]:
+    if run_dir is None:
+        return None, None
+    checkpoint = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).latest()
+    state = read_state(checkpoint)
+    for name in sorted(set(fingerprints) | set(state.reward_fingerprints)):
+        if fingerprints.get(name) != state.reward_fingerprints.get(name):
+            logger.warning("reward %r is not what it was when %s was saved; curves will not join up", name, checkpoint)
+    return checkpoint, state
+
+
+def _load_tokenizer(model_path: str) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.path = {model_path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a Hugging "
+            "Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model.path = {model_path!r}: its tokenizer names no end-of-sequence token; set eos_token in it")
+    return tokenizer
+
+
+def _check_length(model_path: str, recipe: Recipe) -> None:
+    longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
+    limit = getattr(AutoConfig.from_pretrained(model_path).get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
+            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model_path!r} takes at most {limit} "
+            "(max_position_embeddings); lower one of the two"
+        )
+
+
+def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any) -> EngineSettings:
+    return EngineSettings(
+        model_path=model_path,
+        dtype=recipe.model.dtype,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        temperature=recipe.rollout.temperature,
+        stop_token_ids=_stop_token_ids(model_path, tokenizer),
+        memory_fraction=recipe.rollout.memory_fraction,
+        kv_cache_gib=recipe.rollout.kv_cache_gib,
+    )
+
+
+def _stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
+    """The tokenizer's end-of-sequence id, then those of the model's generation settings (chat models have several)."""
+    stops = [tokenizer.eos_token_id]
+    try:
+        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # a model folder need not have generation settings
+        listed = None
+    stops += [listed] if isinstance(listed, int) else list(listed or ())
+    return tuple(dict.fromkeys(stops))
