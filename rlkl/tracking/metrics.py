@@ -60,7 +60,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         unit="nats per sequence",
         formula=(
             "Mean over sequences of the sum over their response tokens of log policy - log reference, weights at the "
-            "start of the step, tokens sampled by the policy (k1, unclipped: an unbiased estimate of KL(policy || reference))."
+            "start of the step, tokens sampled by the policy (k1, unclipped: unbiased for KL(policy || reference))."
         ),
         bad="Growing faster than the reward; clearly below 0 means that tokens and weights do not belong together.",
     ),
@@ -88,7 +88,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="rollout/mismatch_max",
         unit="nats",
-        formula="Largest absolute difference between the sampler's and the learner's log-probability of a response token.",
+        formula="Largest absolute difference between sampler's and learner's log-probability of a response token.",
         bad="Above 1e-4 in float32 or 0.5 in bfloat16: as above, on at least one token.",
     ),
     MetricDefinition(
@@ -131,7 +131,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="loss/<term>",
         unit="loss",
-        formula="One named part of the loss, already multiplied by its coefficient: mean over the step's optimizer steps.",
+        formula="One named part of the loss, times its coefficient: mean over the step's optimizer steps.",
         bad="One term larger than the others by orders of magnitude: its coefficient decides the run.",
     ),
     MetricDefinition(
@@ -179,7 +179,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="weights/probe_max",
         unit="nats",
-        formula="Largest absolute difference between an engine's and the learner's log-probs on the probe after the publish.",
+        formula="Largest absolute difference between an engine's and the learner's log-probs on the probe.",
         bad="Rising over the run, even below weights.tolerance: something accumulates in the engines.",
     ),
     MetricDefinition(

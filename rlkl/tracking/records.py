@@ -44,8 +44,8 @@ class MetricsFile:
         bad = [f"{key} = {value}" for key, value in record.items() if not math.isfinite(value)]
         if bad:
             raise LearnerError(
-                f"step {record['step']} produced {', '.join(bad)}, expected finite numbers. Its samples and the records "
-                "of the steps before it show where it began; a lower learner.lr is the usual cure"
+                f"step {record['step']} produced {', '.join(bad)}, expected finite numbers. The records and "
+                "samples of the steps before it show where it began; a lower learner.lr is the usual cure"
             )
         self._file.write(_line(record))
         self._file.flush()
@@ -85,9 +85,9 @@ def sample_path(run_dir: Path, finished: int) -> Path:
 
 
 def write_samples(
-    path: Path, finished: int, groups: Sequence[RolloutGroup], advantages: Sequence[float] | None = None
+    path: Path, finished: int, groups: Sequence[RolloutGroup], advantages: Sequence[float | None] | None = None
 ) -> None:
-    """One row a rollout, groups in order. ``advantages`` has one number a rollout, in the same order."""
+    """One row a rollout, groups in order. ``advantages`` in the same order, None where a rollout has none."""
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     columns: dict[str, pa.Array] = {
         "step": pa.array([finished] * len(pairs), pa.int64()),

@@ -38,9 +38,9 @@ class WandbRun:
     Online, a resumed run continues under its id. Offline, each start leaves a folder ``wandb/offline-run-*-<id>`` of
     its own; ``wandb sync`` given all of them (see `sync_hint`) uploads them in the order of their start as one run.
 
-    The sample table accumulates: W&B's incremental tables hold the rows of every logging, where tables logged anew under
-    one key show the last only. W&B's workspace shows the latest 100 increments; the artifact and the parquet files
-    hold all. After an offline resume the rows so far are read back from the parquet files and logged again as the
+    The sample table accumulates: an incremental W&B table holds the rows of every logging, where tables logged anew
+    under one key show the last only. W&B's workspace shows the latest 100 increments; the artifact and the parquet
+    files hold all. After an offline resume the rows so far are read back from the parquet files and logged again as the
     first increment, because W&B cannot look them up.
     """
 
@@ -59,6 +59,7 @@ class WandbRun:
 
     def _start(self, recipe: Recipe) -> Any:
         import wandb
+        from wandb.errors import CommError
 
         wandb.setup(wandb.Settings(silent=True))
         settings = recipe.tracking
@@ -81,10 +82,10 @@ class WandbRun:
                     console="off", silent=True, init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
                 ),
             )
-        except wandb.errors.CommError as error:
+        except CommError as error:
             raise EnvironmentProblem(
-                f"W&B refused the run (tracking.project = {settings.project}, tracking.entity = {settings.entity}): {error}. "
-                "Correct them, or set tracking.wandb=offline and upload later"
+                f"W&B refused the run (tracking.project = {settings.project}, tracking.entity = {settings.entity}): "
+                f"{error}. Correct them, or set tracking.wandb=offline and upload later"
             ) from error
 
     @property
@@ -130,11 +131,12 @@ class WandbRun:
 def _online_problem() -> str | None:
     """Why W&B cannot be used online from here, or None. Takes at most about ten seconds."""
     import wandb
+    from wandb.errors import CommError
 
     try:
         if wandb.login(prompt=False):
             return None
-    except wandb.errors.CommError as error:
+    except CommError as error:
         return str(error)
     return "there is no W&B key (neither WANDB_API_KEY nor a netrc entry; `wandb login` makes one)"
 
@@ -142,7 +144,10 @@ def _online_problem() -> str | None:
 def _new_table(rows: list[list[Any]]) -> Any:
     import wandb
 
-    return wandb.Table(columns=list(SAMPLE_COLUMNS), data=rows, log_mode="INCREMENTAL")
+    table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
+    for row in rows:
+        table.add_data(*row)
+    return table
 
 
 class _StagingFolder:

@@ -1,0 +1,150 @@
+"""Ties together what records and shows a run. Step indices and step numbers: see `rlkl.tracking.records`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rlkl.recipe import Recipe
+from rlkl.tracking.console import open_console, print_summary
+from rlkl.tracking.metrics import check_known
+from rlkl.tracking.records import MetricsFile, drop_later_samples, sample_path, write_samples
+from rlkl.tracking.view import RunState
+from rlkl.tracking.wandb_run import WandbRun, new_run_id
+from rlkl.tracking.writer import BackgroundWriter
+from rlkl.types import RolloutGroup
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """How a run ended without an error."""
+
+    interrupted: bool
+    """Stopped by the user before the last step; its state is saved."""
+    policy_dir: Path | None
+    """The exported policy, if one was written."""
+
+
+class Tracker:
+    """``metrics.jsonl``, sample files, W&B and the console of one run.
+
+    Create it before the slow parts of a start, so that `note` can say what is being waited for; call `log` once a
+    training step, `flush` before a checkpoint is declared complete, and `finish` or `fail` at the end.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, *, run_id: str | None, first_step: int) -> None:
+        """``run_id`` is None for a new run; a resumed one passes what its checkpoint kept.
+
+        ``first_step`` is the index of the step that comes next: what ``run_dir`` holds of it and of later ones is
+        removed. Raises CheckpointError for a damaged ``metrics.jsonl``, EnvironmentProblem when W&B refuses the run.
+        """
+        self.run_id = run_id or new_run_id()
+        self._run_dir = run_dir
+        self._recipe = recipe
+        self._next_step = first_step
+        run_dir.mkdir(parents=True, exist_ok=True)
+        drop_later_samples(run_dir, first_step)
+        with ExitStack() as opened:
+            self._metrics = MetricsFile(run_dir / "metrics.jsonl", first_step=first_step)
+            opened.callback(self._metrics.close)
+            self._state = RunState(recipe=recipe, records=[*self._metrics.kept])
+            self._console = open_console(recipe.tracking.console, self._state)
+            opened.callback(self._console.close)
+            self._wandb = None
+            if recipe.tracking.wandb != "off":
+                self.note("starting W&B")
+                self._wandb = WandbRun(run_dir, recipe, run_id=self.run_id, first_step=first_step)
+            opened.pop_all()
+        self._writer = BackgroundWriter()
+
+    def note(self, text: str) -> None:
+        """Says in one line what the run is doing, until the next step is logged."""
+        self._state.note = text
+        self._console.note()
+
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        groups: Sequence[RolloutGroup],
+        advantages: Sequence[float | None] | None = None,
+    ) -> None:
+        """Records the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
+
+        ``advantages``, one a rollout in the order of ``groups`` (None where it was not selected), go to the sample file.
+        Raises LearnerError for NaN or infinity, AssertionError for a metric that `rlkl.tracking.metrics` lacks, and
+        what went wrong in writing an earlier step.
+        """
+        assert step == self._next_step, f"step {step} logged where step {self._next_step} is due"
+        check_known(metrics)
+        self._next_step += 1
+        finished = self._next_step
+        record = {"step": finished, **metrics}
+        self._metrics.append(record)
+        self._state.update(record, groups)
+        due = step == 0 or finished % self._recipe.tracking.samples_every == 0 or finished == self._recipe.steps
+        if self._wandb is not None:
+            self._writer.submit(partial(self._wandb.log, finished, metrics))
+        if due:
+            path = sample_path(self._run_dir, finished)
+            self._writer.submit(partial(write_samples, path, finished, groups, advantages))
+            if self._wandb is not None:
+                self._writer.submit(partial(self._wandb.log_samples, finished, groups))
+        self._console.step(with_samples=due)
+
+    def flush(self) -> None:
+        """Returns once every step logged so far is on disk; raises what went wrong in writing."""
+        self._writer.flush()
+        self._metrics.sync()
+
+    def finish(self, summary: RunSummary) -> None:
+        """Closes everything and prints what was reached and where it is."""
+        errors = self._close(failed=False)
+        places: dict[str, Path | str] = {}
+        if summary.policy_dir is not None:
+            places["policy"] = summary.policy_dir
+        print_summary(
+            "interrupted after" if summary.interrupted else "finished",
+            places | self._places(resumable=summary.interrupted),
+            self._state,
+        )
+        if errors:
+            raise errors[0]
+
+    def fail(self, error: BaseException) -> None:
+        """Closes everything after ``error``, marks the W&B run as failed, and prints where its traces are."""
+        self._close(failed=True)
+        resumable = any((self._run_dir / "checkpoints").glob("step_*"))
+        print_summary(f"{type(error).__name__} after", self._places(resumable=resumable), self._state)
+
+    def _close(self, *, failed: bool) -> list[BaseException]:
+        self.note("writing the last records")
+        errors = self._writer.drain()
+        if self._wandb is not None:
+            self._writer.submit(partial(self._wandb.finish, failed=failed))
+            errors += self._writer.drain()
+        self._writer.close()
+        self._metrics.close()
+        self._console.close()
+        for error in errors:
+            _log.error("records of the run are incomplete: %s: %s", type(error).__name__, error)
+        return errors
+
+    def _places(self, *, resumable: bool) -> dict[str, Path | str]:
+        places: dict[str, Path | str] = {
+            "run folder": self._run_dir,
+            "metrics": self._run_dir / "metrics.jsonl",
+            "samples": self._run_dir / "samples",
+        }
+        if self._wandb is not None:
+            places["W&B folder"] = self._wandb.folder
+            places["W&B"] = self._wandb.sync_hint()
+        if resumable:
+            places["go on with"] = f"rlkl train --resume {self._run_dir}"
+        return places

@@ -1,0 +1,333 @@
+"""The state of a run as the console knows it, and its picture for a terminal of any size."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from rlkl.recipe import Recipe
+from rlkl.types import RolloutGroup
+
+SHARES = (
+    ("generation", "time/rollout_s", "blue"),
+    ("reward", "time/reward_s", "yellow"),
+    ("learner", "time/learner_s", "magenta"),
+    ("publish", "time/publish_s", "cyan"),
+)
+"""Parts of a step: name, metric, colour. What is left of ``time/step_s`` is shown as other."""
+RECENT_STEPS = 20
+"""Steps that the time left and the shares are averaged over."""
+SAMPLES_REFRESH_S = 3.0
+"""Samples stay on the screen at least this long, so that they can be read."""
+TALL_ROOM = 12
+"""Lines for samples from which on a sample may take two."""
+_MARKER = re.compile(r"<\|[^|<>]*\|>")
+"""Special tokens as chat templates write them; they crowd out the words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One rollout as shown."""
+
+    prompt: str
+    completion: str
+    reward: float
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """All that the console knows about a run. ``records`` and `update` take records of ``metrics.jsonl``."""
+
+    recipe: Recipe
+    records: list[Mapping[str, float]] = field(default_factory=list)
+    """Every record so far, those from before a resume included."""
+    samples: tuple[Sample, ...] = ()
+    samples_step: int = 0
+    samples_mean: float = 0.0
+    note: str = ""
+    tokens: int = 0
+    """Sampled since this process started."""
+    started: float = field(default_factory=time.monotonic)
+    _ends: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS + 1))
+    _samples_since: float = float("-inf")
+
+    def update(self, record: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
+        now = time.monotonic()
+        self._ends.append(now)
+        self.records.append(record)
+        self.note = ""
+        self.tokens += sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+        is_last = self.finished == self.recipe.steps
+        if groups and (is_last or now - self._samples_since >= SAMPLES_REFRESH_S):
+            self._samples_since = now
+            self.samples_step = self.finished
+            self.samples_mean = _mean([rollout.reward for group in groups for rollout in group.rollouts])
+            self.samples = tuple(_sample(group, number) for number, group in enumerate(groups) if group.rollouts)
+
+    @property
+    def finished(self) -> int:
+        return int(self.records[-1]["step"]) if self.records else 0
+
+    @property
+    def latest(self) -> Mapping[str, float]:
+        return self.records[-1] if self.records else {}
+
+    def series(self, key: str) -> list[float]:
+        """A metric over all steps that logged it."""
+        return [record[key] for record in self.records if key in record]
+
+    def seconds_elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def seconds_left(self) -> float | None:
+        """None before two steps have ended."""
+        if len(self._ends) < 2:
+            return None
+        per_step = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return per_step * (self.recipe.steps - self.finished)
+
+    def time_shares(self) -> list[tuple[str, float, str]]:
+        """Name, share of the recent steps' time and colour of each part of a step; empty before the first step."""
+        recent = [record for record in self.records[-RECENT_STEPS:] if "time/step_s" in record]
+        total = sum(record["time/step_s"] for record in recent)
+        if total <= 0:
+            return []
+        parts = [
+            (name, sum(record[key] for record in recent if key in record) / total, color) for name, key, color in SHARES
+        ]
+        return [*parts, ("other", max(0.0, 1 - sum(share for _, share, _ in parts)), "bright_black")]
+
+
+def _sample(group: RolloutGroup, number: int) -> Sample:
+    """A different member of each group, so that good and bad completions both show."""
+    rollout = group.rollouts[number % len(group.rollouts)]
+    return Sample(prompt=group.prompt.text, completion=rollout.completion.text, reward=rollout.reward)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    label: str
+    value: str
+    detail: str
+    series: Sequence[float]
+    alarm: bool = False
+
+
+class RunView:
+    """Draws a `RunState` into whatever room there is; everything it needs is looked up anew at each drawing."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, ascii_only = options.max_width, options.ascii_only
+        lines: list[Text | Table] = [self._title(width), self._progress(width, ascii_only), Text("")]
+        rows = _metric_rows(self._state)
+        lines.append(_metric_table(rows, width, ascii_only))
+        used = 3 + len(rows)
+        shares = self._state.time_shares()
+        if shares:
+            lines += [
+                Text(""),
+                _share_bar(shares, width, plain=console.color_system is None),
+                _share_legend(shares, width),
+            ]
+            used += 3
+        room = console.size.height - used - 3  # a blank line, the heading, and the line that the cursor stands on
+        if self._state.samples and room > 0:
+            heading = f"samples of step {self._state.samples_step}"
+            lines += [Text(""), Text(heading, style="bold")]
+            lines += self._samples(width, room)
+        yield from lines
+
+    def _samples(self, width: int, room: int) -> list[Text]:
+        """As many samples as fit into ``room`` lines; long ones get two lines each where there is enough room."""
+        shown: list[Text] = []
+        for sample in self._state.samples:
+            lines = sample_lines(sample, self._state.samples_mean, width, lines=2 if room >= TALL_ROOM else 1)
+            if len(shown) + len(lines) > room:
+                break
+            shown += lines
+        return shown
+
+    def _title(self, width: int) -> Text:
+        recipe = self._state.recipe
+        name = Text.assemble(
+            (recipe.run.name, "bold"),
+            (f"  {recipe.update.rule}  {recipe.model.path}  ", "bright_black"),
+            (one_line(self._state.note), "italic"),
+        )
+        name.truncate(width, overflow="ellipsis")
+        return name
+
+    def _progress(self, width: int, ascii_only: bool) -> Text:
+        state = self._state
+        left = state.seconds_left()
+        counts = f" {state.finished}/{state.recipe.steps}"
+        clock = f"  {duration(state.seconds_elapsed())}" + (f"  {duration(left)} left" if left is not None else "")
+        bar = max(width - len(counts) - len(clock), 8)
+        done = round(bar * min(state.finished / state.recipe.steps, 1))
+        mark, rest = ("#", "-") if ascii_only else ("━", "━")
+        line = Text.assemble((mark * done, "green"), (rest * (bar - done), "bright_black"), (counts, "bold"), clock)
+        line.truncate(width)
+        return line
+
+
+def _metric_rows(state: RunState) -> list[_Row]:
+    """One row a quantity that the run logs."""
+    now = state.latest
+    rows = []
+    if "reward/mean" in now:
+        rewards = state.series("reward/mean")
+        detail = f"first {number(rewards[0])}   best {number(max(rewards))}"
+        rows.append(_Row(label="reward", value=number(now["reward/mean"]), detail=detail, series=rewards))
+    for key, label, detail, template in (
+        ("kl/policy_to_reference", "KL to reference", "kl/policy_to_reference_per_token", "nats/sequence   {} /token"),
+        ("entropy/policy", "entropy", "entropy/policy", "nats/token"),
+        ("optim/grad_norm", "gradient norm", "optim/lr", "learning rate {}"),
+        ("rollout/mismatch_max", "mismatch", "rollout/mismatch_kl", "nats at most, sampler to learner"),
+    ):
+        if key in now:
+            text = template.format(number(now[detail])) if detail in now else ""
+            rows.append(_Row(label=label, value=number(now[key]), detail=text, series=state.series(key)))
+    if "weights/verified" in now:
+        verified = now["weights/verified"] == 1
+        version = f"version {now['weights/version']:.0f}" if "weights/version" in now else ""
+        rows.append(
+            _Row(
+                label="weights",
+                value="verified" if verified else "WRONG",
+                detail=version,
+                series=(),
+                alarm=not verified,
+            )
+        )
+    if "rollout/tokens_per_s" in now:
+        parts = [
+            f"{name} {text.format(now[key])}"
+            for key, name, text in (
+                ("rollout/length_mean", "length", "{:.1f}"),
+                ("rollout/truncated_fraction", "cut off", "{:.1%}"),
+                ("rollout/empty_fraction", "empty", "{:.1%}"),
+            )
+            if key in now
+        ]
+        key = "rollout/tokens_per_s"
+        rows.append(_Row(label="tokens/s", value=number(now[key]), detail="   ".join(parts), series=state.series(key)))
+    return rows
+
+
+def _metric_table(rows: Sequence[_Row], width: int, ascii_only: bool) -> Table:
+    """Label, value, detail and curve; the curve goes first when the terminal is narrow, then the detail."""
+    label = max((len(row.label) for row in rows), default=0)
+    detail = max((len(row.detail) for row in rows), default=0)
+    value = max((len(row.value) for row in rows), default=0)
+    room = width - label - value - 4
+    with_detail = room >= detail
+    curve = min(room - detail - 2, 60) if with_detail else 0
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for row in rows:
+        cells = [row.label, Text(row.value, style="bold red" if row.alarm else "bold")]
+        if with_detail:
+            cells.append(Text(row.detail, style="bright_black"))
+        if curve >= 8:
+            cells.append(Text(sparkline(row.series, curve, ascii_only=ascii_only), style="cyan"))
+        table.add_row(*cells)
+    return table
+
+
+def _share_bar(shares: Sequence[tuple[str, float, str]], width: int, *, plain: bool) -> Text:
+    """One line cut up by share. Without colours each part is drawn by its initial."""
+    bar, drawn, upto = Text(), 0, 0.0
+    for name, share, color in shares:
+        upto += share
+        end = min(round(width * upto), width)
+        bar.append((name[0] if plain else "█") * (end - drawn), style=color)
+        drawn = end
+    return bar
+
+
+def _share_legend(shares: Sequence[tuple[str, float, str]], width: int) -> Text:
+    legend = Text.assemble(*((f"{name} {share:.0%}   ", color) for name, share, color in shares))
+    legend.truncate(width, overflow="ellipsis")
+    return legend
+
+
+def sample_lines(sample: Sample, mean: float, width: int, *, lines: int) -> list[Text]:
+    """Reward, the end of the prompt, the beginning of the completion: in one line if they fit or ``lines`` is 1, else two.
+
+    The reward is green above the step's mean, red below.
+    """
+    style = "green" if sample.reward > mean else "red" if sample.reward < mean else ""
+    reward = f"{sample.reward:6.2f}  "
+    indent, arrow = " " * len(reward), "-> "
+    prompt = one_line(_MARKER.sub(" ", sample.prompt))
+    completion = one_line(sample.completion)
+    room = max(width - len(reward) - len(arrow) - 1, 0)
+    if cell_len(prompt) + cell_len(completion) <= room or lines == 1:
+        prompt = _last_cells(prompt, max(room * 2 // 5, room - cell_len(completion)))
+        shown = [Text.assemble((reward, style), (prompt, "bright_black"), " ", arrow, completion)]
+    else:
+        shown = [
+            Text.assemble((reward, style), (_last_cells(prompt, width - len(reward)), "bright_black")),
+            Text.assemble(indent, arrow, completion),
+        ]
+    for line in shown:
+        line.truncate(width, overflow="ellipsis")
+    return shown
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and without control characters, which a model may well produce."""
+    return "".join(char if char.isprintable() else " " for char in text.replace("\n", "⏎")).strip()
+
+
+def _last_cells(text: str, cells: int) -> str:
+    """The end of a text, marked as such if something is left out."""
+    if cell_len(text) <= cells:
+        return text
+    start = len(text)
+    while start > 0 and cell_len(text[start - 1 :]) < cells:
+        start -= 1
+    return "…" + text[start:]
+
+
+def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+    """A curve of at most ``width`` characters; where there are more values, each character is the mean of some."""
+    marks = "_.-=*#" if ascii_only else "▁▂▃▄▅▆▇█"
+    count = len(values)
+    columns = min(width, count)
+    means = [_mean(values[column * count // columns : (column + 1) * count // columns]) for column in range(columns)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    if high == low:
+        return marks[0] * columns
+    return "".join(marks[round((mean - low) / (high - low) * (len(marks) - 1))] for mean in means)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def number(value: float) -> str:
+    """Four or so significant characters."""
+    size = abs(value)
+    if size != 0 and (size < 1e-3 or size >= 1e7):
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes, seconds."""
+    minutes, rest = divmod(max(int(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
