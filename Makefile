@@ -24,7 +24,7 @@ quickstart: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: export HF_HUB_OFFLINE = 1
 test: export WANDB_MODE = offline

@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train as a recipe says, or continue a run", epilog=_EPILOG)
     train.formatter_class = argparse.RawDescriptionHelpFormatter
-    train.add_argument("words", nargs="*", metavar="RECIPE [section.key=value ...]", help="the recipe and overrides")
+    train.usage = "rlkl train RECIPE [section.key=value ...]\n       rlkl train --resume RUN_DIR [steps=N]"
+    train.add_argument("words", nargs="*", metavar="RECIPE ...", help="the recipe and overrides")
     train.add_argument(
         "--resume", type=Path, metavar="RUN_DIR", help="continue this run by its own recipe; only steps=N may change"
     )
@@ -120,5 +121,5 @@ def _keys(options: argparse.Namespace) -> int:
     table = Table("key", "expects", "default", "meaning", box=None, pad_edge=False)
     for key in keys:
         table.add_row(key.name, key.expects, key.default, key.description)
-    Console().print(table, markup=False)
+    Console(markup=False).print(table)
     return 0

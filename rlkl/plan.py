@@ -1,0 +1,188 @@
+"""What a recipe would do, worked out without loading a model: processes, batch arithmetic, memory, warnings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlkl.machine import Machine
+from rlkl.plan_warnings import warnings_about
+from rlkl.recipe import Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A kind of process, how many there are, and what each reserves."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+    does: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchArithmetic:
+    """How one training step is cut. Upper limits hold when every prompt and completion is as long as allowed.
+
+    32 prompts x 8 samples = 256 sequences; 4 minibatches hold 64 sequences each; at 768 tokens a sequence, 10 fit into
+    a micro-batch of 8192 tokens, so a minibatch takes at most 7 of them.
+    """
+
+    prompts: int
+    samples_per_prompt: int
+    sequence_tokens: int
+    """Longest prompt plus longest completion."""
+    epochs: int
+    minibatches: int
+    micro_batch_tokens: int
+    steps: int
+
+    @property
+    def sequences(self) -> int:
+        return self.prompts * self.samples_per_prompt
+
+    @property
+    def tokens(self) -> int:
+        """At most."""
+        return self.sequences * self.sequence_tokens
+
+    @property
+    def minibatch_sequences(self) -> int:
+        """In the largest minibatch; minibatches hold whole groups."""
+        return math.ceil(self.prompts / self.minibatches) * self.samples_per_prompt
+
+    @property
+    def micro_batches(self) -> int:
+        """At most, in the largest minibatch. A sequence longer than a micro-batch goes alone."""
+        return math.ceil(self.minibatch_sequences / max(self.micro_batch_tokens // self.sequence_tokens, 1))
+
+    @property
+    def optimizer_steps(self) -> int:
+        """In one training step."""
+        return self.epochs * self.minibatches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Gigabytes (2**30) for weights and optimizer, by the shapes in the checkpoint. Activations come on top."""
+
+    parameters: int
+    learner_gib: float
+    reference_gib: float
+    engine_gib: float
+    """Each engine's weights, without its key-value cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A resolved recipe and what follows from it."""
+
+    recipe: Recipe
+    run_dir: Path
+    machine: Machine
+    cluster: str | None
+    """Address of an existing cluster; None: a local Ray on this machine."""
+    processes: tuple[Process, ...]
+    batch: BatchArithmetic
+    memory: MemoryEstimate | None
+    """None where the checkpoint is not in a local folder."""
+    warnings: tuple[str, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(process.count * process.cpus for process in self.processes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(process.count * process.gpus for process in self.processes)
+
+
+def make_plan(recipe: Recipe, machine: Machine) -> Plan:
+    """Work out the plan for a recipe, on ``machine`` unless the recipe or RAY_ADDRESS names a cluster."""
+    cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
+    processes = _processes(recipe, machine)
+    batch = BatchArithmetic(
+        prompts=recipe.rollout.prompts_per_step,
+        samples_per_prompt=recipe.rollout.samples_per_prompt,
+        sequence_tokens=recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens,
+        epochs=recipe.learner.epochs,
+        minibatches=recipe.learner.minibatches,
+        micro_batch_tokens=recipe.learner.micro_batch_tokens,
+        steps=recipe.steps,
+    )
+    resolved = recipe.model_copy(update={"update": recipe.update.resolved()})
+    shortage = () if cluster else _shortage(processes, machine)
+    return Plan(
+        recipe=resolved,
+        run_dir=Path(recipe.run.dir or f"runs/{recipe.run.name}"),
+        machine=machine,
+        cluster=cluster,
+        processes=processes,
+        batch=batch,
+        memory=_memory(recipe),
+        warnings=(*shortage, *warnings_about(recipe, machine)),
+    )
+
+
+def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
+    one_if_any = 1.0 if machine.gpus else 0.0
+    rollout, learner = recipe.rollout, recipe.learner
+    worker_gpus = one_if_any if rollout.gpus_per_worker is None else rollout.gpus_per_worker
+    learner_gpus = (one_if_any if learner.device != "cpu" else 0.0) if learner.gpus is None else learner.gpus
+    return (
+        Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
+        Process(
+            role="rollout worker",
+            count=rollout.workers,
+            cpus=rollout.cpus_per_worker,
+            gpus=worker_gpus,
+            does=f"{rollout.engine} engine, {recipe.model.dtype}",
+        ),
+        Process(role="learner", count=1, cpus=1, gpus=learner_gpus, does=f"{recipe.update.rule}, AdamW"),
+    )
+
+
+def _shortage(processes: tuple[Process, ...], machine: Machine) -> tuple[str, ...]:
+    gpus = sum(process.count * process.gpus for process in processes)
+    cpus = sum(process.count * process.cpus for process in processes)
+    found = []
+    if gpus > len(machine.gpus):
+        found.append(
+            f"{gpus:g} GPUs are asked for and this machine has {len(machine.gpus)}, so actors could not start. To "
+            "share one, set fractions: rollout.gpus_per_worker=0.5 learner.gpus=0.5"
+        )
+    if cpus > machine.cpus:
+        found.append(
+            f"{cpus:g} CPUs are asked for and this machine has {machine.cpus}, so actors could not start. Lower "
+            "rollout.workers or rollout.cpus_per_worker"
+        )
+    return tuple(found)
+
+
+def _memory(recipe: Recipe) -> MemoryEstimate | None:
+    files = sorted(Path(recipe.model.path).glob("*.safetensors"))
+    if not files:
+        return None
+    parameters = sum(_count_parameters(file) for file in files)
+    trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
+    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.kl_coef > 0)
+    gib = parameters / 2**30
+    return MemoryEstimate(
+        parameters=parameters,
+        learner_gib=trained_bytes * gib,
+        reference_gib=_BYTES[recipe.model.dtype] * gib if has_copy else 0.0,
+        engine_gib=_BYTES[recipe.model.dtype] * gib,
+    )
+
+
+def _count_parameters(file: Path) -> int:
+    """From the header of a safetensors file: 8 bytes of length (little-endian), then JSON."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
