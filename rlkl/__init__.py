@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlkl.loop import train
     from rlkl.recipe import Recipe
     from rlkl.recipe_io import load_recipe
     from rlkl.rewards import reward
+    from rlkl.start import train
 
 __all__ = ["Recipe", "__version__", "load_recipe", "reward", "train"]
 __version__ = "0.1.0"
 
-_HOMES = {"Recipe": "rlkl.recipe", "load_recipe": "rlkl.recipe_io", "reward": "rlkl.rewards", "train": "rlkl.loop"}
+_HOMES = {"Recipe": "rlkl.recipe", "load_recipe": "rlkl.recipe_io", "reward": "rlkl.rewards", "train": "rlkl.start"}
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlkl import __version__
-from rlkl.errors import CheckpointError, InputError, RlklError
+from rlkl.errors import InputError, RlklError
 
 if TYPE_CHECKING:
     from rlkl.recipe import Recipe
@@ -69,13 +69,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     recipe = _recipe_to_train(options.words, options.resume)
-    from rlkl.loop import train
+    from rlkl.start import train
 
     return train(recipe, resume_from=options.resume).exit_code
 
 
 def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:
     from rlkl.recipe_io import load_recipe
+    from rlkl.run_dir import recipe_path
 
     if resume is None:
         if not words or "=" in words[0]:
@@ -85,10 +86,7 @@ def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:
         raise InputError(
             f"with --resume only steps=N may change, so that the run stays one run; got {', '.join(fixed)}"
         )
-    saved = resume / "recipe.yaml"
-    if not saved.is_file():
-        raise CheckpointError(f"{resume} is not a run folder: it has no recipe.yaml")
-    return load_recipe(saved, *words)
+    return load_recipe(recipe_path(resume), *words)
 
 
 def _plan(options: argparse.Namespace) -> int:

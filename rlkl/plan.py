@@ -11,6 +11,7 @@ from pathlib import Path
 from rlkl.machine import Machine
 from rlkl.plan_warnings import warnings_about
 from rlkl.recipe import Recipe
+from rlkl.run_dir import new_run_dir
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -104,7 +105,10 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:
-    """Work out the plan for a recipe, on ``machine`` unless the recipe or RAY_ADDRESS names a cluster."""
+    """Work out the plan for a recipe, on ``machine`` unless the recipe or RAY_ADDRESS names a cluster.
+
+    Raises `InputError` when ``run.dir`` already holds files.
+    """
     cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
     processes = _processes(recipe, machine)
     batch = BatchArithmetic(
@@ -120,7 +124,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     shortage = () if cluster else _shortage(processes, machine)
     return Plan(
         recipe=resolved,
-        run_dir=Path(recipe.run.dir or f"runs/{recipe.run.name}"),
+        run_dir=new_run_dir(recipe),
         machine=machine,
         cluster=cluster,
         processes=processes,
@@ -134,7 +138,7 @@ def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
     one_if_any = 1.0 if machine.gpus else 0.0
     rollout, learner = recipe.rollout, recipe.learner
     worker_gpus = one_if_any if rollout.gpus_per_worker is None else rollout.gpus_per_worker
-    learner_gpus = (one_if_any if learner.device != "cpu" else 0.0) if learner.gpus is None else learner.gpus
+    learner_gpus = one_if_any if learner.gpus is None else learner.gpus
     return (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
         Process(
@@ -159,8 +163,8 @@ def _shortage(processes: tuple[Process, ...], machine: Machine) -> tuple[str, ..
         )
     if cpus > machine.cpus:
         found.append(
-            f"{cpus:g} CPUs are asked for and this machine has {machine.cpus}, so actors could not start. Lower "
-            "rollout.workers or rollout.cpus_per_worker"
+            f"{cpus:g} CPUs are asked for and this machine has {machine.cpus}: processes share cores and slow each "
+            "other. Lower rollout.workers or rollout.cpus_per_worker"
         )
     return tuple(found)
 

@@ -55,13 +55,13 @@ def _on_ratio(recipe: Recipe, settings: GrpoSettings) -> Iterator[str]:
     if steps > 1 and choices.surrogate == "clip" and choices.clip_low is None and choices.clip_high is None:
         yield (
             f"update.variant = {settings.variant} with {steps} optimizer steps per batch: from the second on the "
-            "samples are off-policy and nothing bounds the importance ratio. Set update.clip_low and clip_high, or take "
-            "one step"
+            "samples are off-policy and nothing bounds the importance ratio. Set update.clip_low and clip_high, "
+            "or take one step"
         )
     if steps > 1 and choices.surrogate == "truncated_weight" and choices.clip_low is None:
         yield (
             f"update.variant = {settings.variant} with {steps} optimizer steps per batch: importance weights are "
-            "bounded from above only, and tokens that became unlikely fade out of the gradient. Watch rollout/mismatch_kl"
+            "bounded from above only, and tokens that became unlikely fade out of the gradient"
         )
 
 
