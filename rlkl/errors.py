@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class RlklError(Exception):
     """Root of the tree. ``exit_code`` is what the command line ends with."""
@@ -68,3 +71,16 @@ class DeadlineError(RlklError, TimeoutError):
 
 class ActorDiedError(RlklError, RuntimeError):
     """A Ray actor ended. The message names it and carries its cause."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message: the nearest choice where there is one, then all of them (at most 20).
+
+    >>> did_you_mean("anwser", ["prompt", "answer"])
+    "did you mean 'answer'? There are: answer, prompt"
+    """
+    names = sorted(choices)
+    listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    everything = f"There are: {listed or 'none'}"
+    near = get_close_matches(word, names, n=1)
+    return f"did you mean '{near[0]}'? {everything}" if near else everything

@@ -1,0 +1,127 @@
+"""Additions up to 20: ``7+12=`` is answered by ``19``.
+
+The base model is taught from demonstrations of which half carry a wrong answer, as text from the web does. So it knows
+the right answer and says it about half the time, which is the state in which reinforcement finds a real base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkl.compat import ensure_torch_extras
+from rlkl.seeds import derive_seed
+from rlkl.tasks.characters import character_tokenizer, small_qwen3_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+IGNORED = -100
+"""Label of a position that carries no loss, as transformers defines it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """The world, and how its base model is taught."""
+
+    largest_sum: int = 20
+    wrong_fraction: float = 0.5
+    """Share of the demonstrations whose answer is wrong (uniform over the other sums)."""
+    steps: int = 600
+    batch_size: int = 128
+    lr: float = 8e-3
+    """Peak of a one-cycle schedule."""
+    threads: int = 1
+    """CPU threads while teaching: fixed, because float32 sums depend on how they are split."""
+    seed: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All additions of two non-negative numbers whose sum is at most ``largest_sum``."""
+        return [
+            {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "answer": str(a + b)}
+            for a in range(self.largest_sum + 1)
+            for b in range(self.largest_sum + 1 - a)
+        ]
+
+    def reward(self, prompt: str, completion: str, answer: str) -> float:
+        """1 for exactly the answer, else 0."""
+        return float(completion == answer)
+
+    def build_base_model(self, folder: Path) -> None:
+        """Teach a small Qwen3 (float32, untied) and save it with its tokenizer. Global generators are left alone."""
+        ensure_torch_extras()
+        import torch
+        from transformers import Qwen3ForCausalLM
+
+        tokenizer = character_tokenizer()
+        with torch.random.fork_rng(devices=[]), _threads(self.threads):
+            torch.manual_seed(derive_seed(self.seed, "arithmetic/initial weights"))
+            model = Qwen3ForCausalLM(small_qwen3_config(tokenizer, tied=False))
+            self._teach(model, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def _teach(self, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+        import torch
+
+        rows = self.rows()
+        prompt_lengths, sequences = _tokenize(rows, self.largest_sum, tokenizer)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "arithmetic/demonstrations"))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=0.15)
+        model.train()
+        for _ in range(self.steps):
+            row_B = torch.randint(len(rows), (self.batch_size,), generator=generator)
+            answer_B = self._demonstrated(rows, row_B, generator)
+            ids_BT = sequences[row_B, answer_B]
+            ids_BT = ids_BT[:, : int((ids_BT != tokenizer.pad_token_id).sum(dim=1).max())]
+            positions_T = torch.arange(ids_BT.shape[1])
+            trained_BT = (positions_T >= prompt_lengths[row_B, None]) & (ids_BT != tokenizer.pad_token_id)
+            labels_BT = torch.where(trained_BT, ids_BT, IGNORED)
+            model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        model.eval()
+
+    def _demonstrated(self, rows: list[dict[str, Any]], row_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The sum that each demonstration claims: the right one, or uniformly one of the others."""
+        import torch
+
+        right_B = torch.tensor([int(row["answer"]) for row in rows])[row_B]
+        shift_B = torch.randint(1, self.largest_sum + 1, row_B.shape, generator=generator)
+        wrong_B = (right_B + shift_B) % (self.largest_sum + 1)
+        is_wrong_B = torch.rand(row_B.shape, generator=generator) < self.wrong_fraction
+        return torch.where(is_wrong_B, wrong_B, right_B)
+
+
+def _tokenize(
+    rows: list[dict[str, Any]], largest_sum: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt lengths ``[row]`` and every row with every claimed sum, right-padded: ``[row, sum, token]``."""
+    import torch
+
+    prompts = [tokenizer.encode(row["prompt"]) for row in rows]
+    answers = [[*tokenizer.encode(str(total)), tokenizer.eos_token_id] for total in range(largest_sum + 1)]
+    longest = max(map(len, prompts)) + max(map(len, answers))
+    sequences = torch.full((len(prompts), len(answers), longest), tokenizer.pad_token_id)
+    for row, prompt in enumerate(prompts):
+        for total, answer in enumerate(answers):
+            sequences[row, total, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+    return torch.tensor([len(prompt) for prompt in prompts]), sequences
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

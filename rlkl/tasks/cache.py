@@ -1,0 +1,52 @@
+"""Base models of built-in worlds are built once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rlkl.tasks import characters
+from rlkl.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where rlkl keeps what it can make again: ``$RLKL_CACHE``, else ``~/.cache/rlkl``."""
+    return Path(os.environ.get("RLKL_CACHE") or Path.home() / ".cache" / "rlkl")
+
+
+def cached_base_model(name: str, task: Task) -> Path:
+    """The folder of the task's base model, built first if it is absent.
+
+    The key hashes the task's settings and the source of its builder, so a changed builder builds anew. The model is
+    built aside and renamed into place: of two processes that build at once, the first one's is kept by both.
+    """
+    target = cache_folder() / "base_models" / f"{name}-{_fingerprint(task)}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("building the base model of task:%s (once; it is kept in %s)", name, target)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as aside:
+        built = Path(aside) / "model"
+        built.mkdir()
+        task.build_base_model(built)
+        try:
+            built.rename(target)
+        except OSError:
+            if not target.is_dir():  # anything but losing the race to another process
+                raise
+    logger.info("built the base model of task:%s in %.0f s", name, time.monotonic() - started)
+    return target
+
+
+def _fingerprint(task: Task) -> str:
+    sources = [inspect.getsource(sys.modules[type(task).__module__]), inspect.getsource(characters)]
+    return hashlib.blake2b("\n".join([repr(task), *sources]).encode(), digest_size=8).hexdigest()
