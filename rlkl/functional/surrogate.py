@@ -1,7 +1,8 @@
 """Policy-gradient losses with importance ratios between the policy and its weights at the start of the step.
 
-Shapes: B sequences, T tokens. Positions outside the response must hold zeros (see `rlkl.functional.reduce.masked`).
-A log-ratio function gives ``log_ratio_BT``; a surrogate turns it into a per-token loss to be minimised.
+Shapes: B sequences, T tokens. A log-ratio function gives ``log_ratio_BT``; a surrogate turns it into a per-token loss
+to be minimised. Advantages and the policy's log-probs must be zero outside the response (see
+`rlkl.functional.reduce.masked`); loss and clip marks are then zero there too.
 
 The two sequence-level ratios give every token of a response the same value, while the gradient at a token is only that
 of its own log-probability (GSPO-token, arXiv 2507.18071, eq. 13-14). Aggregated with the matching weights (sequence

@@ -109,13 +109,13 @@ class Grpo(PolicyUpdate):
             loss=torch.stack(list(terms.values())).sum(),
             terms={name: term.detach() for name, term in terms.items()},
             metrics={
-                "update/clip_fraction_low": (policy.clipped_low_BT & batch.response_BT).sum() / tokens,
-                "update/clip_fraction_high": (policy.clipped_high_BT & batch.response_BT).sum() / tokens,
+                "update/clip_fraction_low": policy.clipped_low_BT.sum() / tokens,
+                "update/clip_fraction_high": policy.clipped_high_BT.sum() / tokens,
             },
         )
 
     def _surrogate(self, batch: Batch, signals: Signals, policy_BT: Tensor) -> surrogate.Surrogate:
-        proximal_BT = masked(signals[Signal.PROXIMAL_LOGPROBS], batch.response_BT)
+        proximal_BT = signals[Signal.PROXIMAL_LOGPROBS]
         advantages_BT = masked(batch.advantages_BT, batch.response_BT)
         log_ratio_BT = LOG_RATIOS[self.choices.ratio](policy_BT, proximal_BT, batch.response_BT)
         lower = 0.0 if self.choices.clip_low is None else 1 - self.choices.clip_low

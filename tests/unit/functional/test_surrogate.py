@@ -69,6 +69,13 @@ def test_truncated_weight_gives_every_token_a_gradient() -> None:
     assert not result.clipped_low_BT.any()
 
 
+def test_truncated_weight_without_advantage_is_not_clipped() -> None:
+    result = surrogate.truncated_weight_surrogate(
+        log_ratio([0.5, 9.0]), leaf([-1.0, -1.0]), torch.zeros(1, 2), lower=0.8, upper=5.0
+    )
+    assert not (result.clipped_low_BT | result.clipped_high_BT).any()
+
+
 def test_truncated_weight_is_not_differentiated() -> None:
     policy_BT = leaf([-1.0])
     x_BT = policy_BT + 1.5
