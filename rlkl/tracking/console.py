@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -40,6 +41,8 @@ class RunConsole(Protocol):
 
 def open_console(setting: Literal["auto", "live", "plain"], state: RunState) -> RunConsole:
     """``tracking.console``: auto is live where standard output is a terminal that can move its cursor."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sample may hold what the terminal's encoding lacks
     console = Console()
     if setting == "live" or (setting == "auto" and console.is_terminal and not console.is_dumb_terminal):
         return LiveConsole(state, console)
@@ -55,7 +58,8 @@ class PlainConsole:
         self._last_line = float("-inf")
 
     def note(self) -> None:
-        self._print(Text(one_line(self._state.note)))
+        if self._state.note:
+            self._print(Text(one_line(self._state.note)))
 
     def step(self, *, with_samples: bool) -> None:
         now = time.monotonic()

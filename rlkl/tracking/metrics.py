@@ -59,28 +59,28 @@ METRICS: tuple[MetricDefinition, ...] = (
         key="kl/policy_to_reference",
         unit="nats per sequence",
         formula=(
-            "Mean over sequences of the sum over their response tokens of log policy - log reference, weights at the "
-            "start of the step, tokens sampled by the policy (k1, unclipped: unbiased for KL(policy || reference))."
+            "Mean over the trained sequences of the sum over their response tokens of log policy - log reference, "
+            "weights at the start of the step, tokens sampled by the policy (k1, unclipped; KL(policy || reference))."
         ),
         bad="Growing faster than the reward; clearly below 0 means that tokens and weights do not belong together.",
     ),
     MetricDefinition(
         key="kl/policy_to_reference_per_token",
         unit="nats per token",
-        formula="The same sum over all response tokens of the step, divided by their number.",
+        formula="The same differences summed over all trained response tokens, divided by their number.",
         bad="As above; use it to compare runs whose completions differ in length.",
     ),
     MetricDefinition(
         key="entropy/policy",
         unit="nats per token",
-        formula="Mean over response tokens of the entropy of the policy's next-token distribution, full vocabulary.",
+        formula="Mean over trained response tokens of the policy's next-token entropy over the full vocabulary.",
         bad="Near 0 early on: exploration has ended. Rising without end: the policy dissolves.",
     ),
     MetricDefinition(
         key="rollout/mismatch_kl",
         unit="nats per token",
         formula=(
-            "Mean over response tokens of the sampler's log-probability minus the learner's, same weights "
+            "Mean over trained response tokens of the sampler's log-probability minus the learner's, same weights "
             "(k1 estimate of KL(sampler || learner))."
         ),
         bad="Above 1e-4 in float32 or 1e-2 in bfloat16: sampler and learner compute different models.",

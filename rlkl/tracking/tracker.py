@@ -77,7 +77,7 @@ class Tracker:
     ) -> None:
         """Records the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
 
-        ``advantages``, one a rollout in the order of ``groups`` (None where it was not selected), go to the sample file.
+        ``advantages``, one a rollout in the order of ``groups`` (None where not selected), go to the sample file.
         Raises LearnerError for NaN or infinity, AssertionError for a metric that `rlkl.tracking.metrics` lacks, and
         what went wrong in writing an earlier step.
         """
@@ -129,6 +129,7 @@ class Tracker:
         if self._wandb is not None:
             self._writer.submit(partial(self._wandb.finish, failed=failed))
             errors += self._writer.drain()
+        self.note("")
         self._writer.close()
         self._metrics.close()
         self._console.close()

@@ -137,7 +137,7 @@ class RunView:
         if shares:
             lines += [
                 Text(""),
-                _share_bar(shares, width, plain=console.color_system is None),
+                _share_bar(shares, width, plain=ascii_only or console.color_system is None),
                 _share_legend(shares, width),
             ]
             used += 3
@@ -226,13 +226,13 @@ def _metric_rows(state: RunState) -> list[_Row]:
 
 
 def _metric_table(rows: Sequence[_Row], width: int, ascii_only: bool) -> Table:
-    """Label, value, detail and curve; the curve goes first when the terminal is narrow, then the detail."""
+    """Label, value, detail and curve; a narrow terminal shows no detail."""
     label = max((len(row.label) for row in rows), default=0)
     detail = max((len(row.detail) for row in rows), default=0)
     value = max((len(row.value) for row in rows), default=0)
     room = width - label - value - 4
     with_detail = room >= detail
-    curve = min(room - detail - 2, 60) if with_detail else 0
+    curve = min(room - detail - 2 if with_detail else room, 60)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bright_black", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -264,7 +264,7 @@ def _share_legend(shares: Sequence[tuple[str, float, str]], width: int) -> Text:
 
 
 def sample_lines(sample: Sample, mean: float, width: int, *, lines: int) -> list[Text]:
-    """Reward, the end of the prompt, the beginning of the completion: in one line if they fit or ``lines`` is 1, else two.
+    """Reward, end of the prompt, beginning of the completion: in one line if they fit or ``lines`` is 1, else in two.
 
     The reward is green above the step's mean, red below.
     """

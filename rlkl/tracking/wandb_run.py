@@ -9,7 +9,7 @@ import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -50,7 +50,6 @@ class WandbRun:
         self._run_id = run_id
         self._rows_kept = settings.samples_kept
         self._staging = _StagingFolder(run_dir)
-        assert settings.wandb != "off", "there is no W&B run to start"
         self._run = self._start(recipe)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -63,7 +62,7 @@ class WandbRun:
 
         wandb.setup(wandb.Settings(silent=True))
         settings = recipe.tracking
-        mode = settings.wandb
+        mode: Literal["online", "offline"] = "online" if settings.wandb == "online" else "offline"
         if mode == "online" and (problem := _online_problem()):
             _log.warning("tracking.wandb is online but %s: recording offline, to be uploaded later", problem)
             mode = "offline"

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rlkl.errors import DeadlineError
+from rlkl.tracking import writer
+from rlkl.tracking.writer import BackgroundWriter
+
+
+def _fail(gate: threading.Event | None = None) -> None:
+    if gate is not None:
+        gate.wait(5)
+    raise OSError("disk full")
+
+
+def test_jobs_run_in_order_and_flush_waits_for_them():
+    done: list[int] = []
+    gate = threading.Event()
+    background = BackgroundWriter()
+    background.submit(lambda: done.append(int(gate.wait(5))))
+    background.submit(lambda: done.append(2))
+    assert done == []
+    gate.set()
+    background.flush()
+    assert done == [1, 2]
+    background.close()
+
+
+def test_an_error_comes_out_at_flush_and_only_once():
+    background = BackgroundWriter()
+    background.submit(_fail)
+    with pytest.raises(OSError, match="disk full"):
+        background.flush()
+    background.flush()
+    background.close()
+
+
+def test_a_job_after_a_failed_one_says_so():
+    background = BackgroundWriter()
+    gate, finished = threading.Event(), threading.Event()
+    background.submit(lambda: _fail(gate))
+    background.submit(finished.set)
+    gate.set()
+    assert finished.wait(5)
+    with pytest.raises(OSError, match="disk full"):
+        background.submit(finished.set)
+    background.close()
+
+
+def test_a_stuck_job_ends_in_a_deadline_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writer, "FLUSH_TIMEOUT_S", 0.05)
+    gate, done = threading.Event(), []
+    background = BackgroundWriter()
+    background.submit(lambda: done.append(gate.wait(5)))
+    with pytest.raises(DeadlineError, match=r"1 records unwritten after 0\.05 s"):
+        background.flush()
+    gate.set()
+    background.close()

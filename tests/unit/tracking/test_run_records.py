@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlkl.errors import CheckpointError, LearnerError
+from rlkl.tracking.records import MetricsFile, drop_later_samples, read_metrics, sample_path, write_samples
+from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+
+
+def _write(path: Path, steps: int, *, first_step: int = 0) -> None:
+    file = MetricsFile(path, first_step=first_step)
+    for step in range(first_step, steps):
+        file.append({"reward/mean": 0.1 * step, "step": step + 1})
+    file.close()
+
+
+def test_step_comes_first_and_numbers_are_exact(tmp_path: Path):
+    _write(tmp_path / "metrics.jsonl", 4)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[3] == '{"step": 4, "reward/mean": 0.30000000000000004}'
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_records_reach_other_readers_at_once(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", first_step=0)
+    file.append({"step": 1, "reward/mean": 0.5})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "reward/mean": 0.5}]
+    file.close()
+
+
+def test_a_resumed_run_repeats_the_bytes_of_one_that_never_stopped(tmp_path: Path):
+    _write(tmp_path / "whole.jsonl", 9)
+    _write(tmp_path / "cut.jsonl", 7)
+    _write(tmp_path / "cut.jsonl", 9, first_step=4)
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_torn_last_line_is_left_out_on_resume(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    _write(path, 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 4, "reward/me')
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+    MetricsFile(path, first_step=3).close()
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_in_the_middle_stops_the_resume(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    with pytest.raises(CheckpointError, match="line 2 is not JSON"):
+        MetricsFile(path, first_step=3)
+    assert path.read_text().count("\n") == 3, "the file stays as it was"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused_with_key_and_step(tmp_path: Path, value: float):
+    file = MetricsFile(tmp_path / "metrics.jsonl", first_step=6)
+    with pytest.raises(LearnerError, match=r"step 7 produced optim/grad_norm = -?(nan|inf)"):
+        file.append({"step": 7, "reward/mean": 0.5, "optim/grad_norm": value})
+    file.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def _group(prompt_id: str, *, texts: tuple[str, ...]) -> RolloutGroup:
+    rollouts = tuple(
+        Rollout(
+            sample_index=index,
+            completion=Completion(token_ids=(7 + index, 1), logprobs=(-0.5, -0.1), finish_reason="stop", text=text),
+            reward=1.5 * index,
+            components={"gold": float(index), "brevity": 0.5},
+            weights_version=9,
+        )
+        for index, text in enumerate(texts)
+    )
+    return RolloutGroup(prompt=Prompt(id=prompt_id, text=f"{prompt_id}?", token_ids=(3,)), rollouts=rollouts)
+
+
+def test_samples_hold_every_rollout_with_its_rewards(tmp_path: Path):
+    path = sample_path(tmp_path, 10)
+    assert path == tmp_path / "samples" / "step_000010.parquet"
+    groups = [_group("a", texts=("x", "y\nz")), _group("b", texts=("half a surrogate pair: \ud83d",))]
+    write_samples(path, 10, groups, advantages=[-1.0, 1.0, None])
+    rows = pq.read_table(path).to_pylist()
+    assert rows[1] == {
+        "step": 10,
+        "prompt_id": "a",
+        "prompt": "a?",
+        "completion": "y\nz",
+        "completion_ids": [8, 1],
+        "logprobs": [-0.5, -0.1],
+        "finish_reason": "stop",
+        "reward": 1.5,
+        "reward/brevity": 0.5,
+        "reward/gold": 1.0,
+        "sample_index": 1,
+        "weights_version": 9,
+        "advantage": 1.0,
+    }
+    assert rows[2]["completion"] == "half a surrogate pair: ?"
+    assert rows[2]["advantage"] is None
+    assert [row["prompt_id"] for row in rows] == ["a", "a", "b"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no half-written file stays behind"
+
+
+def test_samples_of_steps_to_be_done_again_are_dropped(tmp_path: Path):
+    for finished in (1, 10, 20):
+        write_samples(sample_path(tmp_path, finished), finished, [_group("a", texts=("x",))])
+    drop_later_samples(tmp_path, 10)
+    assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == [
+        "step_000001.parquet",
+        "step_000010.parquet",
+    ]

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlkl.errors import LearnerError, RewardError
+from rlkl.recipe import Recipe
+from rlkl.tracking import tracker as tracker_module
+from rlkl.tracking.records import read_metrics
+from rlkl.tracking.tracker import RunSummary, Tracker
+from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+
+
+def _recipe(steps: int, **tracking: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "steps": steps,
+            "model": {"path": "task:arithmetic"},
+            "data": {"source": "task:arithmetic"},
+            "tracking": {"wandb": "off", "console": "plain", "samples_every": 4, **tracking},
+        }
+    )
+
+
+def _groups(step: int) -> list[RolloutGroup]:
+    rollout = Rollout(
+        sample_index=0,
+        completion=Completion(token_ids=(5, 1), logprobs=(-0.5, -0.1), finish_reason="stop", text=str(step)),
+        reward=1.0,
+        components={"gold": 1.0},
+        weights_version=step,
+    )
+    return [RolloutGroup(prompt=Prompt(id="p", text="1+1=", token_ids=(3,)), rollouts=(rollout,))]
+
+
+def _metrics(step: int) -> dict[str, float]:
+    return {"reward/mean": step / 7, "kl/policy_to_reference": 0.25}
+
+
+def _steps(tracker: Tracker, first: int, last: int) -> None:
+    for step in range(first, last):
+        tracker.log(step, _metrics(step), _groups(step))
+
+
+def _sample_names(run_dir: Path) -> list[str]:
+    return sorted(file.name for file in (run_dir / "samples").iterdir())
+
+
+def test_samples_come_at_the_first_each_nth_and_the_last_step(tmp_path: Path):
+    tracker = Tracker(tmp_path, _recipe(10), run_id=None, first_step=0)
+    _steps(tracker, 0, 10)
+    tracker.flush()
+    assert _sample_names(tmp_path) == [f"step_{finished:06d}.parquet" for finished in (1, 4, 8, 10)]
+    assert pq.read_table(tmp_path / "samples" / "step_000008.parquet")["completion"].to_pylist() == ["7"]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 11))
+    tracker.finish(RunSummary(interrupted=False, policy_dir=None))
+
+
+def test_a_killed_and_resumed_run_leaves_the_records_of_one_that_never_stopped(tmp_path: Path):
+    whole = Tracker(tmp_path / "whole", _recipe(10), run_id=None, first_step=0)
+    _steps(whole, 0, 10)
+    whole.finish(RunSummary(interrupted=False, policy_dir=None))
+    killed = Tracker(tmp_path / "cut", _recipe(10), run_id=None, first_step=0)
+    _steps(killed, 0, 9)
+    killed.flush()
+    resumed = Tracker(tmp_path / "cut", _recipe(10), run_id=killed.run_id, first_step=6)
+    assert resumed.run_id == killed.run_id
+    assert _sample_names(tmp_path / "cut") == ["step_000001.parquet", "step_000004.parquet"]
+    _steps(resumed, 6, 10)
+    resumed.finish(RunSummary(interrupted=False, policy_dir=None))
+    for name in ("metrics.jsonl", *(f"samples/{name}" for name in _sample_names(tmp_path / "whole"))):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_new_runs_get_ids_of_their_own(tmp_path: Path):
+    ids = {Tracker(tmp_path / name, _recipe(1), run_id=None, first_step=0).run_id for name in ("a", "b")}
+    assert len(ids) == 2
+
+
+def test_a_metric_without_a_definition_is_refused(tmp_path: Path):
+    tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
+    with pytest.raises(AssertionError, match="reward/per/token"):
+        tracker.log(0, {"reward/per/token": 1.0}, [])
+
+
+def test_steps_come_in_order(tmp_path: Path):
+    tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=1)
+    with pytest.raises(AssertionError, match="step 2 logged where step 1 is due"):
+        tracker.log(2, _metrics(2), [])
+
+
+def test_a_nan_is_refused_before_anything_shows_it(tmp_path: Path):
+    tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
+    with pytest.raises(LearnerError, match="step 1 produced loss/total = nan"):
+        tracker.log(0, {"loss/total": math.nan}, _groups(0))
+    tracker.flush()
+    assert not (tmp_path / "samples").exists()
+
+
+def test_an_error_in_writing_samples_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_space(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tracker_module, "write_samples", no_space)
+    tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
+    _steps(tracker, 0, 1)
+    with pytest.raises(OSError, match="no space left"):
+        tracker.flush()
+
+
+def test_the_end_says_what_was_reached_and_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tracker = Tracker(tmp_path, _recipe(8), run_id=None, first_step=0)
+    tracker.note("starting rollout workers")
+    _steps(tracker, 0, 8)
+    tracker.finish(RunSummary(interrupted=False, policy_dir=tmp_path / "policy"))
+    out = capsys.readouterr().out
+    assert out.startswith("starting rollout workers\n")
+    summary = out[out.index("finished 8 of 8 steps in 0:00:") :]
+    for part in ("0.000 -> 1.000", "0.250 nats per sequence", "16 tokens", "policy", "metrics.jsonl", "samples"):
+        assert part in summary
+    assert f"{tmp_path / 'policy'}\n" in summary
+    assert "--resume" not in summary
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tracker = Tracker(tmp_path, _recipe(8), run_id=None, first_step=0)
+    _steps(tracker, 0, 3)
+    tracker.finish(RunSummary(interrupted=True, policy_dir=None))
+    out = capsys.readouterr().out
+    assert "interrupted after 3 of 8 steps" in out
+    assert f"rlkl train --resume {tmp_path}\n" in out
+
+
+def test_a_failed_run_closes_wandb_as_failed_and_shows_its_traces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    closed: list[bool] = []
+
+    class FakeWandbRun:
+        folder = tmp_path / "wandb" / "offline-run-x"
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def log(self, *_: object) -> None: ...
+
+        def log_samples(self, *_: object) -> None:
+            raise OSError("service gone")
+
+        def finish(self, *, failed: bool) -> None:
+            closed.append(failed)
+
+        def sync_hint(self) -> str:
+            return "wandb sync here"
+
+    monkeypatch.setattr(tracker_module, "WandbRun", FakeWandbRun)
+    tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
+    (tmp_path / "checkpoints" / "step_000001").mkdir(parents=True)
+    _steps(tracker, 0, 1)
+    tracker.fail(RewardError("reward 'gold' raised"))
+    out = capsys.readouterr().out
+    assert closed == [True]
+    assert "RewardError after 1 of 8 steps" in out
+    assert "wandb sync here" in out
+    assert f"rlkl train --resume {tmp_path}\n" in out

@@ -1,0 +1,143 @@
+"""Real offline W&B runs, read back with W&B's own reader of its log files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkl.recipe import Recipe
+from rlkl.tracking.records import sample_path, write_samples
+from rlkl.tracking.wandb_run import SAMPLE_COLUMNS, WandbRun
+from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+
+RUN_ID = "0123456789ab"
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+def _recipe(**tracking: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"path": "task:arithmetic"},
+            "data": {"source": "task:arithmetic"},
+            "tracking": {"samples_kept": 2, **tracking},
+        }
+    )
+
+
+def _groups(finished: int) -> list[RolloutGroup]:
+    rollouts = tuple(
+        Rollout(
+            sample_index=index,
+            completion=Completion(
+                token_ids=(5,), logprobs=(-0.5,), finish_reason="stop", text=f"answer {index} of step {finished}"
+            ),
+            reward=float(index),
+            components={"gold": float(index)},
+            weights_version=finished - 1,
+        )
+        for index in range(3)
+    )
+    return [RolloutGroup(prompt=Prompt(id="row-7", text="2+3=", token_ids=(3,)), rollouts=rollouts)]
+
+
+def _run(run_dir: Path, *, first_step: int, last_step: int, recipe: Recipe) -> Path:
+    """Steps of one process, samples logged at each; returns W&B's folder."""
+    run = WandbRun(run_dir, recipe, run_id=RUN_ID, first_step=first_step)
+    for finished in range(first_step + 1, last_step + 1):
+        write_samples(sample_path(run_dir, finished), finished, _groups(finished))
+        run.log(finished, {"reward/mean": finished / 8})
+        run.log_samples(finished, _groups(finished))
+    run.finish()
+    return run.folder
+
+
+def _read_back(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Records of the run's ``.wandb`` file by type."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    records: dict[str, list[dict[str, Any]]] = {}
+    for line in out.splitlines():
+        record = json.loads(line)
+        records.setdefault(record["type"], []).append(record)
+    return records
+
+
+def _table_rows(folder: Path, history: dict[str, Any]) -> list[list[Any]]:
+    table = json.loads((folder / "files" / history["samples.path"]).read_text())
+    assert table["columns"] == list(SAMPLE_COLUMNS)
+    return table["data"]
+
+
+def _row(finished: int, index: int) -> list[Any]:
+    return [finished, "row-7", "2+3=", f"answer {index} of step {finished}", "stop", float(index)]
+
+
+def test_curves_config_and_every_sample_table_are_in_the_run(tmp_path: Path):
+    folder = _run(tmp_path, first_step=0, last_step=2, recipe=_recipe())
+    records = _read_back(folder)
+    history = [record["history"]["item"] for record in records["history"]]
+    assert [(item["step"], item["_step"], item["reward/mean"]) for item in history] == [(1, 1, 0.125), (2, 2, 0.25)]
+    rows = [row for item in history for row in _table_rows(folder, item)]
+    assert rows == [_row(1, 0), _row(1, 1), _row(2, 0), _row(2, 1)]
+    assert len(history[1]["samples.previous_increments_paths"]) == 1, "the second table points at the first"
+    run = records["run"][0]["run"]
+    assert run["run_id"] == RUN_ID
+    config = run["config"]
+    assert config["update"]["rule"] == "grpo"
+    assert config["tracking"]["samples_kept"] == 2
+
+
+def test_a_resumed_run_keeps_its_id_and_the_rows_so_far(tmp_path: Path):
+    before = _run(tmp_path, first_step=0, last_step=3, recipe=_recipe())
+    moved = before.with_name(before.name.replace("offline-run-2", "offline-run-1"))
+    before.rename(moved)  # W&B names folders by the second; a real resume comes later
+    after = _run(tmp_path, first_step=2, last_step=4, recipe=_recipe())
+    records = _read_back(after)
+    assert records["run"][0]["run"]["run_id"] == RUN_ID
+    assert records["run"][0]["run"]["resume"] is True
+    history = [record["history"]["item"] for record in records["history"]]
+    assert [item["step"] for item in history] == [3, 4]
+    rows = [row for item in history for row in _table_rows(after, item)]
+    assert rows == [_row(finished, index) for finished in (1, 2, 3, 4) for index in (0, 1)]
+
+
+def test_the_hint_names_all_parts_of_the_run(tmp_path: Path):
+    run = WandbRun(tmp_path / "my run", _recipe(), run_id=RUN_ID, first_step=0)
+    run.finish()
+    command, sync, pattern = _shell_words(run.sync_hint())
+    assert (command, sync) == ("wandb", "sync")
+    assert pattern == str(run.folder)
+
+
+def _shell_words(command: str) -> list[str]:
+    """How a shell splits and expands the command."""
+    script = f'printf "%s\\n" {command}'
+    return subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_online_without_a_key_records_offline_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        run = WandbRun(tmp_path, _recipe(wandb="online"), run_id=RUN_ID, first_step=0)
+    run.finish()
+    assert "there is no W&B key" in caplog.text
+    assert run.folder.name.startswith("offline-run-")
+
+
+def test_tables_wait_for_their_upload_inside_the_run_folder(tmp_path: Path):
+    _run(tmp_path, first_step=0, last_step=1, recipe=_recipe())
+    staged = [file.read_text() for file in (tmp_path / "wandb" / "data").rglob("*") if file.is_file()]
+    assert any("answer 1 of step 1" in text for text in staged)
+    assert "WANDB_DATA_DIR" not in os.environ
