@@ -95,7 +95,7 @@ def test_curves_config_and_every_sample_table_are_in_the_run(tmp_path: Path):
     assert len(history[1]["samples.previous_increments_paths"]) == 1, "the second table points at the first"
     run = records["run"][0]["run"]
     assert run["run_id"] == RUN_ID
-    config = run["config"]
+    config = run["config"]["update"]
     assert config["update"]["rule"] == "grpo"
     assert config["tracking"]["samples_kept"] == 2
 
