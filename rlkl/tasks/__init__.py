@@ -9,14 +9,18 @@ from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
 
-__all__ = ["PREFIX", "TASKS", "Task", "base_model", "get_task"]
+__all__ = ["TASKS", "Task", "base_model", "get_task", "task_name"]
 
-PREFIX = "task:"
-"""What a recipe puts before a task's name: ``model.path: task:arithmetic``."""
+_PREFIX = "task:"
 
 TASKS: dict[str, Task] = {
     "arithmetic": Arithmetic(),
 }
+
+
+def task_name(reference: str) -> str | None:
+    """The name in a recipe value such as ``task:arithmetic``; None where the value is no task."""
+    return reference.removeprefix(_PREFIX) if reference.startswith(_PREFIX) else None
 
 
 def get_task(name: str) -> Task:

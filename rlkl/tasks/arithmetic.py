@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.compat import ensure_torch_extras
 from rlkl.seeds import derive_seed
-from rlkl.tasks.characters import character_tokenizer, small_qwen3_config
+from rlkl.tasks.characters import EOS_ID, PAD_ID, character_tokenizer, small_qwen3_config
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class Arithmetic:
     largest_sum: int = 20
     wrong_fraction: float = 0.5
     """Share of the demonstrations whose answer is wrong (uniform over the other sums)."""
-    steps: int = 600
+    steps: int = 700
     batch_size: int = 128
     lr: float = 8e-3
     """Peak of a one-cycle schedule."""
@@ -60,7 +60,7 @@ class Arithmetic:
         tokenizer = character_tokenizer()
         with torch.random.fork_rng(devices=[]), _threads(self.threads):
             torch.manual_seed(derive_seed(self.seed, "arithmetic/initial weights"))
-            model = Qwen3ForCausalLM(small_qwen3_config(tokenizer, tied=False))
+            model = Qwen3ForCausalLM(small_qwen3_config(tied=False))
             self._teach(model, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -72,15 +72,17 @@ class Arithmetic:
         prompt_lengths, sequences = _tokenize(rows, self.largest_sum, tokenizer)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "arithmetic/demonstrations"))
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.98))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=0.15)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=0.15
+        )
         model.train()
         for _ in range(self.steps):
             row_B = torch.randint(len(rows), (self.batch_size,), generator=generator)
             answer_B = self._demonstrated(rows, row_B, generator)
             ids_BT = sequences[row_B, answer_B]
-            ids_BT = ids_BT[:, : int((ids_BT != tokenizer.pad_token_id).sum(dim=1).max())]
+            ids_BT = ids_BT[:, : int(ids_BT.ne(PAD_ID).sum(dim=1).max())]
             positions_T = torch.arange(ids_BT.shape[1])
-            trained_BT = (positions_T >= prompt_lengths[row_B, None]) & (ids_BT != tokenizer.pad_token_id)
+            trained_BT = (positions_T >= prompt_lengths[row_B, None]) & ids_BT.ne(PAD_ID)
             labels_BT = torch.where(trained_BT, ids_BT, IGNORED)
             model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss.backward()
             optimizer.step()
@@ -88,7 +90,9 @@ class Arithmetic:
             schedule.step()
         model.eval()
 
-    def _demonstrated(self, rows: list[dict[str, Any]], row_B: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _demonstrated(
+        self, rows: list[dict[str, Any]], row_B: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
         """The sum that each demonstration claims: the right one, or uniformly one of the others."""
         import torch
 
@@ -106,9 +110,9 @@ def _tokenize(
     import torch
 
     prompts = [tokenizer.encode(row["prompt"]) for row in rows]
-    answers = [[*tokenizer.encode(str(total)), tokenizer.eos_token_id] for total in range(largest_sum + 1)]
+    answers = [[*tokenizer.encode(str(total)), EOS_ID] for total in range(largest_sum + 1)]
     longest = max(map(len, prompts)) + max(map(len, answers))
-    sequences = torch.full((len(prompts), len(answers), longest), tokenizer.pad_token_id)
+    sequences = torch.full((len(prompts), len(answers), longest), PAD_ID)
     for row, prompt in enumerate(prompts):
         for total, answer in enumerate(answers):
             sequences[row, total, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])

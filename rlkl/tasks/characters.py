@@ -1,4 +1,4 @@
-"""A character tokenizer and a very small Qwen3 to go with it: the stuff that base models of built-in worlds are made of."""
+"""A character tokenizer and a very small Qwen3 to go with it, of which built-in worlds make their base models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rlkl.compat import ensure_torch_extras
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+SPECIAL_TOKENS = PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+PAD_ID, EOS_ID = 0, 1
 ALPHABET = string.digits + string.ascii_letters + string.punctuation + " \n"
-MAX_POSITIONS = 512
+MAX_POSITIONS = 1024
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
@@ -24,7 +25,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: number for number, token in enumerate([PAD, EOS, UNKNOWN, *ALPHABET])}
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *ALPHABET])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
@@ -38,8 +39,8 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def small_qwen3_config(tokenizer: PreTrainedTokenizerFast, *, tied: bool) -> Qwen3Config:
-    """Two layers of width 64 over the tokenizer's vocabulary, about 160,000 parameters.
+def small_qwen3_config(*, tied: bool) -> Qwen3Config:
+    """Two layers of width 64 over the vocabulary of `character_tokenizer`, about 160,000 parameters.
 
     ``tied`` shares the embedding with the LM head. Heads are 32 wide, the smallest that vLLM's CPU attention takes.
     Weights start ten times larger than Qwen3's: at this width the usual 0.02 learns several times slower.
@@ -48,7 +49,7 @@ def small_qwen3_config(tokenizer: PreTrainedTokenizerFast, *, tied: bool) -> Qwe
     from transformers import Qwen3Config
 
     return Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=len(SPECIAL_TOKENS) + len(ALPHABET),
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -59,7 +60,7 @@ def small_qwen3_config(tokenizer: PreTrainedTokenizerFast, *, tied: bool) -> Qwe
         initializer_range=0.2,
         tie_word_embeddings=tied,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
         dtype="float32",
     )

@@ -1,0 +1,260 @@
+"""From rows to tokenized prompts, with every row accounted for."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlkl.data.sources import Rows, UnreadableRow, read_rows
+from rlkl.errors import DataError, did_you_mean
+from rlkl.recipe import DataSection
+from rlkl.seeds import derive_seed
+from rlkl.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Problem = Literal["empty", "malformed", "too_long"]
+
+EXAMPLES_PER_PROBLEM = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A row that was left out. ``row`` counts from 0 (line number - 1 in a JSON Lines file)."""
+
+    row: int
+    problem: Problem
+    detail: str
+
+    def __str__(self) -> str:
+        return f"row {self.row} ({self.problem}: {self.detail})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReport:
+    """What became of the rows: ``total = kept + empty + malformed + too_long``."""
+
+    total: int
+    kept: int
+    empty: int
+    malformed: int
+    too_long: int
+    examples: tuple[BadRow, ...]
+    """The first few bad rows of each kind."""
+
+    @property
+    def bad_fraction(self) -> float:
+        """Share of the rows that were left out; 0 of no rows."""
+        return (self.total - self.kept) / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        counts = f"{self.kept} of {self.total} rows kept"
+        if self.kept == self.total:
+            return counts
+        return f"{counts} ({self.empty} empty, {self.malformed} malformed, {self.too_long} too long): " + "; ".join(
+            map(str, self.examples)
+        )
+
+
+class PromptSource:
+    """Tokenized prompts, drawn by position: what a draw returns depends on nothing but the arguments."""
+
+    def __init__(self, prompts: Sequence[Prompt], report: DataReport, *, shuffle: bool, seed: int) -> None:
+        self.report = report
+        self._prompts = tuple(prompts)
+        self._shuffle = shuffle
+        self._seed = seed
+        self._order_of: tuple[int, Sequence[int]] = (-1, ())
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def take(self, position: int, count: int) -> list[Prompt]:
+        """The prompts number ``position`` to ``position + count - 1`` of an endless stream of epochs.
+
+        Each epoch holds every prompt once, in an order of its own when shuffled. A draw may span epochs, and then may
+        hold a prompt twice.
+        """
+        return [self._at(number) for number in range(position, position + count)]
+
+    def _at(self, number: int) -> Prompt:
+        epoch, index = divmod(number, len(self._prompts))
+        return self._prompts[self._order(epoch)[index]]
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        if not self._shuffle:
+            return range(len(self._prompts))
+        if self._order_of[0] != epoch:  # kept because neighbouring draws ask for the same epoch
+            order = list(range(len(self._prompts)))
+            random.Random(derive_seed(self._seed, "data", epoch)).shuffle(order)
+            self._order_of = (epoch, order)
+        return self._order_of[1]
+
+
+def load_prompts(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PromptSource:
+    """Read, check and tokenize every row of ``section.source``.
+
+    Plain text is encoded as the tokenizer does it by default, so a base model sees the beginning-of-sequence token that
+    it was trained with; a closing end-of-sequence token is taken off, since the completion follows. Chat messages go
+    through the tokenizer's chat template, which writes its own special tokens, up to the assistant's turn.
+    ``section.system_prompt`` goes before the messages of rows that bring no system message of their own.
+
+    Raises:
+        DataError: the source cannot be read, lacks the prompt column, holds too many bad rows or no good one; or the
+            prompts are chat messages and the tokenizer has no chat template.
+    """
+    rows = read_rows(section)
+    if rows.columns and section.prompt_column not in rows.columns:
+        raise DataError(
+            f"data.prompt_column = '{section.prompt_column}' is not a column of data.source = '{section.source}'; "
+            f"{did_you_mean(section.prompt_column, rows.columns)}"
+        )
+    prompts, report = _tokenize_rows(rows, section, tokenizer)
+    _refuse_bad_data(section, report)
+    log = logger.info if report.kept == report.total else logger.warning
+    log("data.source = %s: %s", section.source, report)
+    return PromptSource(prompts, report, shuffle=section.shuffle, seed=seed)
+
+
+def _tokenize_rows(
+    rows: Rows, section: DataSection, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Prompt], DataReport]:
+    kept: list[tuple[int, dict[str, Any], str, tuple[int, ...]]] = []
+    counts: Counter[Problem] = Counter()
+    examples: list[BadRow] = []
+    for number, row in rows.numbered:
+        try:
+            if isinstance(row, UnreadableRow):
+                raise _BadPrompt("malformed", row.reason)
+            text, token_ids = _tokenize(row, section, tokenizer)
+        except _BadPrompt as bad:
+            counts[bad.problem] += 1
+            if counts[bad.problem] <= EXAMPLES_PER_PROBLEM:
+                examples.append(BadRow(row=number, problem=bad.problem, detail=bad.detail))
+        else:
+            kept.append((number, row, text, token_ids))
+    ids = _prompt_ids([(number, row) for number, row, _, _ in kept])
+    prompts = [
+        Prompt(id=prompt_id, text=text, token_ids=token_ids, columns=row)
+        for prompt_id, (_, row, text, token_ids) in zip(ids, kept, strict=True)
+    ]
+    report = DataReport(
+        total=len(kept) + counts.total(),
+        kept=len(kept),
+        empty=counts["empty"],
+        malformed=counts["malformed"],
+        too_long=counts["too_long"],
+        examples=tuple(examples),
+    )
+    return prompts, report
+
+
+def _prompt_ids(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    """The ``id`` column where every row has one and no two are the same, else the rows' numbers."""
+    given = [row["id"] for _, row in rows if isinstance(row.get("id"), (str, int))]
+    ids = list(map(str, given))
+    if len(ids) == len(rows) and len(set(ids)) == len(ids):
+        return ids
+    if given:
+        logger.warning("the column 'id' is missing in some rows or repeats; prompts are called row-<number> instead")
+    return [f"row-{number}" for number, _ in rows]
+
+
+def _refuse_bad_data(section: DataSection, report: DataReport) -> None:
+    if report.kept and report.bad_fraction <= section.max_bad_fraction:
+        return
+    if not report.total:
+        raise DataError(f"data.source = '{section.source}' has no rows")
+    raise DataError(
+        f"data.source = '{section.source}': {report}. At most data.max_bad_fraction = {section.max_bad_fraction} of "
+        "the rows may be left out, and one must be kept. Mend the rows, point data.prompt_column (now "
+        f"'{section.prompt_column}') elsewhere, raise data.max_prompt_tokens (now {section.max_prompt_tokens}), or "
+        "raise data.max_bad_fraction"
+    )
+
+
+class _BadPrompt(Exception):
+    """Ends the reading of one row. Never leaves this module."""
+
+    def __init__(self, problem: Problem, detail: str) -> None:
+        super().__init__(problem, detail)
+        self.problem: Problem = problem
+        self.detail = detail
+
+
+def _tokenize(
+    row: Mapping[str, Any], section: DataSection, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, tuple[int, ...]]:
+    column = section.prompt_column
+    if column not in row:
+        raise _BadPrompt("malformed", f"no column '{column}'")
+    value = row[column]
+    if value is None:
+        raise _BadPrompt("empty", f"'{column}' is null")
+    if isinstance(value, str):
+        text, token_ids = _encode_text(value, section, tokenizer)
+    elif isinstance(value, list):
+        text, token_ids = _encode_chat(value, section, tokenizer)
+    else:
+        raise _BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
+    if not token_ids:
+        raise _BadPrompt("empty", "no tokens")
+    if len(token_ids) > section.max_prompt_tokens:
+        raise _BadPrompt("too_long", f"{len(token_ids)} tokens")
+    return text, token_ids
+
+
+def _encode_text(text: str, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[int, ...]]:
+    if section.system_prompt is not None:
+        raise DataError(
+            f"data.system_prompt needs chat messages, but the column '{section.prompt_column}' of data.source = "
+            f"'{section.source}' holds plain text; make it a list of messages or leave data.system_prompt out"
+        )
+    if not text.strip():
+        raise _BadPrompt("empty", "blank text")
+    has_bos = isinstance(tokenizer.bos_token, str) and text.startswith(tokenizer.bos_token)
+    token_ids = tokenizer.encode(text, add_special_tokens=not has_bos)
+    if token_ids and token_ids[-1] == tokenizer.eos_token_id:
+        token_ids = token_ids[:-1]
+    return text, tuple(token_ids)
+
+
+def _encode_chat(
+    messages: list[Any], section: DataSection, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, tuple[int, ...]]:
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"the column '{section.prompt_column}' of data.source = '{section.source}' holds chat messages, but the "
+            f"tokenizer '{tokenizer.name_or_path}' has no chat template; use an instruct model or a plain-text column"
+        )
+    messages = _checked_messages(messages)
+    if section.system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": section.system_prompt}, *messages]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise _BadPrompt("malformed", f"the chat template refuses the messages: {error}") from error
+    assert isinstance(text, str)
+    return text, tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _checked_messages(messages: list[Any]) -> list[dict[str, Any]]:
+    """The messages without null fields (parquet fills absent ones so). Content is text or a list of parts."""
+    for number, message in enumerate(messages):
+        is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
+        if not is_message or not isinstance(message.get("content"), (str, list)):
+            raise _BadPrompt("malformed", f"message {number} is not {{'role': ..., 'content': ...}}")
+    if not messages or not any(message["content"] for message in messages if message["role"] != "system"):
+        raise _BadPrompt("empty", "no message says anything")
+    if messages[-1]["role"] == "assistant":
+        raise _BadPrompt("malformed", "the last message is the assistant's, so the answer is already given")
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]

@@ -1,0 +1,129 @@
+"""Reading rows: JSON Lines, parquet, Hugging Face datasets, built-in worlds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkl.errors import DataError, did_you_mean
+from rlkl.recipe import DataSection
+from rlkl.tasks import get_task, task_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """Stands where a row could not be parsed, and says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Numbered rows of a source, and the columns that it is known to have.
+
+    A row's number counts from 0: line number - 1 in a JSON Lines file, where blank lines are no rows.
+    """
+
+    numbered: Iterable[tuple[int, dict[str, Any] | UnreadableRow]]
+    columns: frozenset[str]
+
+
+def read_rows(section: DataSection) -> Rows:
+    """All rows of ``section.source``.
+
+    Raises:
+        DataError: there is no such file, data set, configuration or split, or it cannot be read.
+        InputError: there is no such task.
+    """
+    source = section.source
+    task = task_name(source)
+    if task is not None:
+        return _of_dicts(get_task(task).rows())
+    path = Path(source).expanduser()
+    if path.suffix == ".jsonl":
+        return _read_jsonl(_existing(path))
+    if path.suffix == ".parquet":
+        return _read_parquet(_existing(path))
+    if path.is_file():
+        raise DataError(f"data.source = '{source}' is a {path.suffix or 'nameless'} file; use .jsonl or .parquet")
+    data = _load_folder(path, section) if path.is_dir() else _load_named(source, section)
+    return Rows(enumerate(dict(row) for row in data), frozenset(data.column_names))
+
+
+def _of_dicts(rows: list[dict[str, Any]]) -> Rows:
+    return Rows(list(enumerate(rows)), frozenset(column for row in rows for column in row))
+
+
+def _existing(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.parent.is_dir():
+        raise DataError(f"data.source = '{path}': there is no folder '{path.parent}' (here: {Path.cwd()})")
+    files = [file.name for file in path.parent.iterdir() if file.suffix in (".jsonl", ".parquet")]
+    raise DataError(f"data.source = '{path}' does not exist; {did_you_mean(path.name, files)}")
+
+
+def _read_jsonl(path: Path) -> Rows:
+    numbered = list(_parse_lines(path))
+    columns = frozenset(column for _, row in numbered if isinstance(row, dict) for column in row)
+    return Rows(numbered, columns)
+
+
+def _parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | UnreadableRow]]:
+    with path.open("rb") as lines:  # bytes: only a newline ends a line, and a bad encoding spoils one row, not the file
+        for number, line in enumerate(lines):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                yield number, UnreadableRow(f"not JSON ({error})")
+                continue
+            yield number, row if isinstance(row, dict) else UnreadableRow(f"a JSON {type(row).__name__}, not an object")
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"data.source = '{path}' cannot be read as parquet: {error}") from error
+    return Rows(enumerate(table.to_pylist()), frozenset(table.column_names))
+
+
+def _load_folder(path: Path, section: DataSection) -> Dataset:
+    """A folder written by ``save_to_disk`` (one split or several), or a folder of data files."""
+    import datasets
+
+    if (path / "dataset_dict.json").is_file():
+        splits = datasets.DatasetDict.load_from_disk(path)
+        if section.split not in splits:
+            raise DataError(
+                f"data.split = '{section.split}' is not in data.source = '{path}'; "
+                f"{did_you_mean(section.split, map(str, splits))}"
+            )
+        return splits[section.split]
+    if (path / "state.json").is_file():
+        return datasets.Dataset.load_from_disk(path)
+    return _load_named(str(path), section)
+
+
+def _load_named(name: str, section: DataSection) -> Dataset:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return datasets.load_dataset(name, section.subset, split=section.split)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise DataError(
+            f"data.source = '{name}' (subset {section.subset or 'none'}, split {section.split}) cannot be loaded as a "
+            f"Hugging Face data set: {error} A local file must end in .jsonl or .parquet"
+        ) from error

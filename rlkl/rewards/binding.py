@@ -1,0 +1,56 @@
+"""Which arguments a reward function takes, and filling them in by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+from rlkl.errors import RewardInputError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """A reward function's parameters, by name."""
+
+    required: frozenset[str]
+    optional: frozenset[str]
+    takes_all: bool
+    """Whether it has a ``**`` parameter."""
+
+
+def parameters_of(function: Callable[..., Any]) -> Parameters:
+    """Read the signature.
+
+    Raises:
+        RewardInputError: there is none (some C functions), or it has a required positional-only parameter.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError as error:
+        raise RewardInputError(f"{function!r} has no signature to read; wrap it in a Python function") from error
+    by_name = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
+    for p in parameters:
+        if p.kind is Parameter.POSITIONAL_ONLY and p.default is Parameter.empty:
+            raise RewardInputError(f"parameter '{p.name}' of {function!r} is positional-only; arguments come by name")
+    return Parameters(
+        required=frozenset(p.name for p in by_name if p.default is Parameter.empty),
+        optional=frozenset(p.name for p in by_name if p.default is not Parameter.empty),
+        takes_all=any(p.kind is Parameter.VAR_KEYWORD for p in parameters),
+    )
+
+
+def bind_arguments(parameters: Parameters, available: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for one call, by name.
+
+    Raises:
+        RewardInputError: a required parameter has no value; the message lists those that there are.
+    """
+    for name in sorted(parameters.required - available.keys()):
+        raise RewardInputError(f"its argument '{name}' is not available for this row; {did_you_mean(name, available)}")
+    if parameters.takes_all:
+        return dict(available)
+    wanted = parameters.required | parameters.optional
+    return {name: value for name, value in available.items() if name in wanted}
