@@ -18,7 +18,7 @@ from rlkl.errors import MissingSignalError
 
 
 class Signal(Enum):
-    """A per-token ``[B, T]`` quantity that a rule may ask the learner for (nats, float32, zero outside the response)."""
+    """A per-token ``[B, T]`` quantity that a rule may ask for (nats, float32, zero outside the response)."""
 
     POLICY_LOGPROBS = "policy_logprobs"
     """log pi(token), current weights, with gradient."""
@@ -151,7 +151,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """What a rule returns for one micro-batch. Everything is a sum divided by a global denominator, so micro-batches add up."""
+    """What a rule returns for one micro-batch: sums divided by global denominators, so that micro-batches add up."""
 
     loss: Tensor
     """Scalar, differentiable: what the learner back-propagates."""

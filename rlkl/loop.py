@@ -57,7 +57,9 @@ class Clock:
     """Where the time of one step goes, in seconds."""
 
     started: float = field(default_factory=time.perf_counter)
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0))
+    spent: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0)
+    )
 
     def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``function`` and book its time on ``part``."""
@@ -129,7 +131,7 @@ class Trainer:
         self.step += 1
 
     def _collect(self, clock: Clock) -> tuple[list[RolloutGroup], list[Example], dict[str, float]]:
-        """Rounds of prompts until the rule has selected a full step of groups, or ``rollout.max_rounds`` are used up."""
+        """Rounds of prompts until the rule has selected a full step of groups, at most ``rollout.max_rounds``."""
         wanted = self.recipe.rollout.prompts_per_step
         groups: list[RolloutGroup] = []
         examples: list[Example] = []

@@ -13,66 +13,83 @@ from rlkl.updates.settings import GrpoSettings, UpdateSettings
 class RunSection(Section):
     """Where the run is kept."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and its folder.")
-    dir: str | None = Field(None, description="Run folder; runs/<name> when left out.")
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and its folder."
+    )
+    dir: str | None = Field(default=None, description="Run folder; runs/<name> when left out.")
 
 
 class LoraSection(Section):
     """Low-rank adapters (peft). The reference model is then the policy with its adapter off."""
 
-    rank: int = Field(16, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(32.0, gt=0, description="Scale of the adapters (alpha / rank).")
-    target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="Modules that get an adapter.")
+    rank: int = Field(default=16, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters (alpha / rank).")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        default="all-linear", description="Modules that get an adapter."
+    )
 
 
 class ModelSection(Section):
     """The policy."""
 
-    path: str = Field(description="Hugging Face name, a local folder, or a built-in base model such as task:arithmetic.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Computing and publishing precision; trained weights are kept in float32."
+    path: str = Field(
+        description="Hugging Face name, a local folder, or a built-in base model such as task:arithmetic."
     )
-    lora: LoraSection | None = Field(None, description="Train low-rank adapters instead of all weights.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Computing and publishing precision; trained weights are kept in float32."
+    )
+    lora: LoraSection | None = Field(default=None, description="Train low-rank adapters instead of all weights.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass to save memory."
+    )
 
 
 class DataSection(Section):
     """Where prompts come from."""
 
     source: str = Field(description="A .jsonl or .parquet file, a Hugging Face datasets name, or task:arithmetic.")
-    subset: str | None = Field(None, description="Configuration name of a Hugging Face data set.")
-    split: str = Field("train", description="Split of a Hugging Face data set.")
-    prompt_column: str = Field("prompt", description="Column with the prompt: plain text or a list of chat messages.")
-    system_prompt: str | None = Field(None, description="Put before chat messages as the system message.")
-    max_prompt_tokens: int = Field(512, ge=1, description="Longer prompts are dropped and counted.")
-    max_bad_fraction: float = Field(
-        0.1, ge=0, le=1, description="Stop before training when more of the rows are empty, malformed or over-long."
+    subset: str | None = Field(default=None, description="Configuration name of a Hugging Face data set.")
+    split: str = Field(default="train", description="Split of a Hugging Face data set.")
+    prompt_column: str = Field(
+        default="prompt", description="Column with the prompt: plain text or a list of chat messages."
     )
-    shuffle: bool = Field(True, description="Draw prompts in a new random order each epoch.")
+    system_prompt: str | None = Field(default=None, description="Put before chat messages as the system message.")
+    max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are dropped and counted.")
+    max_bad_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Stop before training when more of the rows are empty, malformed or over-long.",
+    )
+    shuffle: bool = Field(default=True, description="Draw prompts in a new random order each epoch.")
 
 
 class RolloutSection(Section):
     """Sampling from the policy."""
 
-    engine: str = Field("vllm", description="vllm, hf (transformers generate), or package.module:Class.")
-    workers: int = Field(1, ge=1, description="Rollout workers, each a Ray actor with its own engine.")
+    engine: str = Field(default="vllm", description="vllm, hf (transformers generate), or package.module:Class.")
+    workers: int = Field(default=1, ge=1, description="Rollout workers, each a Ray actor with its own engine.")
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs per worker; left out: 1 where the cluster has GPUs, else 0."
+        default=None, ge=0, description="GPUs per worker; left out: 1 where the cluster has GPUs, else 0."
     )
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs that each worker reserves in Ray.")
-    threads: int | None = Field(None, ge=1, description="CPU threads per worker; left out: all cores of its machine.")
-    prompts_per_step: int = Field(32, ge=1, description="Prompts per training step.")
-    samples_per_prompt: int = Field(8, ge=1, description="Completions per prompt (the group size).")
-    max_new_tokens: int = Field(256, ge=1, description="A completion is cut off after this many tokens.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature; the learner's log-probs use the same.")
-    top_p: float = Field(1.0, description="Only 1.0 (off): truncation would bias the importance ratio.")
-    top_k: int = Field(-1, description="Only -1 (off): truncation would bias the importance ratio.")
-    min_p: float = Field(0.0, description="Only 0.0 (off): truncation would bias the importance ratio.")
+    cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker reserves in Ray.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads per worker; left out: all cores of its machine."
+    )
+    prompts_per_step: int = Field(default=32, ge=1, description="Prompts per training step.")
+    samples_per_prompt: int = Field(default=8, ge=1, description="Completions per prompt (the group size).")
+    max_new_tokens: int = Field(default=256, ge=1, description="A completion is cut off after this many tokens.")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Sampling temperature; the learner's log-probs use the same."
+    )
+    top_p: float = Field(default=1.0, description="Only 1.0 (off): truncation would bias the importance ratio.")
+    top_k: int = Field(default=-1, description="Only -1 (off): truncation would bias the importance ratio.")
+    min_p: float = Field(default=0.0, description="Only 0.0 (off): truncation would bias the importance ratio.")
     max_rounds: int = Field(
-        1, ge=1, description="Rounds of prompts drawn to fill a step when the rule drops groups; 1: no refill."
+        default=1, ge=1, description="Rounds of prompts drawn to fill a step when the rule drops groups; 1: no refill."
     )
-    memory_fraction: float = Field(0.5, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
-    kv_cache_gib: int = Field(1, ge=1, description="vLLM's key-value cache on a CPU, in GiB.")
+    memory_fraction: float = Field(default=0.5, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
+    kv_cache_gib: int = Field(default=1, ge=1, description="vLLM's key-value cache on a CPU, in GiB.")
 
     @field_validator("top_p", "top_k", "min_p")
     @classmethod
@@ -80,9 +97,9 @@ class RolloutSection(Section):
         neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}[info.field_name]
         if value != neutral:
             raise ValueError(
-                f"only {neutral} is allowed: with truncated sampling a token's sampling probability is its share of the "
-                "kept tokens, the learner's is its share of the whole vocabulary, so every importance ratio would be "
-                "off by the kept mass. Lower rollout.temperature instead"
+                f"only {neutral} is allowed: with truncated sampling a token's sampling probability is its share of "
+                "the kept tokens, the learner's is its share of the whole vocabulary, so every importance ratio would "
+                "be off by the kept mass. Lower rollout.temperature instead"
             )
         return value
 
@@ -90,33 +107,50 @@ class RolloutSection(Section):
 class LearnerSection(Section):
     """Optimisation."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the learner's machine has it.")
-    gpus: float | None = Field(None, ge=0, description="GPUs that the learner reserves in Ray; left out: 1 if there are.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the learner; left out: all cores.")
-    lr: float = Field(1e-6, ge=0, description="Peak learning rate of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after warm-up.")
-    warmup_steps: int = Field(0, ge=0, description="Optimizer steps over which the learning rate rises from 0.")
-    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="Where linear and cosine end, as a share of lr.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first moment decay.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second moment decay.")
-    adam_eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
-    epochs: int = Field(1, ge=1, description="Passes over each batch.")
-    minibatches: int = Field(1, ge=1, description="Optimizer steps per pass; whole groups stay together.")
-    micro_batch_tokens: int = Field(8192, ge=1, description="Tokens, padding included, per forward and backward pass.")
-    logits_chunk_tokens: int = Field(1024, ge=1, description="Tokens whose full-vocabulary logits exist at one time.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where the learner's machine has it."
+    )
+    gpus: float | None = Field(
+        default=None, ge=0, description="GPUs that the learner reserves in Ray; left out: 1 if there are."
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the learner; left out: all cores.")
+    lr: float = Field(default=1e-6, ge=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Learning rate after warm-up."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises from 0.")
+    final_lr_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="Where linear and cosine end, as a share of lr."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment decay.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second moment decay.")
+    adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
+    epochs: int = Field(default=1, ge=1, description="Passes over each batch.")
+    minibatches: int = Field(default=1, ge=1, description="Optimizer steps per pass; whole groups stay together.")
+    micro_batch_tokens: int = Field(
+        default=8192, ge=1, description="Tokens, padding included, per forward and backward pass."
+    )
+    logits_chunk_tokens: int = Field(
+        default=1024, ge=1, description="Tokens whose full-vocabulary logits exist at one time."
+    )
     track_reference_kl: bool = Field(
-        False, description="Log KL to the reference even where the rule does not use it (keeps a frozen reference)."
+        default=False,
+        description="Log KL to the reference even where the rule does not use it (keeps a frozen reference).",
     )
 
 
 class WeightsSection(Section):
     """Publishing weights to the rollout workers, and proving that they arrived."""
 
-    probe_prompts: int = Field(8, ge=1, description="Sequences on which engine and learner are compared each publish.")
+    probe_prompts: int = Field(
+        default=8, ge=1, description="Sequences on which engine and learner are compared each publish."
+    )
     tolerance: float | None = Field(
-        None, gt=0, description="Largest allowed log-prob difference; left out: 1e-3 in float32, 0.3 in bfloat16."
+        default=None,
+        gt=0,
+        description="Largest allowed log-prob difference; left out: 1e-3 in float32, 0.3 in bfloat16.",
     )
 
 
@@ -124,46 +158,56 @@ class RewardSection(Section):
     """One reward."""
 
     function: str = Field(description="path/to/file.py:function, package.module:function, or task:arithmetic.")
-    name: str | None = Field(None, description="Name of its curve, reward/<name>; left out: the function's name.")
-    weight: float = Field(1.0, description="Weight in the sum that the update sees.")
+    name: str | None = Field(
+        default=None, description="Name of its curve, reward/<name>; left out: the function's name."
+    )
+    weight: float = Field(default=1.0, description="Weight in the sum that the update sees.")
 
 
 class TrackingSection(Section):
     """What is recorded."""
 
-    wandb: Literal["offline", "online", "off"] = Field("offline", description="Weights & Biases mode.")
-    project: str = Field("rlkl", description="W&B project.")
-    entity: str | None = Field(None, description="W&B team or user.")
-    samples_every: int = Field(10, ge=1, description="Steps between two sample files and sample tables.")
-    samples_kept: int = Field(32, ge=1, description="Rollouts in a W&B sample table; the parquet file keeps all.")
-    console: Literal["auto", "live", "plain"] = Field("auto", description="auto: live in a terminal, else plain lines.")
+    wandb: Literal["offline", "online", "off"] = Field(default="offline", description="Weights & Biases mode.")
+    project: str = Field(default="rlkl", description="W&B project.")
+    entity: str | None = Field(default=None, description="W&B team or user.")
+    samples_every: int = Field(default=10, ge=1, description="Steps between two sample files and sample tables.")
+    samples_kept: int = Field(
+        default=32, ge=1, description="Rollouts in a W&B sample table; the parquet file keeps all."
+    )
+    console: Literal["auto", "live", "plain"] = Field(
+        default="auto", description="auto: live in a terminal, else plain lines."
+    )
 
 
 class CheckpointSection(Section):
     """Saving the whole state of a run."""
 
-    every: int = Field(50, ge=1, description="Steps between two checkpoints; the last step always saves one.")
-    keep: int = Field(2, ge=1, description="Checkpoints kept; older ones are deleted.")
+    every: int = Field(default=50, ge=1, description="Steps between two checkpoints; the last step always saves one.")
+    keep: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are deleted.")
 
 
 class ClusterSection(Section):
     """Ray, and how long to wait for its actors."""
 
-    address: str | None = Field(None, description="Ray cluster; left out: RAY_ADDRESS if set, else a local Ray of its own.")
-    start_timeout_s: float = Field(600.0, gt=0, description="Deadline for actors to start and load the model.")
-    call_timeout_s: float = Field(1800.0, gt=0, description="Deadline for any one call to an actor.")
+    address: str | None = Field(
+        default=None, description="Ray cluster; left out: RAY_ADDRESS if set, else a local Ray of its own."
+    )
+    start_timeout_s: float = Field(default=600.0, gt=0, description="Deadline for actors to start and load the model.")
+    call_timeout_s: float = Field(default=1800.0, gt=0, description="Deadline for any one call to an actor.")
 
 
 class Recipe(Section):
     """A whole run."""
 
     run: RunSection = Field(default_factory=lambda: RunSection(), description="Name and folder of the run.")
-    seed: int = Field(0, ge=0, description="Every random draw of the run derives from it.")
-    steps: int = Field(100, ge=1, description="Training steps (rollout, reward, learner, publish).")
+    seed: int = Field(default=0, ge=0, description="Every random draw of the run derives from it.")
+    steps: int = Field(default=100, ge=1, description="Training steps (rollout, reward, learner, publish).")
     model: ModelSection = Field(description="The policy.")
     data: DataSection = Field(description="Where prompts come from.")
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Sampling.")
-    rewards: list[RewardSection] = Field(default_factory=list, description="Rewards; the update sees their weighted sum.")
+    rewards: list[RewardSection] = Field(
+        default_factory=list, description="Rewards; the update sees their weighted sum."
+    )
     update: UpdateSettings = Field(default_factory=lambda: GrpoSettings(), description="The update rule.")
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="Optimisation.")
     weights: WeightsSection = Field(default_factory=lambda: WeightsSection(), description="Publish and prove.")

@@ -35,8 +35,8 @@ def recipe_path(run_dir: Path) -> Path:
     path = run_dir / RECIPE_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{run_dir} is not the folder of a run: it has no {RECIPE_FILE}. Give the folder that `rlkl train` named, such "
-            "as runs/quickstart"
+            f"{run_dir} is not the folder of a run: it has no {RECIPE_FILE}. Give the folder that `rlkl train` named, "
+            "such as runs/quickstart"
         )
     return path
 

@@ -7,34 +7,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkl.compat import ensure_torch_extras
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-ensure_torch_extras()
-
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # noqa: E402
-
-from rlkl.actors.backend import RayBackend  # noqa: E402
-from rlkl.data.prompts import load_prompts  # noqa: E402
-from rlkl.errors import InputError, RecipeError  # noqa: E402
-from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state  # noqa: E402
-from rlkl.learner.learner import LearnerSpec  # noqa: E402
-from rlkl.learner.signals import check_supplied  # noqa: E402
-from rlkl.loop import RunResult, Trainer  # noqa: E402
-from rlkl.recipe import Recipe  # noqa: E402
-from rlkl.recipe_io import dump_recipe  # noqa: E402
-from rlkl.rewards import load_rewards  # noqa: E402
-from rlkl.rollout.engine import EngineSettings, engine_class  # noqa: E402
-from rlkl.run_dir import RECIPE_FILE, new_run_dir  # noqa: E402
-from rlkl.tasks import base_model, task_name  # noqa: E402
-from rlkl.tracking.tracker import Tracker  # noqa: E402
-from rlkl.updates import build_update  # noqa: E402
+from rlkl.actors.backend import RayBackend
+from rlkl.data.prompts import load_prompts
+from rlkl.errors import InputError, RecipeError
+from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.learner.learner import LearnerSpec
+from rlkl.learner.signals import check_supplied
+from rlkl.loop import RunResult, Trainer
+from rlkl.recipe import Recipe
+from rlkl.recipe_io import dump_recipe
+from rlkl.rewards import load_rewards
+from rlkl.rollout.engine import EngineSettings, engine_class
+from rlkl.run_dir import RECIPE_FILE, new_run_dir
+from rlkl.tasks import base_model, task_name
+from rlkl.tracking.tracker import Tracker
+from rlkl.updates import build_update
 
 logger = logging.getLogger(__name__)
 
 
-def train(
-    recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_from: Path | None = None
-) -> RunResult:
+def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_from: Path | None = None) -> RunResult:
     """Run a recipe to its end, or go on with the run in ``resume_from`` (its folder, as `RunResult.run_dir`).
 
     ``rewards`` are reward functions in addition to the recipe's own.
@@ -110,11 +104,13 @@ def _load_tokenizer(model_path: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model.path = {model_path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a Hugging "
-            "Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
+            f"model.path = {model_path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a "
+            "Hugging Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise InputError(f"model.path = {model_path!r}: its tokenizer names no end-of-sequence token; set eos_token in it")
+        raise InputError(
+            f"model.path = {model_path!r}: its tokenizer names no end-of-sequence token; set eos_token in it"
+        )
     return tokenizer
 
 
@@ -124,8 +120,8 @@ def _check_length(model_path: str, recipe: Recipe) -> None:
     if limit is not None and longest > limit:
         raise RecipeError(
             f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
-            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model_path!r} takes at most {limit} "
-            "(max_position_embeddings); lower one of the two"
+            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model_path!r} takes at most "
+            f"{limit} (max_position_embeddings); lower one of the two"
         )
 
 

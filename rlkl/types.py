@@ -53,7 +53,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A scored completion. ``reward`` is the weighted sum that updates see; ``components`` are the raw rewards by name."""
+    """A scored completion: ``reward`` is the weighted sum that updates see, ``components`` the raw rewards by name."""
 
     sample_index: int
     completion: Completion

@@ -61,7 +61,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """The learner's log-probs on the probe, with the weights before and after the step (before: absent at the start)."""
+    """The learner's log-probs on the probe, with the weights before (absent at the start) and after the step."""
 
     before: Scores | None
     after: Scores
@@ -83,9 +83,7 @@ class HostMemoryChannel:
         for name, tensor in tensors:
             bits = _bits(tensor.detach().contiguous())
             dtype = str(tensor.dtype).removeprefix("torch.")
-            packed.append(
-                PackedTensor(name=name, dtype=dtype, data=bits.cpu().numpy(), checksum=_checksum(bits))
-            )
+            packed.append(PackedTensor(name=name, dtype=dtype, data=bits.cpu().numpy(), checksum=_checksum(bits)))
         return WeightPackage(version=version, tensors=tuple(packed))
 
     def unpack(self, package: WeightPackage) -> Iterator[tuple[str, Tensor]]:
@@ -111,10 +109,10 @@ class Outbox:
         if must_change and checksums == self._checksums:
             dtypes = sorted({packed.dtype for packed in package.tensors})
             raise WeightSyncError(
-                f"version {version} would publish the same {len(checksums)} tensors as the version before, although the "
-                f"learner stepped with a learning rate and a gradient above zero. Either the trained parameters are not "
-                f"the published ones, or the step is too small for {'/'.join(dtypes)}: raise learner.lr, or publish in "
-                "float32 (model.dtype)."
+                f"version {version} would publish the same {len(checksums)} tensors as the version before, although "
+                "the learner stepped with a learning rate and a gradient above zero. Either the trained parameters are "
+                f"not the published ones, or the step is too small for {'/'.join(dtypes)}: raise learner.lr, or publish "
+                "in float32 (model.dtype)."
             )
         self._checksums = checksums
         return package
@@ -163,17 +161,19 @@ def verify(expected: Expected, receipts: Mapping[str, Receipt], *, version: int,
     return worst
 
 
-def probe_sequences(prompts: Sequence[tuple[int, ...]], completions: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def probe_sequences(
+    prompts: Sequence[tuple[int, ...]], completions: Sequence[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
     """Sequences of at least two tokens to compare log-probs on: prompts with what was sampled for them."""
-    sequences = [
-        (prompt + completion)[:PROBE_TOKENS] for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    sequences = [(prompt + completion)[:PROBE_TOKENS] for prompt, completion in zip(prompts, completions, strict=True)]
     return [sequence for sequence in sequences if len(sequence) >= 2]
 
 
 def _check_receipt(name: str, receipt: Receipt, version: int) -> None:
     if receipt.version != version:
-        raise WeightSyncError(f"{name} took in version {receipt.version} of the weights; version {version} was published")
+        raise WeightSyncError(
+            f"{name} took in version {receipt.version} of the weights; version {version} was published"
+        )
     if receipt.damaged:
         raise WeightSyncError(
             f"{name} received other bytes than were published in {len(receipt.damaged)} tensors of version {version}: "
@@ -197,8 +197,8 @@ def _check_scores(name: str, scores: Scores, expected: Expected, tolerance: floa
     gap = _largest_gap(scores, expected.after)
     if not gap <= tolerance:
         raise WeightSyncError(
-            f"{name} disagrees with the learner by {gap:.3g} nats on the probe after a publish; at most {tolerance:g} is "
-            f"allowed (weights.tolerance). {_lag(scores, expected)}"
+            f"{name} disagrees with the learner by {gap:.3g} nats on the probe after a publish; at most "
+            f"{tolerance:g} is allowed (weights.tolerance). {_lag(scores, expected)}"
         )
     if expected.before is not None:
         movement = _largest_gap(expected.before, expected.after)

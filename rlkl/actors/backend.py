@@ -78,9 +78,7 @@ class RayBackend:
         package = self._learner.pack.remote(version)
         answers = [worker.receive.remote(package, probe) for worker in self._workers]
         expected: Expected = self._call_learner("score the probe", self._learner.expect.remote(probe))
-        receipts: list[Receipt] = wait_all(
-            answers, who=self._names, what="take in weights", timeout_s=self._timeout_s
-        )
+        receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:
             return verify(
                 expected, dict(zip(self._names, receipts, strict=True)), version=version, tolerance=self._tolerance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -34,7 +35,7 @@ class Needs:
 
 
 def connect(section: ClusterSection, *, cpus: int) -> bool:
-    """Connect to ``cluster.address``, RAY_ADDRESS, or start a local Ray with ``cpus``; True when it is the run's own."""
+    """Connect to ``cluster.address`` or RAY_ADDRESS, or start a local Ray with ``cpus``; True if it is our own."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return False
@@ -60,7 +61,7 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
 
 
 def needs_of(recipe: Recipe) -> Needs:
-    """What the recipe's actors reserve in the connected cluster; GPUs that are not spelled out: one each where there are."""
+    """What the actors reserve in the connected cluster; GPUs that are not spelled out: one each where there are any."""
     default_gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) > 0 else 0.0
     rollout, learner = recipe.rollout, recipe.learner
     return Needs(
@@ -90,11 +91,14 @@ def check_room(needs: Needs, *, timeout_s: float) -> None:
         time.sleep(min(5.0, timeout_s))
 
 
-def _no_room(needs: Needs, missing: dict[str, float], there: dict[str, float], never: bool) -> str:
-    lacks = ", ".join(f"{amount:g} {name} (it has {there.get(name, 0.0):g}{'' if never else ' free'})"
-                      for name, amount in missing.items())
+def _no_room(needs: Needs, missing: dict[str, float], there: Mapping[str, float], never: bool) -> str:
+    lacks = ", ".join(
+        f"{amount:g} {name} (it has {there.get(name, 0.0):g}{'' if never else ' free'})"
+        for name, amount in missing.items()
+    )
     return (
-        f"the Ray cluster cannot place {needs.workers} rollout workers ({needs.worker_cpus} CPU, {needs.worker_gpus:g} GPU "
-        f"each) and the learner (1 CPU, {needs.learner_gpus:g} GPU): the run needs {lacks}. Lower rollout.workers, "
-        "rollout.cpus_per_worker, rollout.gpus_per_worker or learner.gpus (fractions share a GPU), or use a larger cluster"
+        f"the Ray cluster cannot place {needs.workers} rollout workers ({needs.worker_cpus} CPU, "
+        f"{needs.worker_gpus:g} GPU each) and the learner (1 CPU, {needs.learner_gpus:g} GPU): the run needs {lacks}. "
+        "Lower rollout.workers, rollout.cpus_per_worker, rollout.gpus_per_worker or learner.gpus (fractions share a "
+        "GPU), or use a larger cluster"
     )

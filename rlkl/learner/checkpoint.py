@@ -66,8 +66,8 @@ class Checkpoints:
         found = self.complete()
         if not found:
             raise CheckpointError(
-                f"no complete checkpoint in {self._folder}; a run saves its first after checkpoint.every steps, and when "
-                "it is interrupted with Ctrl-C. Start anew with `rlkl train RECIPE`."
+                f"no complete checkpoint in {self._folder}; a run saves one after checkpoint.every steps, and "
+                "when it is interrupted with Ctrl-C. Start anew with `rlkl train RECIPE`."
             )
         return found[-1]
 
@@ -77,7 +77,9 @@ def read_state(checkpoint: Path) -> LoopState:
     try:
         return LoopState(**json.loads((checkpoint / _STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / _STATE} cannot be read ({error}); remove {checkpoint} to use an older one")
+        raise CheckpointError(
+            f"{checkpoint / _STATE} cannot be read ({error}); remove {checkpoint} to use an older one"
+        ) from error
 
 
 def _sync_tree(folder: Path) -> None:

@@ -98,9 +98,7 @@ class Learner:
         records = [
             self._optimizer_step(batch.rows(rows_B).recounted())
             for epoch in range(self._section.epochs)
-            for rows_B in minibatches(
-                batch, self._section.minibatches, seed=self._recipe.seed, step=step, epoch=epoch
-            )
+            for rows_B in minibatches(batch, self._section.minibatches, seed=self._recipe.seed, step=step, epoch=epoch)
         ]
         means = {name: sum(record[name] for record in records) / len(records) for name in records[0]}
         return {**means, "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}

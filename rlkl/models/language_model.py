@@ -7,13 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from rlkl.compat import ensure_torch_extras
 from rlkl.errors import EnvironmentProblem
-
-ensure_torch_extras()
-
-from transformers import AutoModelForCausalLM  # noqa: E402
 
 _LOGITS_TOLERANCE = 1e-4
 

@@ -104,8 +104,9 @@ def _merged_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            base: Any = module.get_base_layer()
-            yield f"{name}.weight", base.weight.float() + module.get_delta_weight("default").float()
+            layer: Any = module
+            base = layer.get_base_layer()
+            yield f"{name}.weight", base.weight.float() + layer.get_delta_weight("default").float()
             if base.bias is not None:
                 yield f"{name}.bias", base.bias.detach()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import fmean, pstdev
 
 from rlkl.rollout.engine import Request
@@ -36,7 +37,7 @@ def share_out(requests: Sequence[Request], workers: int) -> list[Sequence[Reques
     """The requests in order, cut into one nearly equal part a worker."""
     size, extra = divmod(len(requests), workers)
     starts = [worker * size + min(worker, extra) for worker in range(workers + 1)]
-    return [requests[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+    return [requests[start:end] for start, end in pairwise(starts)]
 
 
 def completions_of(

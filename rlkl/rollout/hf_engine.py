@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
-from rlkl.compat import ensure_torch_extras
-
-ensure_torch_extras()
-
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor  # noqa: E402
-
-from rlkl.rollout.engine import EngineSettings, Request  # noqa: E402
-from rlkl.types import Completion  # noqa: E402
+from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.types import Completion
 
 _ROWS_PER_CALL = 64
 
@@ -41,7 +37,7 @@ class HfEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=getattr(torch, settings.dtype))
+        model: Any = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=getattr(torch, settings.dtype))
         self._model = model.to(self._device).eval()
         self._pad = settings.stop_token_ids[0]
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlkl.compat import ensure_torch_extras
 from rlkl.errors import RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion
@@ -48,7 +47,7 @@ class WeightReceiver:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         for module in model.modules():
-            if isinstance(module, ParallelLMHead) and module.weight.numel() > 0:
+            if isinstance(module, ParallelLMHead):
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
     def readable_weights(self) -> list[tuple[str, torch.Tensor]]:
@@ -62,7 +61,6 @@ class VllmEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         _set_environment(settings)
-        ensure_torch_extras()
         from vllm import LLM
 
         on_cpu = not torch.cuda.is_available()
@@ -140,8 +138,8 @@ def _completion(output: RequestOutput) -> Completion:
     sample = output.outputs[0]
     if sample.logprobs is None or sample.finish_reason not in ("stop", "length"):
         raise RolloutError(
-            f"vLLM ended request {output.request_id} with finish_reason={sample.finish_reason!r}; expected a completion "
-            "that stopped by itself or reached max_new_tokens. Its prompt has "
+            f"vLLM ended request {output.request_id} with finish_reason={sample.finish_reason!r}; expected a "
+            "completion that stopped by itself or reached max_new_tokens. Its prompt has "
             f"{len(output.prompt_token_ids or ())} tokens."
         )
     return Completion(

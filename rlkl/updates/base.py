@@ -46,4 +46,4 @@ class PolicyUpdate(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """The loss of one micro-batch. ``signals`` holds the frozen signals of these rows and the differentiable ones."""
+        """The loss of one micro-batch. ``signals`` holds these rows' frozen signals and the differentiable ones."""

@@ -1,0 +1,209 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkl.errors import CheckpointError, LearnerError
+from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.recipe import Recipe
+from rlkl.types import Completion, Example, Prompt, Rollout
+from tests.models import tiny_qwen3
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_qwen3(tmp_path_factory.mktemp("model") / "untied", tied=False, seed=0))
+
+
+def build(model_path: str, **sections: dict) -> Learner:
+    recipe = Recipe.model_validate(
+        {
+            "model": {"path": model_path, **sections.pop("model", {})},
+            "data": {"source": "unused.jsonl"},
+            "learner": {"lr": 1e-2, "track_reference_kl": True, **sections.pop("learner", {})},
+            **sections,
+        }
+    )
+    return Learner(LearnerSpec(recipe=recipe, model_path=model_path))
+
+
+def examples(seed: int = 0, *, reward_scale: float = 1.0) -> list[Example]:
+    """Four prompts, three completions each, of 1 to 6 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 14, (count,), generator=generator).tolist())
+
+    found = []
+    for group in range(4):
+        prompt = Prompt(id=str(group), text="", token_ids=ids(2 + group))
+        for sample in range(3):
+            length = 1 + (group + 2 * sample) % 6
+            completion = Completion(token_ids=ids(length), logprobs=(-2.0,) * length, finish_reason="stop")
+            reward = reward_scale * float(torch.rand((), generator=generator))
+            rollout = Rollout(
+                sample_index=sample, completion=completion, reward=reward, components={}, weights_version=0
+            )
+            found.append(Example(prompt=prompt, rollout=rollout, group=group))
+    return found
+
+
+def train(learner: Learner, steps: int = 1) -> list[dict[str, float]]:
+    return [learner.prepare(examples(step)) | learner.step(step) for step in range(steps)]
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.policy.published()}
+
+
+def test_before_the_first_step_policy_and_reference_are_one(model_path: str):
+    record = train(build(model_path, update={"kl_coef": 0.1}))[0]
+
+    assert record["kl/policy_to_reference"] == 0.0
+    assert record["loss/kl"] == 0.0
+    assert record["update/clip_fraction_low"] == record["update/clip_fraction_high"] == 0.0
+    assert record["optim/grad_norm"] > 0
+
+
+def test_a_step_moves_the_policy_away_from_the_reference(model_path: str):
+    records = train(build(model_path), steps=2)
+
+    assert records[1]["kl/policy_to_reference"] != 0.0
+    assert records[1]["kl/policy_to_reference_per_token"] == pytest.approx(
+        records[1]["kl/policy_to_reference"] * 12 / sum(len(e.rollout.completion.token_ids) for e in examples(1))
+    )
+
+
+def test_the_probe_is_what_transformers_computes(model_path: str):
+    from transformers import AutoModelForCausalLM
+
+    sequences = [(3, 4, 5, 6), (7, 8)]
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+
+    for sequence, scores in zip(sequences, build(model_path).probe(sequences), strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+        wanted = [float(logprobs[t, token]) for t, token in enumerate(sequence[1:])]
+        assert scores == pytest.approx(wanted, abs=1e-5)
+
+
+def test_several_epochs_and_minibatches_leave_the_start_and_start_clipping(model_path: str):
+    learner = build(model_path, learner={"epochs": 3, "minibatches": 2, "lr": 3e-2})
+
+    record = train(learner)[0]
+
+    assert record["update/clip_fraction_low"] + record["update/clip_fraction_high"] > 0
+    assert record["loss/total"] != 0.0
+
+
+def test_lora_trains_only_its_adapters_and_publishes_them_merged(model_path: str):
+    learner = build(model_path, model={"lora": {"rank": 2}})
+    before, base = weights(learner), [p.clone() for n, p in learner.policy.named_parameters() if "lora" not in n]
+
+    train(learner, steps=2)
+
+    after = weights(learner)
+    assert set(after) == set(weights(build(model_path)))
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+    still = [p for n, p in learner.policy.named_parameters() if "lora" not in n]
+    assert all(torch.equal(one, other) for one, other in zip(base, still, strict=True))
+
+
+def test_lora_takes_the_policy_without_adapters_as_reference(model_path: str):
+    full = build(model_path)
+    lora = build(model_path, model={"lora": {"rank": 2}})
+    start = lora.prepare(examples())["kl/policy_to_reference"]
+    lora.step(0)
+    moved = lora.prepare(examples())
+
+    assert start == 0.0
+    assert moved["kl/policy_to_reference"] != 0.0
+    assert full.prepare(examples())["entropy/policy"] != moved["entropy/policy"]
+
+
+def test_tied_embeddings_are_published_once(tmp_path: Path):
+    tied = build(str(tiny_qwen3(tmp_path / "tied", tied=True, seed=0)))
+
+    names = [name for name, _ in tied.policy.published()]
+
+    assert len(names) == len(set(names))
+    assert "lm_head.weight" not in names
+    assert "model.embed_tokens.weight" in names
+
+
+@pytest.mark.parametrize("model", [{}, {"lora": {"rank": 2}}])
+def test_a_restored_learner_goes_on_bit_for_bit(model_path: str, tmp_path: Path, model: dict):
+    whole = build(model_path, model=model)
+    train(whole)
+    whole.save(tmp_path)
+    whole.prepare(examples(7))
+    record = whole.step(1)
+
+    resumed = build(model_path, model=model)
+    resumed.restore(tmp_path)
+    resumed.prepare(examples(7))
+
+    assert resumed.step(1) == record
+    after, wanted = weights(resumed), weights(whole)
+    assert all(torch.equal(after[name], wanted[name]) for name in wanted)
+
+
+def test_the_saved_policy_loads_in_transformers(model_path: str, tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    learner = build(model_path, model={"lora": {"rank": 2}})
+    train(learner)
+    learner.save(tmp_path)
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
+
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in learner.policy.published())
+
+
+def test_another_models_state_is_refused(model_path: str, tmp_path: Path):
+    build(model_path).save(tmp_path)
+
+    with pytest.raises(CheckpointError, match="holds other parameters than this recipe trains"):
+        build(model_path, model={"lora": {"rank": 2}}).restore(tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights(model_path: str):
+    learner = build(model_path)
+    before = weights(learner)
+    learner.prepare(examples(reward_scale=float("nan")))
+
+    with pytest.raises(LearnerError, match=r"the gradient is not finite .* policy\.model"):
+        learner.step(0)
+
+    after = weights(learner)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_nothing_selected_is_a_step_that_does_nothing(model_path: str):
+    learner = build(model_path)
+    before = weights(learner)
+
+    assert learner.prepare([]) == {}
+    assert learner.step(0) == {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
+    assert not learner.moved
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.policy.published())
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(model_path: str):
+    low = build(model_path, model={"dtype": "bfloat16"})
+
+    entropy = low.prepare(examples())["entropy/policy"]
+
+    assert entropy == pytest.approx(build(model_path).prepare(examples())["entropy/policy"], rel=1e-2)
+    assert all(p.dtype == torch.float32 for p in low.policy.parameters())
+    assert all(tensor.dtype == torch.bfloat16 for _, tensor in low.policy.published())
+
+
+def test_gradient_checkpointing_changes_memory_not_numbers(model_path: str):
+    plain, saving = build(model_path), build(model_path, model={"gradient_checkpointing": True})
+
+    assert train(plain) == train(saving)
+    after = weights(saving)
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights(plain).items())

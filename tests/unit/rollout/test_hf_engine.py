@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkl.errors import RecipeError
+from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from tests.models import tiny_qwen3
+
+STOP = 1
+
+
+def settings(path: Path, temperature: float = 1.0) -> EngineSettings:
+    return EngineSettings(
+        model_path=str(path),
+        dtype="float32",
+        max_prompt_tokens=8,
+        max_new_tokens=6,
+        temperature=temperature,
+        stop_token_ids=(STOP,),
+        memory_fraction=0.5,
+        kv_cache_gib=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen3(tmp_path_factory.mktemp("model") / "untied", tied=False, seed=0)
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(prompt_token_ids=(4, 5, 6)[: 1 + n % 3], seed=n) for n in range(count)]
+
+
+def test_tokens_depend_on_the_seed_and_not_on_the_batch(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    engine = HfEngine(settings(model_path))
+    together = engine.generate(requests(12))
+
+    alone = [engine.generate([request])[0] for request in requests(12)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert len({c.token_ids for c in together}) > 6
+
+
+def test_log_probs_are_those_of_the_scored_sequence(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    engine = HfEngine(settings(model_path))
+    for request, completion in zip(requests(6), engine.generate(requests(6)), strict=True):
+        scores = engine.score([request.prompt_token_ids + completion.token_ids])[0]
+        assert completion.logprobs == pytest.approx(scores[len(request.prompt_token_ids) - 1 :], abs=1e-4)
+
+
+def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    for completion in HfEngine(settings(model_path)).generate(requests(64)):
+        if completion.finish_reason == "stop":
+            assert completion.token_ids.index(STOP) == len(completion.token_ids) - 1
+        else:
+            assert STOP not in completion.token_ids
+            assert len(completion.token_ids) == 6
+
+
+def test_draws_follow_the_softmax_at_the_temperature(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    engine = HfEngine(settings(model_path, temperature=2.0))
+    draws = engine.generate([Request(prompt_token_ids=(4, 5), seed=seed) for seed in range(3000)])
+
+    first = torch.tensor([completion.token_ids[0] for completion in draws])
+    by_token = {c.token_ids[0]: c.logprobs[0] for c in draws}
+    for token, logprob in by_token.items():
+        share = float((first == token).float().mean())
+        wanted = float(torch.tensor(logprob).exp())
+        assert abs(share - wanted) < 5 * (wanted / 3000) ** 0.5  # five standard errors
+
+
+def test_new_weights_are_taken_in_and_what_none_reached_is_told(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    engine = HfEngine(settings(model_path))
+    before = engine.score([(4, 5, 6)])
+    tensors = [(name, tensor * 1.5) for name, tensor in engine.readable_weights()]
+
+    assert engine.load_weights(tensors[1:]) == {tensors[0][0]}
+    assert engine.load_weights(tensors) == frozenset()
+    assert engine.score([(4, 5, 6)]) != before
+
+
+def test_an_unknown_engine_lists_what_there_is():
+    with pytest.raises(RecipeError, match=r"rollout\.engine = 'vlm' is unknown; expected one of vllm, hf"):
+        engine_class("vlm")
+    with pytest.raises(RecipeError, match="cannot be imported"):
+        engine_class("rlkl.rollout.hf_engine:Missing")
