@@ -1,0 +1,112 @@
+"""Finding tasks, and keeping their base models."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkl.errors import InputError
+from rlkl.tasks import TASKS, base_model, get_task, task_name
+from rlkl.tasks.cache import cache_folder, cached_base_model
+
+
+def nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A task that counts its builds in a file and calls ``meanwhile`` during each."""
+
+    log: Path
+    setting: int = 0
+    meanwhile: Callable[[], None] = nothing
+
+    def rows(self) -> list[dict[str, Any]]:
+        return []
+
+    def reward(self, prompt: str, completion: str, answer: str) -> float:
+        return 0.0
+
+    def build_base_model(self, folder: Path) -> None:
+        with self.log.open("a") as log:
+            log.write("built\n")
+        (folder / "weights").write_text("ours")
+        self.meanwhile()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RLKL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "base_models"
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(InputError, match=r"'arithmetics'; did you mean 'arithmetic'"):
+        get_task("arithmetics")
+    with pytest.raises(InputError, match=r"'x'"):
+        base_model("x")
+
+
+def test_task_name_is_what_follows_the_prefix():
+    assert task_name("task:arithmetic") == "arithmetic"
+    assert task_name("Qwen/Qwen3-0.6B") is None
+
+
+def test_cache_folder_defaults_to_the_home_folder(monkeypatch):
+    monkeypatch.delenv("RLKL_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "rlkl"
+
+
+def test_a_base_model_is_built_once_and_says_so(tmp_path, cache, caplog):
+    caplog.set_level(logging.INFO, logger="rlkl")
+    task = Counted(tmp_path / "log")
+    folder = cached_base_model("counted", task)
+    assert (folder / "weights").read_text() == "ours"
+    assert folder.parent == cache
+    assert "building the base model of task:counted" in caplog.text
+    assert cached_base_model("counted", task) == folder
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_changed_settings_get_a_model_of_their_own(tmp_path):
+    first = cached_base_model("counted", Counted(tmp_path / "log", setting=1))
+    second = cached_base_model("counted", Counted(tmp_path / "log", setting=2))
+    assert first != second
+
+
+def test_a_failed_build_leaves_nothing_behind(tmp_path, cache):
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match=r"out of memory"):
+        cached_base_model("counted", Counted(tmp_path / "log", meanwhile=fail))
+    assert list(cache.iterdir()) == []
+
+
+def test_of_two_builders_at_once_the_first_wins(tmp_path, cache):
+    built: list[Path] = []
+
+    def finish_first() -> None:
+        if built:
+            built[0].mkdir()
+            (built[0] / "weights").write_text("theirs")
+
+    task = Counted(tmp_path / "log", meanwhile=finish_first)
+    built.append(cached_base_model("counted", task))
+    shutil.rmtree(built[0])
+    assert (cached_base_model("counted", task) / "weights").read_text() == "theirs"
+    assert list(cache.iterdir()) == built
+
+
+def test_every_registered_task_has_the_columns_that_its_reward_wants():
+    for task in TASKS.values():
+        for row in task.rows():
+            assert row.keys() >= {"id", "prompt", "answer"}
+            assert task.reward(row["prompt"], row["answer"], row["answer"]) == 1.0
