@@ -53,8 +53,11 @@ def test_a_folder_saved_by_datasets(tmp_path):
 def test_one_split_of_a_folder_saved_by_datasets(tmp_path):
     import datasets
 
-    splits = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1]))
-    splits.save_to_disk(tmp_path / "several")
+    splits: dict[str | datasets.NamedSplit, datasets.Dataset] = {
+        "train": datasets.Dataset.from_list(ROWS),
+        "test": datasets.Dataset.from_list(ROWS[:1]),
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "several")
     assert rows_of(tmp_path / "several", split="test") == [(0, ROWS[0])]
     with pytest.raises(DataError, match=r"data.split = 'tests'.*did you mean 'test'"):
         rows_of(tmp_path / "several", split="tests")
@@ -68,7 +71,7 @@ def test_a_folder_of_data_files(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     assert rows_of(folder) == [(0, {"prompt": "a"}), (1, {"prompt": "b"})]
-    with pytest.raises(DataError, match=r"split validation"):
+    with pytest.raises(DataError, match=r"data\.split validation"):
         rows_of(folder, split="validation")
 
 
