@@ -124,6 +124,6 @@ def _load_named(name: str, section: DataSection) -> Dataset:
         return datasets.load_dataset(name, section.subset, split=section.split)
     except (DatasetsError, OSError, ValueError) as error:
         raise DataError(
-            f"data.source = '{name}' (data.subset {section.subset}, data.split {section.split}) is no .jsonl or .parquet "
-            f"file and cannot be loaded as a Hugging Face data set: {error}"
+            f"data.source = '{name}' (data.subset {section.subset}, data.split {section.split}) is no .jsonl or "
+            f".parquet file and cannot be loaded as a Hugging Face data set: {error}"
         ) from error
