@@ -1,0 +1,62 @@
+"""Short real runs for tests: a tiny model, the additions, a reward that random completions vary in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlkl.recipe import Recipe
+from rlkl.tracking.metrics import without_timings
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 5
+
+
+def digits(completion: str) -> float:
+    """Share of digits among four characters."""
+    return sum(character.isdigit() for character in completion[:4]) / 4
+
+
+def make_recipe(run_dir: Path, model: Path, **sections: Any) -> Recipe:
+    """A recipe of `STEPS` steps on vLLM; ``sections`` add to it or change it."""
+    values: dict[str, Any] = {
+        "run": {"dir": str(run_dir)},
+        "steps": STEPS,
+        "model": {"path": str(model)},
+        "data": {"source": "task:arithmetic", "max_prompt_tokens": 16},
+        "rewards": [{"function": "tests.integration.runs:digits"}],
+        "rollout": {"prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 8},
+        "learner": {"lr": 1e-3, "track_reference_kl": True},
+        "tracking": {"samples_every": 2},
+        "checkpoint": {"every": 2},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if isinstance(values.get(name), dict) else section
+    return Recipe.model_validate(values)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(run_dir: Path) -> list[dict[str, Any]]:
+    """The same without what a clock measured."""
+    return [without_timings(record) for record in records(run_dir)]
+
+
+def start_cli(*arguments: str) -> subprocess.Popen[str]:
+    """The command line in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlkl.cli", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )

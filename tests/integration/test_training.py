@@ -1,0 +1,176 @@
+"""Real runs: Ray actors, vLLM engines, a learner, W&B offline."""
+
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rlkl
+from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, WeightSyncError
+from rlkl.loop import RunResult
+from tests.integration.engines import LOST
+from tests.integration.runs import STEPS, digits, make_recipe, records, start_cli, untimed
+
+DEADLINE_S = 240
+
+
+def test_every_step_is_recorded_and_every_publish_proven(whole_run: RunResult):
+    lines = records(whole_run.run_dir)
+
+    assert (whole_run.status, whole_run.exit_code) == ("done", 0)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert all(line["weights/verified"] == 1 for line in lines)
+    assert [line["weights/version"] for line in lines] == list(range(1, STEPS + 1))
+    assert max(line["rollout/mismatch_max"] for line in lines) < 1e-4
+    assert max(line["weights/probe_max"] for line in lines) < 1e-4
+    assert lines[0]["kl/policy_to_reference"] == 0.0
+    assert lines[-1]["kl/policy_to_reference"] != 0.0
+    assert whole_run.metrics.items() <= lines[-1].items()
+
+
+def test_the_run_folder_is_complete(whole_run: RunResult):
+    found = {path.name for path in whole_run.run_dir.iterdir()}
+    assert found == {"recipe.yaml", "metrics.jsonl", "samples", "checkpoints", "policy", "wandb"}
+
+    samples = pq.read_table(whole_run.run_dir / "samples" / "step_000002.parquet").to_pylist()
+    assert len(samples) == 8 * 4
+    assert all(row["reward"] == digits(row["completion"]) for row in samples)
+    checkpoints = sorted(path.name for path in (whole_run.run_dir / "checkpoints").iterdir())
+    assert checkpoints == ["step_000004", "step_000005"]
+    assert list((whole_run.run_dir / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_the_policy_loads_in_transformers_and_has_moved(whole_run: RunResult, untied_model: Path):
+    policy = AutoModelForCausalLM.from_pretrained(whole_run.run_dir / "policy").state_dict()
+    start = AutoModelForCausalLM.from_pretrained(untied_model).state_dict()
+    tokenizer = AutoTokenizer.from_pretrained(whole_run.run_dir / "policy")
+
+    assert policy.keys() == start.keys()
+    assert any(not torch.equal(policy[name], start[name]) for name in start)
+    assert tokenizer.decode(tokenizer.encode("7+12=")) == "7+12="
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Path, tmp_path: Path):
+    """SIGKILL in the fourth step, resume from the checkpoint of the second: nothing may differ but the times."""
+    run_dir = tmp_path / "killed"
+    recipe = make_recipe(run_dir, untied_model)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(rlkl.dump_recipe(recipe))
+    process = start_cli("train", str(path))
+    _wait_for_steps(process, run_dir, 3)
+    process.kill()
+    process.wait()
+
+    result = rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
+
+    assert result.status == "done"
+    assert untimed(run_dir) == untimed(whole_run.run_dir)
+    policies = [
+        AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict() for folder in (run_dir, whole_run.run_dir)
+    ]
+    assert all(torch.equal(policies[0][name], policies[1][name]) for name in policies[0])
+    assert len({path.name.split("-")[-1] for path in (run_dir / "wandb").glob("offline-run-*")}) == 1
+
+
+def test_a_finished_run_has_nothing_to_resume(whole_run: RunResult):
+    before = (whole_run.run_dir / "metrics.jsonl").read_bytes()
+
+    with pytest.raises(CheckpointError, match=rf"has finished all of its {STEPS} steps.*steps=10"):
+        rlkl.train(rlkl.load_recipe(whole_run.run_dir / "recipe.yaml"), resume_from=whole_run.run_dir)
+    assert (whole_run.run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_workers_sample_what_one_samples(whole_run: RunResult, untied_model: Path, tmp_path: Path):
+    result = rlkl.train(make_recipe(tmp_path / "two", untied_model, rollout={"workers": 2}, steps=3))
+
+    for one, two in zip(untimed(whole_run.run_dir)[:3], untimed(result.run_dir), strict=True):
+        sampler = {key for key in one if key.startswith(("rollout/mismatch", "weights/probe"))}  # rounding of its batches
+        assert {key: one[key] for key in one.keys() - sampler} == {key: two[key] for key in two.keys() - sampler}
+
+
+def test_tied_embeddings_lora_and_an_own_reward_function(tied_model: Path, tmp_path: Path):
+    def ends_early(completion_ids: tuple[int, ...]) -> float:
+        return -float(len(completion_ids))
+
+    recipe = make_recipe(tmp_path / "tied", tied_model, model={"lora": {"rank": 4}}, steps=3, tracking={"wandb": "off"})
+    result = rlkl.train(recipe, rewards=[ends_early])
+
+    lines = records(result.run_dir)
+    assert all(line["weights/verified"] == 1 for line in lines)
+    assert max(line["rollout/mismatch_max"] for line in lines) < 1e-4
+    assert all(line["reward/ends_early"] == -line["rollout/length_mean"] for line in lines)
+    assert not (result.run_dir / "wandb").exists()
+
+
+def test_bfloat16_and_full_training_with_tied_embeddings(tied_model: Path, tmp_path: Path):
+    sections = {"model": {"dtype": "bfloat16"}, "steps": 3, "learner": {"epochs": 2, "minibatches": 2}}
+    result = rlkl.train(make_recipe(tmp_path / "bf16", tied_model, **sections))
+
+    assert all(line["weights/verified"] == 1 for line in records(result.run_dir))
+    policy = AutoModelForCausalLM.from_pretrained(result.run_dir / "policy", dtype="auto")
+    assert policy.dtype == torch.bfloat16
+
+
+def test_a_lost_tensor_stops_the_run_and_is_named(untied_model: Path, tmp_path: Path):
+    engine = {"engine": "tests.integration.engines:LosesOneTensor"}
+
+    with pytest.raises(WeightSyncError, match=f"no tensor of version 0 reached.*{LOST}"):
+        rlkl.train(make_recipe(tmp_path / "lost", untied_model, rollout=engine))
+
+
+def test_a_stale_tensor_stops_the_run_and_is_named(untied_model: Path, tmp_path: Path):
+    recipe = make_recipe(
+        tmp_path / "stale", untied_model, rollout={"engine": "tests.integration.engines:KeepsOneTensor"}
+    )
+
+    with pytest.raises(WeightSyncError, match=r"disagrees with the learner by .* model\.embed_tokens\.weight \(off by"):
+        rlkl.train(recipe)
+    assert not (tmp_path / "stale" / "policy").exists()
+
+
+def test_a_worker_that_dies_is_named(untied_model: Path, tmp_path: Path):
+    recipe = make_recipe(tmp_path / "dies", untied_model, rollout={"engine": "tests.integration.engines:Dies"})
+
+    with pytest.raises(ActorDiedError, match="rollout worker 0 ended while it was asked to generate"):
+        rlkl.train(recipe)
+
+
+def test_a_worker_that_hangs_is_named_at_the_deadline(untied_model: Path, tmp_path: Path):
+    recipe = make_recipe(
+        tmp_path / "hangs",
+        untied_model,
+        rollout={"engine": "tests.integration.engines:Hangs"},
+        cluster={"call_timeout_s": 10.0},
+    )
+
+    with pytest.raises(DeadlineError, match="rollout worker 0 did not generate within 10 s"):
+        rlkl.train(recipe)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(untied_model: Path, tmp_path: Path):
+    recipe = make_recipe(tmp_path / "run", untied_model, rollout={"engine": "hf"}, steps=500, checkpoint={"every": 500})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(rlkl.dump_recipe(recipe))
+    process = start_cli("train", str(path))
+    _wait_for_steps(process, tmp_path / "run", 2)
+
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+
+    done = records(tmp_path / "run")[-1]["step"]
+    assert process.returncode == 128 + signal.SIGINT
+    assert f"rlkl train --resume {tmp_path / 'run'}" in output
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{done:06d}"]
+
+
+def _wait_for_steps(process, run_dir: Path, steps: int) -> None:
+    end = time.monotonic() + DEADLINE_S
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f"no {steps} steps within {DEADLINE_S} s"
+        time.sleep(0.01)
