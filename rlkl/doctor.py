@@ -29,8 +29,8 @@ _WANTED_SHM_GIB = 1
 _REINSTALL = "run make install"
 
 PROBES = {
-    "torch": "import torch; print('CUDA GPUs that torch sees:', torch.cuda.device_count())",
-    "ray": "import ray; print(ray.__version__)",
+    "torch and GPUs": "import torch; print('works, sees', torch.cuda.device_count(), 'CUDA GPUs')",
+    "Ray": "import ray; print('works')",
     "engine hf": "import rlkl.rollout.hf_engine; print('works')",
     "engine vllm": "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; print('works')",
     "update rules": (
@@ -112,7 +112,7 @@ def check_versions(requirements: list[str]) -> Iterator[Check]:
 
 
 def probe(name: str, code: str, deadline_s: float = IMPORT_DEADLINE_S) -> Check:
-    """Run ``code`` in a Python of its own. The detail is the last line that it prints, or the last line of its error."""
+    """Run ``code`` in a Python of its own. The detail is the last line that it prints, or that its error ends with."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     remedy = _REMEDY.get(name, _REINSTALL)
     try:

@@ -55,7 +55,7 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key]) -> str:
         return f"{got}: {reason}"
     if place.schema_name in keys:
         return f"{got}: expected {keys[place.schema_name].expects}{_quoting_hint(detail, keys[place.schema_name])}"
-    if kind == "model_type":
+    if kind in ("model_type", "model_attributes_type"):
         return f"{got}: expected a section with the keys {', '.join(_fields(place.sections))}"
     if kind == "list_type":
         return f"{got}: expected a list, each entry a section with the keys {', '.join(_fields(place.sections))}"

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlkl.cli import main
+from rlkl.errors import LearnerError
+from rlkl.recipe_io import dump_recipe, load_recipe
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path | None]]:
+    """What `rlkl train` hands to `rlkl.start.train`, which is replaced by one that ends with exit code 130."""
+    calls: list[tuple[Any, Path | None]] = []
+
+    def train(recipe: Any, *, resume_from: Path | None = None) -> SimpleNamespace:
+        calls.append((recipe, resume_from))
+        if recipe.steps == 13:
+            raise LearnerError("the gradient is not finite")
+        if recipe.steps == 14:
+            raise ZeroDivisionError
+        return SimpleNamespace(exit_code=130)
+
+    start = ModuleType("rlkl.start")
+    start.train = train  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "rlkl.start", start)
+    return calls
+
+
+def test_train_passes_the_recipe_and_returns_the_runs_exit_code(trained: list[Any]) -> None:
+    assert main(["train", "quickstart", "steps=3", "learner.lr=1e-4"]) == 130
+    assert trained == [(load_recipe("quickstart", "steps=3", "learner.lr=1e-4"), None)]
+
+
+def test_resume_takes_the_runs_own_recipe(tmp_path: Path, trained: list[Any]) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("quickstart", "seed=5")))
+    assert main(["train", "--resume", str(tmp_path), "steps=7"]) == 130
+    assert trained == [(load_recipe("quickstart", "seed=5", "steps=7"), tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "quickstart", "lr=3"], "Did you mean learner.lr?"),
+        (["train"], "needs a recipe first"),
+        (["train", "steps=3"], "needs a recipe first"),
+        (["train", "--resume", "nowhere"], "has no recipe.yaml"),
+        (["train", "--resume", "nowhere", "seed=3"], "only steps=N may change"),
+        (["plan", "nowhere.yaml"], "no recipe at nowhere.yaml"),
+        (["keys", "lerner"], "no key starts with 'lerner'"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    arguments: list[str], message: str, trained: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert trained == []
+
+
+def test_failed_run_is_exit_code_1_with_its_message(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "quickstart", "steps=13"]) == 1
+    assert capsys.readouterr().err == "error: the gradient is not finite\n"
+
+
+@pytest.mark.usefixtures("trained")
+def test_unforeseen_errors_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "quickstart", "steps=14"])
+
+
+def test_plan_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "quickstart", "update.variant=dapo", "learner.epochs=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "clip_high: 0.28" in printed
+    assert "3 epochs x 1 minibatches = 3 optimizer steps" in printed
+
+
+def test_keys_lists_one_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "checkpoint"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "key",
+        "checkpoint.every",
+        "checkpoint.keep",
+    ]
+
+
+def test_module_runs_as_a_command() -> None:
+    answer = subprocess.run([sys.executable, "-m", "rlkl", "train", "nowhere"], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith("error: no recipe at nowhere")

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rlkl.errors import InputError
+from rlkl.machine import Machine
+from rlkl.plan import Plan, make_plan
+from rlkl.plan_view import show
+from rlkl.recipe_io import load_recipe
+
+LAPTOP = Machine(cpus=4, memory_gib=16.0)
+NODE = Machine(cpus=64, memory_gib=512.0, gpus=("H200", "H200"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def plan(*overrides: str, machine: Machine = LAPTOP) -> Plan:
+    return make_plan(load_recipe("quickstart", *overrides), machine)
+
+
+def test_batch_arithmetic() -> None:
+    batch = plan(
+        "rollout.prompts_per_step=30",
+        "rollout.samples_per_prompt=8",
+        "data.max_prompt_tokens=512",
+        "rollout.max_new_tokens=256",
+        "learner.minibatches=4",
+        "learner.epochs=2",
+        "learner.micro_batch_tokens=8192",
+    ).batch
+    assert batch.sequences == 240
+    assert batch.tokens == 240 * 768
+    assert batch.minibatch_sequences == 64  # groups go 8, 8, 7, 7
+    assert batch.micro_batches == 7  # ten sequences of 768 tokens fit into 8192
+    assert batch.optimizer_steps == 8
+
+
+def test_sequence_longer_than_a_micro_batch_goes_alone() -> None:
+    small = plan("learner.micro_batch_tokens=100", "rollout.prompts_per_step=3", "rollout.samples_per_prompt=2")
+    assert small.batch.micro_batches == 6
+    assert any("below the longest sequence (520 tokens)" in warning for warning in small.warnings)
+
+
+def test_processes_take_gpus_where_there_are_some() -> None:
+    assert (plan().cpus, plan().gpus) == (2, 0)
+    on_node = plan("rollout.workers=3", "rollout.cpus_per_worker=4", machine=NODE)
+    assert (on_node.cpus, on_node.gpus) == (13, 4)
+    assert on_node.warnings[0].startswith("4 GPUs are asked for and this machine has 2")
+    shared = plan("rollout.workers=3", "rollout.gpus_per_worker=0.5", "learner.gpus=0.5", machine=NODE)
+    assert shared.gpus == 2
+    assert shared.warnings == ()
+
+
+def test_a_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    remote = plan("rollout.workers=9", "rollout.threads=1")
+    assert remote.cluster == "http://head:8265"
+    assert remote.warnings == ()
+
+
+def test_recipe_is_resolved() -> None:
+    assert plan("update.variant=dapo").recipe.update.clip_high == 0.28
+    assert plan("update.variant=dapo", "update.clip_high=0.5").recipe.update.clip_high == 0.5
+
+
+def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "a": {"dtype": "F32", "shape": [1024, 1024], "data_offsets": [0, 0]},
+            "b": {"dtype": "F32", "shape": [1048576], "data_offsets": [0, 0]},
+        }
+    ).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    memory = plan(f"model.path={tmp_path}", "model.dtype=bfloat16").memory
+    assert memory is not None
+    assert memory.parameters == 2 * 2**20
+    assert memory.learner_gib == 2 / 1024 * 16
+    assert memory.reference_gib == memory.engine_gib == 2 / 1024 * 2
+    without = plan(f"model.path={tmp_path}", "learner.track_reference_kl=false").memory
+    assert without is not None
+    assert without.reference_gib == 0
+    assert plan().memory is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (["learner.track_reference_kl=false"], "update.kl_coef = 0 and learner.track_reference_kl = false"),
+        (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt = 1: "),
+        (["rollout.samples_per_prompt=2"], "rollout.samples_per_prompt = 2 with update.advantage = group_std"),
+        (["update.variant=dapo"], "update.drop_uniform_groups with rollout.max_rounds = 1"),
+        (["update.clip_low=0.1"], "update.clip_low and clip_high: with one optimizer step"),
+        (["update.variant=rloo", "learner.epochs=2"], "update.variant = rloo with 2 optimizer steps per batch"),
+        (["update.variant=cispo", "learner.minibatches=4"], "update.variant = cispo with 4 optimizer steps per batch"),
+        (["rollout.workers=40", "rollout.threads=1", "cluster.address=c"], "rollout.workers = 40 exceeds"),
+        (["rollout.workers=3"], "rollout.workers = 3 and rollout.threads is left out"),
+        (["rollout.workers=4", "rollout.threads=1"], "5 CPUs are asked for and this machine has 4"),
+        (["rollout.temperature=0.7"], "rollout.temperature = 0.7: "),
+        (["model.dtype=bfloat16"], "model.dtype = bfloat16 without a GPU"),
+        (["model.path=Qwen/Qwen3-0.6B"], "learner.lr = 0.0005 is large for all weights"),
+        (["model.path=x", "model.lora={}", "learner.lr=0.01"], "learner.lr = 0.01 is large for adapters"),
+        (["learner.lr=0"], "learner.lr = 0: "),
+        (["learner.warmup_steps=100"], "learner.warmup_steps = 100 is not shorter than the run (100 optimizer steps)"),
+        (["rewards=[]"], "rewards is empty"),
+        (["steps=20"], "checkpoint.every = 50 exceeds steps = 20"),
+    ],
+)
+def test_each_warning_comes_alone_and_for_its_reason(overrides: list[str], start: str) -> None:
+    assert plan().warnings == ()
+    (warning,) = plan(*overrides).warnings
+    assert warning.startswith(start)
+
+
+def test_run_dir_that_holds_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("")
+    with pytest.raises(InputError, match="already holds files"):
+        plan(f"run.dir={tmp_path}")
+
+
+def test_view_shows_processes_arithmetic_and_warnings() -> None:
+    stream = io.StringIO()
+    show(plan("steps=20"), Console(file=stream, markup=False, width=120))
+    text = stream.getvalue()
+    assert "Processes: 2 CPUs and 0 GPUs, on a local Ray; this machine has 4 CPUs and 0 GPUs" in text
+    assert "32 prompts x 8 samples = 256 sequences" in text
+    assert "1 optimizer steps x 20 training steps = 20 in total" in text
+    assert "Warnings: 1\n  - checkpoint.every = 50 exceeds steps = 20" in text
