@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rlkl.data.prompts import PromptSource
-from rlkl.errors import CheckpointError
 from rlkl.interrupt import StopRequest
 from rlkl.learner.checkpoint import Checkpoints, LoopState
 from rlkl.recipe import Recipe
@@ -207,12 +206,7 @@ class Trainer:
             self.tokenizer.save_pretrained(folder / "policy")
 
     def resume(self, checkpoint: Path, state: LoopState) -> None:
-        """Take up a checkpoint's state; raises `CheckpointError` when it has nothing left to do."""
-        if state.step >= self.recipe.steps:
-            raise CheckpointError(
-                f"{checkpoint} has finished all of its {self.recipe.steps} steps; to go on, ask for more: "
-                f"rlkl train --resume {self.run_dir} steps={self.recipe.steps * 2}"
-            )
+        """Take up what `save` wrote."""
         self.backend.restore(checkpoint)
         self.step, self.position = state.step, state.position
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.backend import RayBackend
 from rlkl.data.prompts import load_prompts
-from rlkl.errors import InputError, RecipeError
+from rlkl.errors import CheckpointError, InputError, RecipeError
 from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
@@ -90,10 +90,16 @@ def resolve_model(path: str) -> str:
 def _checkpoint(
     run_dir: Path | None, recipe: Recipe, fingerprints: dict[str, str]
 ) -> tuple[Path | None, LoopState | None]:
+    """The newest checkpoint to go on from; raises `CheckpointError` when there is none, or nothing left to do."""
     if run_dir is None:
         return None, None
     checkpoint = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).latest()
     state = read_state(checkpoint)
+    if state.step >= recipe.steps:
+        raise CheckpointError(
+            f"{checkpoint} has finished all of its {recipe.steps} steps; to go on, ask for more: "
+            f"rlkl train --resume {run_dir} steps={recipe.steps * 2}"
+        )
     for name in sorted(set(fingerprints) | set(state.reward_fingerprints)):
         if fingerprints.get(name) != state.reward_fingerprints.get(name):
             logger.warning("reward %r is not what it was when %s was saved; curves will not join up", name, checkpoint)

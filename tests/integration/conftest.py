@@ -28,5 +28,3 @@ def whole_run(untied_model: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 @pytest.fixture(autouse=True)
 def _away_from_other_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlkl
 from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, WeightSyncError
 from rlkl.loop import RunResult
+from rlkl.recipe_io import dump_recipe
 from tests.integration.engines import LOST
 from tests.integration.runs import STEPS, digits, make_recipe, records, start_cli, untimed
 
@@ -59,7 +60,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Pa
     run_dir = tmp_path / "killed"
     recipe = make_recipe(run_dir, untied_model)
     path = tmp_path / "recipe.yaml"
-    path.write_text(rlkl.dump_recipe(recipe))
+    path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
     _wait_for_steps(process, run_dir, 3)
     process.kill()
@@ -88,7 +89,9 @@ def test_two_workers_sample_what_one_samples(whole_run: RunResult, untied_model:
     result = rlkl.train(make_recipe(tmp_path / "two", untied_model, rollout={"workers": 2}, steps=3))
 
     for one, two in zip(untimed(whole_run.run_dir)[:3], untimed(result.run_dir), strict=True):
-        sampler = {key for key in one if key.startswith(("rollout/mismatch", "weights/probe"))}  # rounding of its batches
+        sampler = {
+            key for key in one if key.startswith(("rollout/mismatch", "weights/probe"))
+        }  # rounding of its batches
         assert {key: one[key] for key in one.keys() - sampler} == {key: two[key] for key in two.keys() - sampler}
 
 
@@ -154,7 +157,7 @@ def test_a_worker_that_hangs_is_named_at_the_deadline(untied_model: Path, tmp_pa
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(untied_model: Path, tmp_path: Path):
     recipe = make_recipe(tmp_path / "run", untied_model, rollout={"engine": "hf"}, steps=500, checkpoint={"every": 500})
     path = tmp_path / "recipe.yaml"
-    path.write_text(rlkl.dump_recipe(recipe))
+    path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
     _wait_for_steps(process, tmp_path / "run", 2)
 

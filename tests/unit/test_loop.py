@@ -1,0 +1,171 @@
+"""The loop over a scripted backend: what is drawn, selected, recorded and saved."""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rlkl.data.prompts import PromptSource, load_prompts
+from rlkl.learner.checkpoint import Checkpoints, read_state
+from rlkl.loop import Trainer
+from rlkl.recipe import Recipe
+from rlkl.rewards import load_rewards
+from rlkl.rollout.engine import Request
+from rlkl.tasks.characters import character_tokenizer
+from rlkl.tracking.records import read_metrics
+from rlkl.tracking.tracker import Tracker
+from rlkl.types import Completion, Example
+from rlkl.updates import build_update
+
+
+class ScriptedBackend:
+    """Answers every prompt with "7", every second sample of each second prompt with "8"; keeps what it was asked."""
+
+    def __init__(self, tokenizer, *, uniform: bool = False) -> None:
+        self._answers = [tuple(tokenizer.encode(text)) + (tokenizer.eos_token_id,) for text in ("7", "8")]
+        self._uniform = uniform
+        self.requests: list[list[Request]] = []
+        self.trained: list[list[Example]] = []
+        self.published: list[tuple[int, int]] = []
+        self.stop_at_step: int | None = None
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.requests.append(list(requests))
+        picked = [0 if self._uniform or (n // 4) % 2 == 0 else n % 2 for n in range(len(requests))]
+        return [
+            Completion(token_ids=self._answers[pick], logprobs=(-1.0, -1.0), finish_reason="stop") for pick in picked
+        ]
+
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]:
+        self.trained.append(list(examples))
+        return {}
+
+    def step(self, step: int) -> dict[str, float]:
+        if step == self.stop_at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss/total": 0.5, "optim/skipped": float(not self.trained[-1])}
+
+    def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float:
+        self.published.append((version, len(probe)))
+        return 1e-6
+
+    def save(self, folder: Path) -> None:
+        (folder / "policy").mkdir()
+        (folder / "policy" / "weights").write_text(str(self.published[-1][0]))
+
+    def restore(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def is_seven(completion: str) -> float:
+    return float(completion == "7")
+
+
+def trainer(run_dir: Path, *, uniform: bool = False, first_step: int = 0, **sections: dict | int) -> Trainer:
+    values: dict = {
+        "steps": 3,
+        "model": {"path": "unused"},
+        "data": {"source": "task:arithmetic"},
+        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 4},
+        "tracking": {"wandb": "off"},
+        "checkpoint": {"every": 2},
+        "weights": {"probe_prompts": 3},
+    }
+    recipe = Recipe.model_validate(values | sections)
+    tokenizer = character_tokenizer()
+    source: PromptSource = load_prompts(recipe.data, tokenizer, seed=0)
+    return Trainer(
+        recipe=recipe,
+        run_dir=run_dir,
+        backend=ScriptedBackend(tokenizer, uniform=uniform),
+        source=source,
+        rewards=load_rewards([], [is_seven]),
+        update=build_update(recipe.update),
+        tracker=Tracker(run_dir, recipe, run_id=None, first_step=first_step),
+        tokenizer=tokenizer,
+    )
+
+
+def backend_of(trained: Trainer) -> ScriptedBackend:
+    assert isinstance(trained.backend, ScriptedBackend)
+    return trained.backend
+
+
+def test_a_run_publishes_records_and_saves_every_step_it_should(tmp_path: Path):
+    run = trainer(tmp_path)
+
+    result = run.run()
+
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert (result.status, result.exit_code) == ("done", 0)
+    assert backend_of(run).published == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [line["reward/mean"] for line in lines] == [0.75] * 3  # two of four groups half right
+    assert [line["data/epoch"] * len(run.source) for line in lines] == pytest.approx([4, 8, 12])
+    assert Checkpoints(tmp_path, keep=2).has(2)
+    assert read_state(Checkpoints(tmp_path, keep=2).latest()).position == 12
+    assert (tmp_path / "policy" / "weights").read_text() == "3"
+
+
+def test_rollouts_reach_the_learner_as_they_were_sampled(tmp_path: Path):
+    run = trainer(tmp_path)
+    run.run()
+
+    asked, trained = backend_of(run).requests[1], backend_of(run).trained[1]
+    assert [example.prompt.token_ids for example in trained] == [request.prompt_token_ids for request in asked]
+    assert [example.group for example in trained] == [n // 4 for n in range(16)]
+    assert {example.rollout.weights_version for example in trained} == {1}
+    assert trained[5].rollout.completion.text == "8"
+    assert trained[5].rollout.reward == 0.0
+
+
+def test_dropped_groups_are_refilled_up_to_a_full_step(tmp_path: Path):
+    sections = {"prompts_per_step": 4, "samples_per_prompt": 4, "max_rounds": 5}
+    run = trainer(tmp_path, update={"variant": "dapo"}, rollout=sections, steps=1)
+    run.run()
+
+    trained = backend_of(run).trained[0]
+    assert len(backend_of(run).requests) == 2  # each round keeps two groups of four
+    assert len({example.group for example in trained}) == 4
+    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert line["rollout/rounds"] == 2
+    assert line["update/selected_fraction"] == 0.5
+    assert run.position == 8
+
+
+def test_without_any_spread_the_step_trains_on_nothing_and_says_so(tmp_path: Path):
+    run = trainer(tmp_path, uniform=True, update={"variant": "dapo"}, steps=1)
+    run.run()
+
+    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert backend_of(run).trained == [[]]
+    assert (line["optim/skipped"], line["update/selected_fraction"]) == (1.0, 0.0)
+
+
+def test_a_stop_finishes_the_step_and_saves_it(tmp_path: Path):
+    run = trainer(tmp_path, steps=9, checkpoint={"every": 9})
+    backend_of(run).stop_at_step = 1
+
+    result = run.run()
+
+    assert (result.status, result.exit_code) == ("interrupted", 128 + signal.SIGTERM)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+    assert read_state(Checkpoints(tmp_path, keep=2).latest()).step == 2
+    assert not (tmp_path / "policy").exists()
+
+
+def test_a_resumed_run_draws_what_the_whole_one_draws(tmp_path: Path):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    first = trainer(tmp_path / "cut", steps=2)
+    first.run()
+
+    second = trainer(tmp_path / "rest", first_step=2)
+    checkpoint = Checkpoints(tmp_path / "cut", keep=2).latest()
+    second.resume(checkpoint, read_state(checkpoint))
+
+    assert (second.step, second.position) == (2, 8)
+    second.run()
+    assert backend_of(second).requests == backend_of(whole).requests[2:]
