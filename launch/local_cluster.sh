@@ -26,6 +26,7 @@ import socket
 held = []
 for wanted in (8265, 0, 0):
     held.append(socket.socket())
+    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that a past cluster held is free
     try:
         held[-1].bind(("127.0.0.1", wanted))
     except OSError:

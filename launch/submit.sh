@@ -10,13 +10,17 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+local_address() {
+    if [[ -f $state/env ]]; then (source "$state/env" && echo "$RAY_ADDRESS"); fi
+}
+
 need_ray
 (($# > 0)) || fail "which recipe? launch/submit.sh RECIPE [section.key=value ...]"
 job=rlkl-$(date +%Y%m%d-%H%M%S)-$$
 options=(--submission-id "$job")
 command=(-m rlkl train "$@")
 
-if [[ -z ${RAY_ADDRESS:-} ]]; then
+if [[ -z ${RAY_ADDRESS:-} || $RAY_ADDRESS == "$(local_address)" ]]; then
     [[ -f $state/env ]] || fail "no cluster: run launch/local_cluster.sh start, or set RAY_ADDRESS"
     source "$state/env"
     command=(bash -c 'cd "$0" && exec "$@"' "$PWD" "$python" "${command[@]}")
@@ -32,6 +36,9 @@ import sys
 
 from ray.job_submission import JobSubmissionClient
 
-info = JobSubmissionClient().get_job_info(sys.argv[1])
+try:
+    info = JobSubmissionClient().get_job_info(sys.argv[1])
+except (ConnectionError, RuntimeError):  # it was never submitted, and ray has said why
+    sys.exit(1)
 sys.exit(0 if info.status == "SUCCEEDED" else info.driver_exit_code or 1)
 PYTHON
