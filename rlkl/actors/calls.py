@@ -21,7 +21,7 @@ def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
         return ray.get(ref, timeout=timeout_s)
     except GetTimeoutError:
         raise DeadlineError(
-            f"{who} did not {what} within {timeout_s:g} s. If that is too short, raise cluster.call_timeout_s, or "
+            f"{who} did not {what} within {timeout_s:.3g} s. If that is too short, raise cluster.call_timeout_s, or "
             "cluster.start_timeout_s while starting."
         ) from None
     except RayTaskError as error:

@@ -21,12 +21,12 @@ def digits(completion: str) -> float:
     return sum(character.isdigit() for character in completion[:4]) / 4
 
 
-def make_recipe(run_dir: Path, model: Path, **sections: Any) -> Recipe:
+def make_recipe(run_dir: Path, model_path: Path, **sections: Any) -> Recipe:
     """A recipe of `STEPS` steps on vLLM; ``sections`` add to it or change it."""
     values: dict[str, Any] = {
         "run": {"dir": str(run_dir)},
         "steps": STEPS,
-        "model": {"path": str(model)},
+        "model": {"path": str(model_path)},
         "data": {"source": "task:arithmetic", "max_prompt_tokens": 16},
         "rewards": [{"function": "tests.integration.runs:digits"}],
         "rollout": {"prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 8},
@@ -50,11 +50,12 @@ def untimed(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def start_cli(*arguments: str) -> subprocess.Popen[str]:
-    """The command line in a process group of its own, as a terminal starts it."""
+    """The command line in a process group of its own, as a terminal starts it; no service of this process is shared."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return subprocess.Popen(
-        [sys.executable, "-m", "rlkl.cli", *arguments],
+        [sys.executable, "-m", "rlkl", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+        env={**inherited, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -24,7 +24,7 @@ class ScriptedBackend:
     """Answers every prompt with "7", every second sample of each second prompt with "8"; keeps what it was asked."""
 
     def __init__(self, tokenizer, *, uniform: bool = False) -> None:
-        self._answers = [tuple(tokenizer.encode(text)) + (tokenizer.eos_token_id,) for text in ("7", "8")]
+        self._answers = [(*tokenizer.encode(text), tokenizer.eos_token_id) for text in ("7", "8")]
         self._uniform = uniform
         self.requests: list[list[Request]] = []
         self.trained: list[list[Example]] = []

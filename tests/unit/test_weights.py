@@ -144,6 +144,8 @@ def test_weights_that_can_be_read_back_are_compared():
     engine, channel = DictEngine(), HostMemoryChannel()
     engine.load_weights(tensors(offset=0.25))
 
+    engine.weights["b"] = torch.ones(5, 3)  # a vocabulary padded from 2 rows to 5
+
     assert differing_weights(engine, channel, channel.pack(tensors(), 1)) == ["a (off by 0.25)"]
 
 
