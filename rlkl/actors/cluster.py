@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
+from ray._private import ray_constants
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import ClusterSection, Recipe
@@ -50,6 +51,7 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
                 "cluster.address or RAY_ADDRESS, or unset them to use a local Ray"
             ) from error
         return False
+    _stay_on_loopback()
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),
@@ -58,6 +60,13 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
         **quiet,
     )
     return True
+
+
+def _stay_on_loopback() -> None:
+    """Keep a local Ray on 127.0.0.1: by default it replaces a loopback address by the machine's own, and calls home."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, where Ray has read the variable already
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def needs_of(recipe: Recipe) -> Needs:
