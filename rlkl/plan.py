@@ -138,7 +138,8 @@ def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
     one_if_any = 1.0 if machine.gpus else 0.0
     rollout, learner = recipe.rollout, recipe.learner
     worker_gpus = one_if_any if rollout.gpus_per_worker is None else rollout.gpus_per_worker
-    learner_gpus = one_if_any if learner.gpus is None else learner.gpus
+    learner_default = 0.0 if learner.device == "cpu" else one_if_any
+    learner_gpus = learner_default if learner.gpus is None else learner.gpus
     return (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
         Process(

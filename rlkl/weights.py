@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from rlkl.errors import WeightSyncError
-from rlkl.rollout.engine import Engine
 
 PROBE_TOKENS = 256
 """Probe sequences are cut to this length."""
@@ -65,6 +64,16 @@ class Expected:
 
     before: Scores | None
     after: Scores
+
+
+class Receiver(Protocol):
+    """What a publish asks of a rollout engine; see `rlkl.rollout.engine.Engine`."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]: ...
+
+    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]: ...
+
+    def readable_weights(self) -> Iterable[tuple[str, Tensor]]: ...
 
 
 class WeightChannel(Protocol):
@@ -119,7 +128,7 @@ class Outbox:
 
 
 def receive(
-    engine: Engine, channel: WeightChannel, package: WeightPackage, probe: Sequence[tuple[int, ...]]
+    engine: Receiver, channel: WeightChannel, package: WeightPackage, probe: Sequence[tuple[int, ...]]
 ) -> Receipt:
     """The engine's side: check the bytes, load them, answer the probe."""
     tensors = list(channel.unpack(package))
@@ -137,7 +146,7 @@ def receive(
     )
 
 
-def differing_weights(engine: Engine, channel: WeightChannel, package: WeightPackage) -> list[str]:
+def differing_weights(engine: Receiver, channel: WeightChannel, package: WeightPackage) -> list[str]:
     """Which parameters of the engine are not the published ones, with how far off they are, where they can be read."""
     published = dict(channel.unpack(package))
     report = []

@@ -73,11 +73,12 @@ def needs_of(recipe: Recipe) -> Needs:
     """What the actors reserve in the connected cluster; GPUs that are not spelled out: one each where there are any."""
     default_gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) > 0 else 0.0
     rollout, learner = recipe.rollout, recipe.learner
+    learner_gpus = 0.0 if learner.device == "cpu" else default_gpus
     return Needs(
         workers=rollout.workers,
         worker_cpus=rollout.cpus_per_worker,
         worker_gpus=default_gpus if rollout.gpus_per_worker is None else rollout.gpus_per_worker,
-        learner_gpus=default_gpus if learner.gpus is None else learner.gpus,
+        learner_gpus=learner_gpus if learner.gpus is None else learner.gpus,
     )
 
 
