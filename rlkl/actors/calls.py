@@ -11,6 +11,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlkl.errors import ActorDiedError, DeadlineError, RlklError
 
+_SHOWN_CHARACTERS = 600
+
 
 def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
     """The result of one call.
@@ -29,7 +31,13 @@ def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
             raise error.cause from None
         raise ActorDiedError(f"{who} failed to {what}: {error.cause!r}") from error
     except RayActorError as error:
-        raise ActorDiedError(f"{who} ended while it was asked to {what}: {error}") from error
+        raise ActorDiedError(f"{who} ended while it was asked to {what}: {_short(error)}") from error
+
+
+def _short(error: RayActorError) -> str:
+    """Ray's account of a death without its page of statistics."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ... (the rest is in Ray's logs)"
 
 
 def wait_all(refs: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: float) -> list[Any]:
