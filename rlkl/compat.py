@@ -25,6 +25,7 @@ def ensure_torch_extras() -> None:
     for name in ("torchaudio", "torchcodec"):
         if name not in sys.modules and _is_broken(name):
             sys.modules[name] = None  # pyright: ignore[reportArgumentType] - the import system's own mark for "absent"
+            _forget_that_installed(name)
     if _library is None and "torchvision" not in sys.modules and _is_broken("torchvision"):
         import torch
 
@@ -32,6 +33,13 @@ def ensure_torch_extras() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _library = library
+
+
+def _forget_that_installed(package: str) -> None:
+    """transformers, where it was imported before torch, may already have noted that the package is installed."""
+    noted = sys.modules.get("transformers.utils.import_utils")
+    if noted is not None:
+        vars(noted)[f"is_{package}_available"].cache_clear()
 
 
 def _is_broken(package: str) -> bool:
@@ -44,7 +52,7 @@ def _is_broken(package: str) -> bool:
     if spec is None or spec.origin is None:
         return False
     libraries = sorted(Path(spec.origin).parent.rglob("*.so"))
-    return not any(_loads(library) for library in libraries)
+    return bool(libraries) and not any(_loads(library) for library in libraries)
 
 
 def _loads(library: Path) -> bool:
