@@ -28,10 +28,33 @@ class Signal(Enum):
     """log pi(token) with the weights at the start of the step, frozen."""
     REFERENCE_LOGPROBS = "reference_logprobs"
     """log pi_ref(token), frozen."""
+    KL_REFERENCE_TO_POLICY = "kl_reference_to_policy"
+    """KL(reference || policy) of the next-token distributions over the full vocabulary, with gradient to the policy."""
+    KL_POLICY_TO_REFERENCE = "kl_policy_to_reference"
+    """KL(policy || reference) of the next-token distributions over the full vocabulary, with gradient to the policy."""
+    CORRUPTED_LOGPROBS = "corrupted_logprobs"
+    """log pi(token) given the corrupted image: frozen at the start of the step, or with gradient if recomputed."""
+    HEADS = "heads"
+    """``[B, T, K]``: what the rule's own heads say at each token (values, masks), with gradient."""
+    PROXIMAL_HEADS = "proximal_heads"
+    """``[B, T, K]``: the same at the start of the step, frozen."""
 
 
-DIFFERENTIABLE = frozenset({Signal.POLICY_LOGPROBS, Signal.POLICY_ENTROPY})
+DIFFERENTIABLE = frozenset(
+    {
+        Signal.POLICY_LOGPROBS,
+        Signal.POLICY_ENTROPY,
+        Signal.KL_REFERENCE_TO_POLICY,
+        Signal.KL_POLICY_TO_REFERENCE,
+        Signal.HEADS,
+    }
+)
 """Signals computed anew, with gradient, in each micro-batch. All others are filled once per batch, without gradient."""
+
+NEEDS_REFERENCE = frozenset(
+    {Signal.REFERENCE_LOGPROBS, Signal.KL_REFERENCE_TO_POLICY, Signal.KL_POLICY_TO_REFERENCE}
+)
+"""Signals for which the learner keeps a reference model."""
 
 
 class Signals:
@@ -79,6 +102,8 @@ class Denominators:
     """Sequences with at least one response token."""
     tokens: int
     """Response tokens."""
+    pairs: int = 1
+    """Chosen-rejected pairs."""
     completion_limit: int
     """``rollout.max_new_tokens``: the constant that Dr. GRPO divides by instead of each sequence's length."""
 
@@ -103,6 +128,14 @@ class Batch:
     """bool: generation ended at ``max_new_tokens``, not at an end-of-sequence token."""
     advantages_BT: Tensor
     """float32: filled by `PolicyUpdate.credit`, zero before."""
+    returns_BT: Tensor
+    """float32: targets of a value head, filled by `PolicyUpdate.credit`, zero before."""
+    pair_B: Tensor
+    """int64: number of the sequence's chosen-rejected pair within the step, -1 where it belongs to none."""
+    chosen_B: Tensor
+    """bool: the preferred sequence of its pair."""
+    progress: float
+    """Share of the run's steps that are done, in [0, 1): for annealing."""
     denominators: Denominators
     signals: Signals = field(default_factory=lambda: Signals({}))
     """Frozen signals, filled once per batch."""
@@ -124,6 +157,9 @@ class Batch:
             group_B=self.group_B[rows_B],
             truncated_B=self.truncated_B[rows_B],
             advantages_BT=self.advantages_BT[rows_B, :length],
+            returns_BT=self.returns_BT[rows_B, :length],
+            pair_B=self.pair_B[rows_B],
+            chosen_B=self.chosen_B[rows_B],
             signals=self.signals.rows(rows_B, length),
         )
 
@@ -144,6 +180,7 @@ class Batch:
             denominators=Denominators(
                 sequences=max(int((lengths_B > 0).sum()), 1),
                 tokens=max(int(lengths_B.sum()), 1),
+                pairs=max(int((self.chosen_B & (self.pair_B >= 0)).sum()), 1),
                 completion_limit=self.denominators.completion_limit,
             ),
         )

@@ -19,6 +19,7 @@ from rlkl.rollout.engine import Request
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.types import Completion, Example, Rollout, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
+from rlkl.updates.filters import filter_groups
 from rlkl.weights import probe_sequences
 
 
@@ -27,7 +28,9 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]: ...
+    def prepare(
+        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
+    ) -> dict[str, float]: ...
 
     def step(self, step: int) -> dict[str, float]: ...
 
@@ -119,7 +122,7 @@ class Trainer:
         clock = Clock()
         groups, examples, metrics = self._collect(clock)
         probe = self._probe(groups)
-        metrics |= clock.run("learner", self.backend.prepare, examples, probe)
+        metrics |= clock.run("learner", self.backend.prepare, examples, probe, self.step)
         metrics |= clock.run("learner", self.backend.step, self.step)
         gap = clock.run("publish", self.backend.publish, self.step + 1, probe)
         metrics |= {"weights/verified": 1.0, "weights/probe_max": gap, "weights/version": self.step + 1.0}
@@ -139,7 +142,7 @@ class Trainer:
             rounds += 1
             fresh = self._collect_round(clock)
             groups += fresh
-            examples = self.update.select(groups)
+            examples = self.update.select(filter_groups(groups, self.recipe.update.filter))
         kept = sorted({example.group for example in examples})[:wanted]
         examples = [example for example in examples if example.group in kept]
         metrics = rollout_metrics(groups)

@@ -215,6 +215,11 @@ class Recipe(Section):
     checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection(), description="Saving.")
     cluster: ClusterSection = Field(default_factory=lambda: ClusterSection(), description="Ray.")
 
+    @field_validator("update", mode="before")
+    @classmethod
+    def _grpo_where_no_rule_is_named(cls, value: Any) -> Any:
+        return {"rule": "grpo", **value} if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _minibatches_hold_groups(self) -> Recipe:
         if self.learner.minibatches > self.rollout.prompts_per_step:

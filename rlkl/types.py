@@ -77,3 +77,7 @@ class Example:
     prompt: Prompt
     rollout: Rollout
     group: int
+    pair: int | None = None
+    """Number of its chosen-rejected pair within the step, where the rule compares two sequences."""
+    chosen: bool = False
+    """The preferred one of its pair."""

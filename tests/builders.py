@@ -54,7 +54,11 @@ def make_batch(
         group_B=torch.tensor(groups),
         truncated_B=truncated_B,
         advantages_BT=torch.zeros(response_BT.shape),
-        denominators=Denominators(sequences=1, tokens=1, completion_limit=COMPLETION_LIMIT),
+        returns_BT=torch.zeros(response_BT.shape),
+        pair_B=torch.full((len(lengths),), -1),
+        chosen_B=torch.zeros(len(lengths), dtype=torch.bool),
+        progress=0.0,
+        denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=COMPLETION_LIMIT),
         signals=Signals({Signal.PROXIMAL_LOGPROBS: pad(draw(1)), Signal.REFERENCE_LOGPROBS: pad(draw(2))}),
     ).recounted()
 

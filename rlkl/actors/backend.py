@@ -62,9 +62,11 @@ class RayBackend:
         answers = wait_all(refs, who=self._names, what="generate", timeout_s=self._timeout_s)
         return [completion for answer in answers for completion in answer]
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]:
+    def prepare(
+        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
+    ) -> dict[str, float]:
         """See `Learner.prepare`."""
-        return self._call_learner("prepare", self._learner.prepare.remote(examples, probe))
+        return self._call_learner("prepare", self._learner.prepare.remote(examples, probe, step))
 
     def step(self, step: int) -> dict[str, float]:
         """See `Learner.step`."""

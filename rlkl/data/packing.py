@@ -12,7 +12,7 @@ from rlkl.seeds import derive_seed
 from rlkl.types import Example
 
 
-def pack(examples: Sequence[Example], *, completion_limit: int) -> Batch:
+def pack(examples: Sequence[Example], *, completion_limit: int, progress: float = 0.0) -> Batch:
     """Right-padded tensors of some examples, at least one. Denominators count all of them."""
     assert examples, "an empty batch has no tensors"
     prompts = [example.prompt.token_ids for example in examples]
@@ -37,7 +37,11 @@ def pack(examples: Sequence[Example], *, completion_limit: int) -> Batch:
         group_B=torch.tensor([example.group for example in examples]),
         truncated_B=torch.tensor([completion.finish_reason == "length" for completion in completions]),
         advantages_BT=torch.zeros(shape, dtype=torch.float32),
-        denominators=Denominators(sequences=1, tokens=1, completion_limit=completion_limit),
+        returns_BT=torch.zeros(shape, dtype=torch.float32),
+        pair_B=torch.tensor([-1 if example.pair is None else example.pair for example in examples]),
+        chosen_B=torch.tensor([example.chosen for example in examples]),
+        progress=progress,
+        denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=completion_limit),
     ).recounted()
 
 
@@ -58,14 +62,23 @@ def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -
 def micro_batches(batch: Batch, max_tokens: int) -> list[Tensor]:
     """Row numbers of each forward pass: rows of like length together, at most ``max_tokens`` with their padding.
 
-    A sequence longer than ``max_tokens`` goes alone.
+    The two sequences of a pair stay together. A sequence or pair longer than ``max_tokens`` goes alone.
     """
     lengths = batch.attention_BT.sum(dim=1).tolist()
-    order = sorted(range(batch.size), key=lambda row: -lengths[row])
+    units = sorted(_units(batch), key=lambda rows: -max(lengths[row] for row in rows))
     cuts: list[list[int]] = []
-    for row in order:
-        if cuts and (len(cuts[-1]) + 1) * lengths[cuts[-1][0]] <= max_tokens:
-            cuts[-1].append(row)
-        else:
-            cuts.append([row])
+    width = 0
+    for rows in units:
+        if not cuts or (len(cuts[-1]) + len(rows)) * width > max_tokens:
+            cuts.append([])
+            width = max(lengths[row] for row in rows)
+        cuts[-1] += rows
     return [torch.tensor(rows) for rows in cuts]
+
+
+def _units(batch: Batch) -> list[list[int]]:
+    """Rows that must share a micro-batch: each pair's two, and every other row by itself."""
+    units: dict[int, list[int]] = {}
+    for row, pair in enumerate(batch.pair_B.tolist()):
+        units.setdefault(pair if pair >= 0 else -1 - row, []).append(row)
+    return list(units.values())

@@ -39,3 +39,26 @@ def kl_policy_to_reference_k3(policy_logprobs_BT: Tensor, reference_logprobs_BT:
     log_r_BT = (reference_logprobs_BT - policy_logprobs_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1 keeps the digits that exp(x) - 1 loses where policy and reference nearly agree.
     return torch.expm1(log_r_BT) - log_r_BT
+
+
+def exact_kl(left_V: Tensor, right_V: Tensor) -> Tensor:
+    """KL(left || right) of distributions given as log-probabilities over the last dimension; never below zero.
+
+    A token that ``left`` cannot produce adds nothing.
+    """
+    left_p = left_V.exp()
+    return torch.where(left_p > 0, left_p * (left_V - right_V), 0.0).sum(dim=-1).clamp_min(0.0)
+
+
+def top_k_and_tail(policy_V: Tensor, reference_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Both distributions on the reference's ``k`` likeliest tokens and one bucket for all others.
+
+    The KL of the two is a lower bound of the whole one that grows with ``k`` (log-sum inequality).
+    """
+    index = reference_V.topk(min(k, reference_V.shape[-1]), dim=-1).indices
+    return _with_tail(policy_V.gather(-1, index)), _with_tail(reference_V.gather(-1, index))
+
+
+def _with_tail(logprobs_K: Tensor) -> Tensor:
+    tail = (1.0 - logprobs_K.exp().sum(dim=-1, keepdim=True)).clamp_min(torch.finfo(logprobs_K.dtype).tiny)
+    return torch.cat([logprobs_K, tail.log()], dim=-1)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from rlkl.functional import kl
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[C, H]`` to logits ``[C, V]`` (a language-model head)."""
@@ -55,3 +58,60 @@ def _score_chunk(
     if not with_entropy:
         return logprobs_C, torch.zeros_like(logprobs_C)
     return logprobs_C, -(all_logprobs_CV.exp() * all_logprobs_CV).sum(dim=-1)
+
+
+class TokenScores(NamedTuple):
+    """Per token, float32, in nats: log-probability, entropy, and exact KLs over the vocabulary."""
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    kl_reference_to_policy_N: Tensor
+    kl_policy_to_reference_N: Tensor
+
+
+def chunked_scores_against_reference(
+    hidden: tuple[Tensor, Tensor],
+    heads: tuple[Head, Head],
+    targets_N: Tensor,
+    *,
+    temperature: float,
+    chunk_tokens: int,
+    top_k: int | None = None,
+) -> TokenScores:
+    """Log-probs and entropy as `chunked_logprobs_and_entropy`, and both KLs between reference and policy.
+
+    ``hidden`` and ``heads`` are the policy's, then the reference's; the reference is a constant. With ``top_k`` the KLs
+    are those of the reference's ``top_k`` tokens and one bucket for all others: a lower bound (see `functional.kl`).
+    Chunks are half as long as without a reference, since each holds the logits of two models.
+    """
+    score = partial(_score_chunk_against_reference, heads, temperature=temperature, top_k=top_k)
+    size = max(chunk_tokens // 2, 1)
+    chunks = []
+    parts = zip(hidden[0].split(size), hidden[1].detach().split(size), targets_N.split(size), strict=True)
+    for hidden_CH, reference_CH, targets_C in parts:
+        if torch.is_grad_enabled():
+            chunks.append(checkpoint(score, hidden_CH, reference_CH, targets_C, use_reentrant=False))
+        else:
+            chunks.append(score(hidden_CH, reference_CH, targets_C))
+    return TokenScores(*(torch.cat(column) for column in zip(*chunks, strict=True)))
+
+
+def _score_chunk_against_reference(
+    heads: tuple[Head, Head],
+    hidden_CH: Tensor,
+    reference_CH: Tensor,
+    targets_C: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None,
+) -> TokenScores:
+    policy_CV = F.log_softmax(heads[0](hidden_CH).float() / temperature, dim=-1)
+    with torch.no_grad():
+        reference_CV = F.log_softmax(heads[1](reference_CH).float() / temperature, dim=-1)
+    entropy_C = -(policy_CV.exp() * policy_CV).sum(dim=-1)
+    logprobs_C = policy_CV.gather(-1, targets_C.unsqueeze(-1)).squeeze(-1)
+    if top_k is not None:
+        policy_CV, reference_CV = kl.top_k_and_tail(policy_CV, reference_CV, top_k)
+    return TokenScores(
+        logprobs_C, entropy_C, kl.exact_kl(reference_CV, policy_CV), kl.exact_kl(policy_CV, reference_CV)
+    )

@@ -11,21 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.batch import NEEDS_REFERENCE, Batch, LossOutput, Signal, Signals
 from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.errors import CheckpointError, LearnerError
 from rlkl.learner.schedule import learning_rate
 from rlkl.learner.signals import (
+    Models,
     SignalSettings,
     check_supplied,
     differentiable_signals,
+    frozen_heads,
     frozen_token_signals,
 )
 from rlkl.models.policy import Policy, build_reference
 from rlkl.recipe import Recipe
 from rlkl.types import Completion, Example, Prompt, Rollout
 from rlkl.updates import build_update
-from rlkl.updates.base import PolicyUpdate
+from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
 
 _STATE = "learner.pt"
 
@@ -50,11 +52,12 @@ class Learner:
         self._update: PolicyUpdate = build_update(recipe.update)
         check_supplied(self._update)
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
-        wants_reference = Signal.REFERENCE_LOGPROBS in self._update.needs or self._section.track_reference_kl
-        self._reference = build_reference(self.policy, spec.model_path) if wants_reference else None
-        self._heads = self._update.build_heads(self.policy.hidden_size)
-        self._trained = _trained_parameters(self.policy, self._heads)
-        self._optimizer = _build_optimizer(self._trained, recipe)
+        heads = self._update.build_heads(_shape(self.policy, spec))
+        wants_reference = _needs_reference(self._update, heads) or self._section.track_reference_kl
+        reference = build_reference(self.policy, spec.model_path) if wants_reference else None
+        self._models = Models(policy=self.policy, reference=reference, heads=heads)
+        self._trained = _trained_parameters(self.policy, heads)
+        self._optimizer = _build_optimizer(self._trained, recipe, heads)
         self._signals = SignalSettings(
             temperature=recipe.rollout.temperature,
             chunk_tokens=self._section.logits_chunk_tokens,
@@ -63,10 +66,11 @@ class Learner:
         self._total_steps = recipe.steps * self._section.epochs * self._section.minibatches
         self._optimizer_steps = 0
         self._batch: Batch | None = None
+        self._prepared: dict[str, float] = {}
         self.moved = False
         """Whether an optimizer step should have changed the weights since this was last set to False."""
 
-    def prepare(self, examples: Sequence[Example]) -> dict[str, float]:
+    def prepare(self, examples: Sequence[Example], *, step: int) -> dict[str, float]:
         """Pack the examples, fill the frozen signals, let the rule credit them; returns metrics of the policy as it is.
 
         No example at all leaves nothing to train on; `step` then does nothing.
@@ -74,18 +78,22 @@ class Learner:
         self._batch = None
         if not examples:
             return {}
-        batch = pack(examples, completion_limit=self._recipe.rollout.max_new_tokens)
+        progress = step / self._recipe.steps
+        batch = pack(examples, completion_limit=self._recipe.rollout.max_new_tokens, progress=progress)
         proximal_BT, entropy_BT = frozen_token_signals(
             self.policy, batch, self._signals, device=self._device, entropy=True
         )
         frozen = {Signal.PROXIMAL_LOGPROBS: proximal_BT}
-        if self._reference is not None:
+        if self._models.reference is not None:
             frozen[Signal.REFERENCE_LOGPROBS], _ = frozen_token_signals(
-                self._reference, batch, self._signals, device=self._device, entropy=False
+                self._models.reference, batch, self._signals, device=self._device, entropy=False
             )
+        if Signal.PROXIMAL_HEADS in self._update.needs:
+            frozen[Signal.PROXIMAL_HEADS] = frozen_heads(self._models, batch, self._signals, device=self._device)
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch = self._update.credit(batch)
-        return _state_metrics(batch, entropy_BT)
+        self._prepared = _state_metrics(batch, entropy_BT)
+        return self._prepared
 
     def step(self, step: int) -> dict[str, float]:
         """Run all epochs, minibatches and micro-batches over the prepared batch; returns means over optimizer steps.
@@ -101,6 +109,7 @@ class Learner:
             for rows_B in minibatches(batch, self._section.minibatches, seed=self._recipe.seed, step=step, epoch=epoch)
         ]
         means = {name: sum(record[name] for record in records) / len(records) for name in records[0]}
+        self._update.observe({**self._prepared, **means})
         return {**means, "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
@@ -122,7 +131,7 @@ class Learner:
         return {**metrics, "optim/lr": lr}
 
     def _loss(self, micro: Batch) -> LossOutput:
-        own = differentiable_signals(self.policy, micro, self._signals, self._update.needs, self._update.rule)
+        own = differentiable_signals(self._models, micro, self._signals, self._update)
         return self._update.loss(micro, micro.signals.merged(own))
 
     def _clip_gradients(self, metrics: Mapping[str, float]) -> float:
@@ -155,6 +164,7 @@ class Learner:
                 "trained": {name: p.detach().cpu() for name, p in self._trained.items()},
                 "optimizer": self._optimizer.state_dict(),
                 "optimizer_steps": self._optimizer_steps,
+                "update": self._update.state(),
             },
             folder / _STATE,
         )
@@ -173,6 +183,7 @@ class Learner:
                 parameter.copy_(state["trained"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         self._optimizer_steps = state["optimizer_steps"]
+        self._update.load_state(state["update"])
 
 
 def _device(choice: str) -> torch.device:
@@ -181,7 +192,18 @@ def _device(choice: str) -> torch.device:
     return torch.device(choice)
 
 
-def _trained_parameters(policy: Policy, heads: nn.Module | None) -> dict[str, nn.Parameter]:
+def _shape(policy: Policy, spec: LearnerSpec) -> ModelShape:
+    return ModelShape(
+        path=spec.model_path, hidden_size=policy.hidden_size, layers=policy.layer_count, seed=spec.recipe.seed
+    )
+
+
+def _needs_reference(update: PolicyUpdate, heads: Heads | None) -> bool:
+    by_heads = heads is not None and heads.reads is HeadInput.REFERENCE_LAYERS
+    return by_heads or bool(update.needs & NEEDS_REFERENCE)
+
+
+def _trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Parameter]:
     named: Iterable[tuple[str, nn.Parameter]] = policy.named_parameters()
     trained = {f"policy.{name}": p for name, p in named if p.requires_grad}
     if heads is not None:
@@ -189,15 +211,22 @@ def _trained_parameters(policy: Policy, heads: nn.Module | None) -> dict[str, nn
     return trained
 
 
-def _build_optimizer(trained: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, not on norms and biases."""
+def _build_optimizer(
+    trained: Mapping[str, nn.Parameter], recipe: Recipe, heads: Heads | None
+) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, not on norms and biases; heads name their own."""
     section = recipe.learner
-    matrices = [p for p in trained.values() if p.ndim >= 2]
-    vectors = [p for p in trained.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": section.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    matrices = {name: p for name, p in trained.items() if p.ndim >= 2}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for name, p in matrices.items() if name.startswith("policy.")],
+            "weight_decay": section.weight_decay,
+        },
+        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if heads is not None:
+        own = [p for name, p in matrices.items() if name.startswith("heads.")]
+        groups.append({"params": own, "weight_decay": heads.weight_decay})
     return torch.optim.AdamW(groups, lr=section.lr, betas=(section.beta1, section.beta2), eps=section.adam_eps)
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkl.batch import DIFFERENTIABLE, Batch, Signal, Signals
+from rlkl.batch import DIFFERENTIABLE, NEEDS_REFERENCE, Batch, Signal, Signals
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
-from rlkl.functional.logprobs import chunked_logprobs_and_entropy
-from rlkl.updates.base import PolicyUpdate
+from rlkl.functional.logprobs import chunked_logprobs_and_entropy, chunked_scores_against_reference
+from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
-SUPPLIED = DIFFERENTIABLE | {Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS}
+SUPPLIED = DIFFERENTIABLE | {Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS, Signal.PROXIMAL_HEADS}
 """What this learner can compute."""
 
 
@@ -25,6 +25,17 @@ class Scorer(Protocol):
     def hidden(self, token_ids_BT: Tensor) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
+
+    def layers(self, token_ids_BT: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """What signals are computed from; a rule that needs none has no reference and no heads."""
+
+    policy: Scorer
+    reference: Scorer | None
+    heads: Heads | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +88,69 @@ def frozen_token_signals(
     return logprobs_BT, entropy_BT
 
 
-def differentiable_signals(
-    model: Scorer, batch: Batch, settings: SignalSettings, needs: frozenset[Signal], rule: str
-) -> Signals:
+def differentiable_signals(models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate) -> Signals:
     """The signals with gradient that a rule needs, for one micro-batch."""
-    with_entropy = Signal.POLICY_ENTROPY in needs
-    logprobs_BT, entropy_BT = token_signals(model, batch, settings, entropy=with_entropy)
-    values = {Signal.POLICY_LOGPROBS: logprobs_BT}
-    if with_entropy:
-        values[Signal.POLICY_ENTROPY] = entropy_BT
-    return Signals(values, rule)
+    predicted = batch.response_BT[:, 1:]
+    hidden_BTH = models.policy.hidden(batch.token_ids_BT)
+    hidden_NH, targets_N = hidden_BTH[:, :-1][predicted], batch.token_ids_BT[:, 1:][predicted]
+    values: dict[Signal, Tensor] = {}
+    if update.needs & NEEDS_REFERENCE & DIFFERENTIABLE:
+        assert models.reference is not None
+        with torch.no_grad():
+            reference_NH = models.reference.hidden(batch.token_ids_BT)[:, :-1][predicted]
+        scores = chunked_scores_against_reference(
+            (hidden_NH, reference_NH),
+            (models.policy.head, models.reference.head),
+            targets_N,
+            temperature=settings.temperature,
+            chunk_tokens=settings.chunk_tokens,
+            top_k=update.kl_top_k,
+        )
+        logprobs_N, entropy_N = scores.logprobs_N, scores.entropy_N
+        values[Signal.KL_REFERENCE_TO_POLICY] = _spread(scores.kl_reference_to_policy_N, predicted)
+        values[Signal.KL_POLICY_TO_REFERENCE] = _spread(scores.kl_policy_to_reference_N, predicted)
+    else:
+        logprobs_N, entropy_N = chunked_logprobs_and_entropy(
+            hidden_NH,
+            models.policy.head,
+            targets_N,
+            temperature=settings.temperature,
+            chunk_tokens=settings.chunk_tokens,
+            with_entropy=Signal.POLICY_ENTROPY in update.needs,
+        )
+    values[Signal.POLICY_LOGPROBS] = _spread(logprobs_N, predicted)
+    values[Signal.POLICY_ENTROPY] = _spread(entropy_N, predicted)
+    if models.heads is not None:
+        values[Signal.HEADS] = _heads(models, batch, hidden_BTH)
+    return Signals({name: x_BT for name, x_BT in values.items() if name in update.needs}, update.rule)
+
+
+@torch.no_grad()
+def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
+    """What the heads say with the weights as they are, ``[B, T, K]``, for a whole batch."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
+        micro = batch.rows(rows_B).to(device)
+        parts.append((rows_B, _heads(models, micro, models.policy.hidden(micro.token_ids_BT)).cpu()))
+    heads_BTK = torch.zeros(*batch.response_BT.shape, parts[0][1].shape[-1])
+    for rows_B, micro_BTK in parts:
+        heads_BTK[rows_B, : micro_BTK.shape[1]] = micro_BTK
+    return heads_BTK
+
+
+def _heads(models: Models, batch: Batch, hidden_BTH: Tensor) -> Tensor:
+    """The heads' output at the token that each place predicts, zero outside the response."""
+    assert models.heads is not None
+    if models.heads.reads is HeadInput.TOKENS:
+        said_BTK = models.heads(batch.token_ids_BT)
+    elif models.heads.reads is HeadInput.REFERENCE_LAYERS:
+        assert models.reference is not None
+        with torch.no_grad():
+            layers_BTLH = models.reference.layers(batch.token_ids_BT)
+        said_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
+    else:
+        said_BTK = F.pad(models.heads(hidden_BTH[:, :-1]), (0, 0, 1, 0))
+    return torch.where(batch.response_BT.unsqueeze(-1), said_BTK, 0.0)
 
 
 def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -33,6 +33,12 @@ class LanguageModel(nn.Module):
         with self._autocast():
             return self.model.base_model(input_ids=token_ids_BT, use_cache=False).last_hidden_state
 
+    def layers(self, token_ids_BT: Tensor) -> Tensor:
+        """Hidden states after each block ``[B, T, L, H]``, the last after the final norm."""
+        with self._autocast():
+            output = self.model.base_model(input_ids=token_ids_BT, use_cache=False, output_hidden_states=True)
+        return torch.stack(output.hidden_states[1:], dim=2)
+
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Logits ``[N, V]`` of hidden states ``[N, H]``."""
         with self._autocast():
@@ -41,6 +47,10 @@ class LanguageModel(nn.Module):
     @property
     def hidden_size(self) -> int:
         return self.model.config.get_text_config().hidden_size
+
+    @property
+    def layer_count(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

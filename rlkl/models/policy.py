@@ -19,6 +19,8 @@ class Reference(Protocol):
 
     def hidden(self, token_ids_BT: Tensor) -> Tensor: ...
 
+    def layers(self, token_ids_BT: Tensor) -> Tensor: ...
+
     def head(self, hidden_NH: Tensor) -> Tensor: ...
 
 
@@ -84,6 +86,10 @@ class AdapterOff:
     def hidden(self, token_ids_BT: Tensor) -> Tensor:
         with self._policy.adapter.disable_adapter():
             return self._policy.hidden(token_ids_BT)
+
+    def layers(self, token_ids_BT: Tensor) -> Tensor:
+        with self._policy.adapter.disable_adapter():
+            return self._policy.layers(token_ids_BT)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         with self._policy.adapter.disable_adapter():

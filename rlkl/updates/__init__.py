@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 RULES = {
     "grpo": "rlkl.updates.grpo:Grpo",
+    "papo": "rlkl.updates.papo:Papo",
+    "ppo": "rlkl.updates.ppo:Ppo",
+    "sparsepo": "rlkl.updates.sparsepo:SparsePo",
+    "superhf": "rlkl.updates.superhf:SuperHf",
 }
 """Rule name in the recipe -> where its class lives."""
 

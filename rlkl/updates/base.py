@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.types import Example, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What a head must know of the policy beside which it stands."""
+
+    path: str
+    """Where the policy's weights came from: a separate critic starts from them too."""
+    hidden_size: int
+    layers: int
+    seed: int
+    """For the heads' initial weights."""
+
+
+class HeadInput(Enum):
+    """What the learner feeds to a rule's heads, at the place that predicts the token (so never the token itself)."""
+
+    POLICY_HIDDEN = "policy_hidden"
+    """``[B, T, H]``: the policy's last hidden states; gradient flows on into the policy."""
+    REFERENCE_LAYERS = "reference_layers"
+    """``[B, T, L, H]``: the frozen reference's hidden states after each block, the last after the final norm."""
+    TOKENS = "tokens"
+    """``[B, T]``: the token ids, for a head with a backbone of its own. It must shift by itself."""
+
+
+class Heads(nn.Module, ABC):
+    """Trainable modules that belong to a rule. The learner optimises, saves and restores them with the policy."""
+
+    reads: ClassVar[HeadInput]
+    weight_decay: float = 0.0
+    """AdamW's weight decay on the heads' matrices; their biases and norms have none."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, K]`` float32 from what `reads` names."""
 
 
 class PolicyUpdate(ABC):
@@ -17,7 +54,7 @@ class PolicyUpdate(ABC):
 
     The learner calls, in this order: `build_heads` once; then per step `select` on the scored groups, `credit` on the
     packed batch (frozen signals already in ``batch.signals``), and `loss` on each micro-batch.
-    A rule holds settings only: no weights, no step counter, no device.
+    A rule holds its settings, and at most a few numbers that `state` hands out: no weights, no device.
     """
 
     rule: ClassVar[str]
@@ -28,8 +65,13 @@ class PolicyUpdate(ABC):
     def needs(self) -> frozenset[Signal]:
         """The signals that `credit` and `loss` read."""
 
-    def build_heads(self, hidden_size: int) -> nn.Module | None:
-        """Trainable modules beside the policy (a value head, mask heads). The learner optimises and saves them."""
+    @property
+    def kl_top_k(self) -> int | None:
+        """Exact KLs over the reference's k likeliest tokens and one bucket for the rest; None: the whole vocabulary."""
+        return None
+
+    def build_heads(self, model: ModelShape) -> Heads | None:
+        """Trainable modules beside the policy (a value head, mask heads); their output is ``Signal.HEADS``."""
         return None
 
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
@@ -43,6 +85,16 @@ class PolicyUpdate(ABC):
     def credit(self, batch: Batch) -> Batch:
         """Fill advantages (or returns) from rewards and frozen signals, over the whole batch. No gradient."""
         return batch
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Take note of a finished step's metrics (an adaptive KL coefficient does)."""
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run must know beside the settings."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take up what `state` handed out."""
 
     @abstractmethod
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:

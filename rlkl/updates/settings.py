@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,7 +48,26 @@ KL_ESTIMATORS: dict[KlPlacement, tuple[KlEstimator, ...]] = {"loss": ("k3", "k2"
 """Estimators whose gradient is a KL's where they are placed; the first is taken when the recipe names none."""
 
 
-class GrpoSettings(Section):
+class FilterSettings(Section):
+    """Which rollouts of each prompt reach the rule; see `rlkl.updates.filters`."""
+
+    keep: Literal["top_k", "threshold", "top_fraction"] = Field(
+        default="top_k", description="The best few of each prompt, those of at least a reward, or the best share."
+    )
+    value: float = Field(default=1.0, description="How many (top_k), which reward (threshold), or which share (0 to 1).")
+
+
+class RuleSettings(Section):
+    """What every rule has."""
+
+    filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
+
+    def resolved(self) -> RuleSettings:
+        """These settings with every key filled in, for people to read."""
+        return self
+
+
+class GrpoSettings(RuleSettings):
     """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo.md``)."""
 
     rule: Literal["grpo"] = Field(default="grpo", description="The update rule.")
@@ -106,5 +125,78 @@ class GrpoSettings(Section):
         return self.model_copy(update={**asdict(self.choices()), "kl_estimator": self.estimator()})
 
 
-UpdateSettings = GrpoSettings
-"""The settings of any rule. A second rule makes this a union told apart by ``rule``."""
+class PapoSettings(GrpoSettings):
+    """PAPO: GRPO or DAPO plus implicit perception KL and double entropy (see ``rlkl/updates/papo.md``)."""
+
+    rule: Literal["papo"] = Field(default="papo", description="The update rule.")
+    perception_coef: float = Field(default=0.02, ge=0, description="gamma: weight of the perception KL, maximised.")
+    entropy_coef: float = Field(default=0.0, ge=0, description="eta1: weight of the clean image's entropy, minimised.")
+    corrupted_entropy_coef: float = Field(
+        default=0.0, ge=0, description="eta2: weight of the corrupted image's entropy, minimised; needs recompute."
+    )
+    recompute: bool = Field(
+        default=False, description="Corrupted log-probs anew, with gradient, in each pass instead of once a step."
+    )
+    anneal_to: float | None = Field(
+        default=None, ge=0, description="gamma falls linearly to this; both entropy weights shrink with it."
+    )
+    anneal_over: float = Field(default=0.5, gt=0, le=1, description="Share of the run over which gamma falls.")
+
+
+class PpoSettings(RuleSettings):
+    """PPO with a value function (see ``rlkl/updates/ppo.md``)."""
+
+    rule: Literal["ppo"] = Field(default="ppo", description="The update rule.")
+    kl_coef: float = Field(default=0.05, ge=0, description="Per-token KL to the reference, taken off the reward.")
+    kl_target: float | None = Field(
+        default=None, gt=0, description="Nats per sequence that kl_coef is steered to; None keeps it fixed."
+    )
+    kl_horizon: int = Field(default=10_000, ge=1, description="Sequences over which the steering acts.")
+    gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda.")
+    discount: float = Field(default=1.0, gt=0, le=1, description="Discount per token.")
+    clip: float = Field(default=0.2, gt=0, description="The ratio is clipped to 1 - clip and 1 + clip.")
+    value_clip: float | None = Field(default=0.2, gt=0, description="Values move at most this far per step; None: free.")
+    value_coef: float = Field(default=0.1, ge=0, description="Weight of the value loss.")
+    critic: Literal["head", "model", "none"] = Field(
+        default="head", description="A value head on the policy, a separate model, or no values (REINFORCE)."
+    )
+    whiten: bool = Field(default=True, description="Advantages to mean 0 and variance 1 over the whole batch.")
+
+
+class SuperHfSettings(RuleSettings):
+    """SuperHF: cross-entropy on the best completions plus KL(reference || policy) (see ``rlkl/updates/superhf.md``)."""
+
+    rule: Literal["superhf"] = Field(default="superhf", description="The update rule.")
+    filter: FilterSettings | None = Field(
+        default_factory=lambda: FilterSettings(), description="Which completions are learned from; the best per prompt."
+    )
+    kl_coef: float = Field(default=0.35, ge=0, description="beta: weight of the exact KL(reference || policy).")
+    kl_top_k: int | None = Field(
+        default=None, ge=1, description="KL over the reference's k likeliest tokens and a tail; None: the vocabulary."
+    )
+    compat: bool = Field(
+        default=False, description="As the reference code: KL summed over the minibatch and one position late, no EOS."
+    )
+
+
+class SparsePoSettings(RuleSettings):
+    """SparsePO and its special cases DPO, TDPO1 and MaPO (see ``rlkl/updates/sparsepo.md``)."""
+
+    rule: Literal["sparsepo"] = Field(default="sparsepo", description="The update rule.")
+    mask: Literal["none", "ones", "mapo", "sparse_common", "sparse_independent"] = Field(
+        default="sparse_common", description="Token masks: none is DPO, ones is TDPO1."
+    )
+    beta: float = Field(default=0.1, gt=0, description="Scale of the implicit reward.")
+    mask_init: Literal["paper", "ones"] = Field(
+        default="ones", description="Heads' start: the paper's random one, or masks of 1 (training starts at TDPO1)."
+    )
+    l1_reward: float = Field(default=0.0, ge=0, description="L1 weight on the reward mask.")
+    l1_kl: float = Field(default=0.0, ge=0, description="L1 weight on the KL mask.")
+    mask_weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay on the heads' matrices.")
+    min_gap: float = Field(default=0.0, ge=0, description="Groups whose best and worst differ by no more are skipped.")
+
+
+UpdateSettings = Annotated[
+    GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings, Field(discriminator="rule")
+]
+"""The settings of any rule, told apart by ``rule``."""

@@ -17,7 +17,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def gradient(learner: Learner, order: list[int]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Gradient and record of one step (learning rate 0) over the examples in some order."""
-    learner.prepare([examples()[index] for index in order])
+    learner.prepare([examples()[index] for index in order], step=0)
     record = learner.step(0)
     parameters = learner.policy.named_parameters()
     return {name: p.grad.clone() for name, p in parameters if p.grad is not None}, record
@@ -56,7 +56,7 @@ def test_two_learners_of_one_seed_agree_bit_for_bit(model_path: str, tmp_path: P
     ends = []
     for _ in range(2):
         learner = build(model_path, model={"lora": {"rank": 2}}, learner={"epochs": 2, "minibatches": 2})
-        learner.prepare(examples())
+        learner.prepare(examples(), step=0)
         learner.step(0)
         ends.append(weights(learner))
 

@@ -38,7 +38,9 @@ class ScriptedBackend:
             Completion(token_ids=self._answers[pick], logprobs=(-1.0, -1.0), finish_reason="stop") for pick in picked
         ]
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]]) -> dict[str, float]:
+    def prepare(
+        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
+    ) -> dict[str, float]:
         self.trained.append(list(examples))
         return {}
 

@@ -49,7 +49,7 @@ def examples(seed: int = 0, *, reward_scale: float = 1.0) -> list[Example]:
 
 
 def train(learner: Learner, steps: int = 1) -> list[dict[str, float]]:
-    return [learner.prepare(examples(step)) | learner.step(step) for step in range(steps)]
+    return [learner.prepare(examples(step), step=0) | learner.step(step) for step in range(steps)]
 
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
@@ -114,13 +114,13 @@ def test_lora_trains_only_its_adapters_and_publishes_them_merged(model_path: str
 def test_lora_takes_the_policy_without_adapters_as_reference(model_path: str):
     full = build(model_path)
     lora = build(model_path, model={"lora": {"rank": 2}})
-    start = lora.prepare(examples())["kl/policy_to_reference"]
+    start = lora.prepare(examples(), step=0)["kl/policy_to_reference"]
     lora.step(0)
-    moved = lora.prepare(examples())
+    moved = lora.prepare(examples(), step=0)
 
     assert start == 0.0
     assert moved["kl/policy_to_reference"] != 0.0
-    assert full.prepare(examples())["entropy/policy"] != moved["entropy/policy"]
+    assert full.prepare(examples(), step=0)["entropy/policy"] != moved["entropy/policy"]
 
 
 def test_tied_embeddings_are_published_once(tmp_path: Path):
@@ -138,12 +138,12 @@ def test_a_restored_learner_goes_on_bit_for_bit(model_path: str, tmp_path: Path,
     whole = build(model_path, model=model)
     train(whole)
     whole.save(tmp_path)
-    whole.prepare(examples(7))
+    whole.prepare(examples(7), step=0)
     record = whole.step(1)
 
     resumed = build(model_path, model=model)
     resumed.restore(tmp_path)
-    resumed.prepare(examples(7))
+    resumed.prepare(examples(7), step=0)
 
     assert resumed.step(1) == record
     after, wanted = weights(resumed), weights(whole)
@@ -172,7 +172,7 @@ def test_another_models_state_is_refused(model_path: str, tmp_path: Path):
 def test_a_gradient_that_is_not_finite_stops_before_the_weights(model_path: str):
     learner = build(model_path)
     before = weights(learner)
-    learner.prepare(examples(reward_scale=float("nan")))
+    learner.prepare(examples(reward_scale=float("nan")), step=0)
 
     with pytest.raises(LearnerError, match=r"the gradient is not finite .* policy\.model"):
         learner.step(0)
@@ -185,7 +185,7 @@ def test_nothing_selected_is_a_step_that_does_nothing(model_path: str):
     learner = build(model_path)
     before = weights(learner)
 
-    assert learner.prepare([]) == {}
+    assert learner.prepare([], step=0) == {}
     assert learner.step(0) == {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
     assert not learner.moved
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.policy.published())
@@ -194,9 +194,9 @@ def test_nothing_selected_is_a_step_that_does_nothing(model_path: str):
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(model_path: str):
     low = build(model_path, model={"dtype": "bfloat16"})
 
-    entropy = low.prepare(examples())["entropy/policy"]
+    entropy = low.prepare(examples(), step=0)["entropy/policy"]
 
-    assert entropy == pytest.approx(build(model_path).prepare(examples())["entropy/policy"], rel=1e-2)
+    assert entropy == pytest.approx(build(model_path).prepare(examples(), step=0)["entropy/policy"], rel=1e-2)
     assert all(p.dtype == torch.float32 for p in low.policy.parameters())
     assert all(tensor.dtype == torch.bfloat16 for _, tensor in low.policy.published())
 

@@ -1,0 +1,31 @@
+"""Filters: which rollouts of each prompt reach a rule. Pure Python; may stand in front of any rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rlkl.types import Rollout, RolloutGroup
+from rlkl.updates.settings import FilterSettings
+
+
+def filter_groups(groups: Sequence[RolloutGroup], settings: FilterSettings | None) -> list[RolloutGroup]:
+    """The groups with only the rollouts that the filter keeps, best first; a group may be left without any.
+
+    Completions without text are never kept. Rollouts of equal reward keep the order in which they were sampled, so a
+    filter depends on the order of rewards alone (`threshold` on their values).
+    """
+    if settings is None:
+        return list(groups)
+    return [replace(group, rollouts=tuple(_kept(group.rollouts, settings))) for group in groups]
+
+
+def _kept(rollouts: Sequence[Rollout], settings: FilterSettings) -> Sequence[Rollout]:
+    written = [rollout for rollout in rollouts if rollout.completion.text]
+    best_first = sorted(written, key=lambda rollout: -rollout.reward)
+    if settings.keep == "threshold":
+        return [rollout for rollout in best_first if rollout.reward >= settings.value]
+    if settings.keep == "top_k":
+        return best_first[: int(settings.value)]
+    return best_first[: math.ceil(settings.value * len(best_first))]
