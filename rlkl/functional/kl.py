@@ -17,6 +17,8 @@ Positions that do not count must hold finite numbers (see `rlkl.functional.reduc
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -62,3 +64,32 @@ def top_k_and_tail(policy_V: Tensor, reference_V: Tensor, k: int) -> tuple[Tenso
 def _with_tail(logprobs_K: Tensor) -> Tensor:
     tail = (1.0 - logprobs_K.exp().sum(dim=-1, keepdim=True)).clamp_min(torch.finfo(logprobs_K.dtype).tiny)
     return torch.cat([logprobs_K, tail.log()], dim=-1)
+
+
+ADAPTIVE_ERROR_LIMIT = 0.2
+"""The controller's relative error is clipped to plus or minus this, so that one odd step cannot throw it (Ziegler)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveKl:
+    """A KL coefficient that is steered so that the KL stays near a target (Ziegler et al., arXiv 1909.08593, 2.2).
+
+    A proportional controller of the coefficient's logarithm, hence an integral one of the KL. Its only state is
+    ``value``; save that to resume.
+    """
+
+    value: float
+    """The coefficient now, above zero."""
+    target: float
+    """The KL to hold, nats per sequence, above zero."""
+    horizon: float
+    """Sequences over which a KL far above the target raises the coefficient by about a fifth."""
+
+    def updated(self, observed: float, sequences: int) -> AdaptiveKl:
+        """The controller after a step of ``sequences`` sequences whose mean KL was ``observed`` nats.
+
+        A step of more than ``horizon`` sequences counts as one horizon, so that the coefficient stays above zero.
+        """
+        error = observed / self.target - 1.0
+        error = min(max(error, -ADAPTIVE_ERROR_LIMIT), ADAPTIVE_ERROR_LIMIT)
+        return replace(self, value=self.value * (1.0 + error * min(sequences / self.horizon, 1.0)))
