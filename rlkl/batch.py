@@ -104,6 +104,10 @@ class Denominators:
     """Response tokens."""
     pairs: int = 1
     """Chosen-rejected pairs."""
+    corrupted_sequences: int = 1
+    """Sequences with a corrupted image and at least one response token."""
+    corrupted_tokens: int = 1
+    """Response tokens of sequences with a corrupted image."""
     completion_limit: int
     """``rollout.max_new_tokens``: the constant that Dr. GRPO divides by instead of each sequence's length."""
 
@@ -134,6 +138,8 @@ class Batch:
     """int64: number of the sequence's chosen-rejected pair within the step, -1 where it belongs to none."""
     chosen_B: Tensor
     """bool: the preferred sequence of its pair."""
+    corrupted_B: Tensor
+    """bool: the sequence has a corrupted image beside its own, so ``CORRUPTED_LOGPROBS`` says something about it."""
     progress: float
     """Share of the run's steps that are done, in [0, 1): for annealing."""
     denominators: Denominators
@@ -160,6 +166,7 @@ class Batch:
             returns_BT=self.returns_BT[rows_B, :length],
             pair_B=self.pair_B[rows_B],
             chosen_B=self.chosen_B[rows_B],
+            corrupted_B=self.corrupted_B[rows_B],
             signals=self.signals.rows(rows_B, length),
         )
 
@@ -175,12 +182,15 @@ class Batch:
     def recounted(self) -> Batch:
         """This batch with denominators counted over exactly its own sequences (the start of an optimizer step)."""
         lengths_B = self.response_BT.sum(dim=1)
+        corrupted_lengths_B = lengths_B[self.corrupted_B]
         return replace(
             self,
             denominators=Denominators(
                 sequences=max(int((lengths_B > 0).sum()), 1),
                 tokens=max(int(lengths_B.sum()), 1),
                 pairs=max(int((self.chosen_B & (self.pair_B >= 0)).sum()), 1),
+                corrupted_sequences=max(int((corrupted_lengths_B > 0).sum()), 1),
+                corrupted_tokens=max(int(corrupted_lengths_B.sum()), 1),
                 completion_limit=self.denominators.completion_limit,
             ),
         )

@@ -24,12 +24,13 @@ def make_batch(
     rewards: Sequence[float],
     groups: Sequence[int],
     truncated: Sequence[int] = (),
+    corrupted: Sequence[int] = (),
     padding: int = 0,
     seed: int = 0,
 ) -> Batch:
     """A batch with responses of ``lengths`` tokens, random ids and random frozen log-probs, denominators counted.
 
-    ``truncated`` lists rows; ``padding`` adds columns on the right.
+    ``truncated`` and ``corrupted`` list rows; ``padding`` adds columns on the right.
     """
     lengths_B1 = torch.tensor(lengths).unsqueeze(1)
     width = PROMPT_TOKENS + max(lengths)
@@ -38,6 +39,8 @@ def make_batch(
     response_BT = attention_BT & (positions_T >= PROMPT_TOKENS)
     truncated_B = torch.zeros(len(lengths), dtype=torch.bool)
     truncated_B[list(truncated)] = True
+    corrupted_B = torch.zeros(len(lengths), dtype=torch.bool)
+    corrupted_B[list(corrupted)] = True
 
     def draw(offset: int) -> Tensor:
         return random_logprobs(response_BT[:, :width], seed=seed + offset)
@@ -57,9 +60,16 @@ def make_batch(
         returns_BT=torch.zeros(response_BT.shape),
         pair_B=torch.full((len(lengths),), -1),
         chosen_B=torch.zeros(len(lengths), dtype=torch.bool),
+        corrupted_B=corrupted_B,
         progress=0.0,
         denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=COMPLETION_LIMIT),
-        signals=Signals({Signal.PROXIMAL_LOGPROBS: pad(draw(1)), Signal.REFERENCE_LOGPROBS: pad(draw(2))}),
+        signals=Signals(
+            {
+                Signal.PROXIMAL_LOGPROBS: pad(draw(1)),
+                Signal.REFERENCE_LOGPROBS: pad(draw(2)),
+                Signal.CORRUPTED_LOGPROBS: pad(draw(3)),
+            }
+        ),
     ).recounted()
 
 

@@ -40,6 +40,7 @@ def pack(examples: Sequence[Example], *, completion_limit: int, progress: float 
         returns_BT=torch.zeros(shape, dtype=torch.float32),
         pair_B=torch.tensor([-1 if example.pair is None else example.pair for example in examples]),
         chosen_B=torch.tensor([example.chosen for example in examples]),
+        corrupted_B=torch.zeros(len(examples), dtype=torch.bool),
         progress=progress,
         denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=completion_limit),
     ).recounted()

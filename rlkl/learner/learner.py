@@ -92,7 +92,7 @@ class Learner:
             frozen[Signal.PROXIMAL_HEADS] = frozen_heads(self._models, batch, self._signals, device=self._device)
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch = self._update.credit(batch)
-        self._prepared = _state_metrics(batch, entropy_BT)
+        self._prepared = _state_metrics(batch, entropy_BT) | self._update.batch_metrics(self._batch)
         return self._prepared
 
     def step(self, step: int) -> dict[str, float]:
@@ -194,7 +194,11 @@ def _device(choice: str) -> torch.device:
 
 def _shape(policy: Policy, spec: LearnerSpec) -> ModelShape:
     return ModelShape(
-        path=spec.model_path, hidden_size=policy.hidden_size, layers=policy.layer_count, seed=spec.recipe.seed
+        path=spec.model_path,
+        hidden_size=policy.hidden_size,
+        layers=policy.layer_count,
+        seed=spec.recipe.seed,
+        dtype=policy.dtype,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
@@ -24,6 +25,8 @@ class ModelShape:
     layers: int
     seed: int
     """For the heads' initial weights."""
+    dtype: torch.dtype = torch.float32
+    """In which the policy computes."""
 
 
 class HeadInput(Enum):
@@ -53,7 +56,8 @@ class PolicyUpdate(ABC):
     """How rollouts become a loss.
 
     The learner calls, in this order: `build_heads` once; then per step `select` on the scored groups, `credit` on the
-    packed batch (frozen signals already in ``batch.signals``), and `loss` on each micro-batch.
+    packed batch (frozen signals already in ``batch.signals``), `batch_metrics` on what that gave, `loss` on each
+    micro-batch, and `observe`.
     A rule holds its settings, and at most a few numbers that `state` hands out: no weights, no device.
     """
 
@@ -85,6 +89,10 @@ class PolicyUpdate(ABC):
     def credit(self, batch: Batch) -> Batch:
         """Fill advantages (or returns) from rewards and frozen signals, over the whole batch. No gradient."""
         return batch
+
+    def batch_metrics(self, batch: Batch) -> dict[str, float]:
+        """Metrics of a credited batch that are no sums over its micro-batches (an explained variance)."""
+        return {}
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Take note of a finished step's metrics (an adaptive KL coefficient does)."""
