@@ -1,6 +1,6 @@
-"""Advantages of completions relative to the other completions of their prompt.
+"""Advantages: of completions relative to the others of their prompt, and of tokens relative to a value function.
 
-Shapes: B sequences. ``group_B`` numbers each sequence's prompt (any integers, any order, groups of any size).
+Shapes: B sequences, T tokens. ``group_B`` numbers each sequence's prompt (any integers, any order, groups of any size).
 Sums run in float64, where the mean of equal float32 rewards is exact: a group of equal rewards gets exactly zero.
 So does a group of one, which has nothing to compare with.
 """
@@ -14,6 +14,9 @@ from torch import Tensor
 
 STD_EPSILON = 1e-4
 """Added to a group's standard deviation, so that rounding noise among rewards does not become advantages of order 1."""
+
+WHITENING_EPSILON = 1e-8
+"""Added to the standard deviation over a batch's tokens, against division by zero."""
 
 
 def group_mean_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
@@ -34,6 +37,38 @@ def leave_one_out_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
     group = _deviations(rewards_B, group_B)
     # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
     return (group.deviation_B * group.size_B / (group.size_B - 1).clamp(min=1)).float()
+
+
+def generalized_advantages(
+    rewards_BT: Tensor, values_BT: Tensor, response_BT: Tensor, *, discount: float, gae_lambda: float
+) -> Tensor:
+    """Generalized advantage estimates (arXiv 1506.02438, eq. 16), zero outside the response.
+
+    ``rewards_BT[t]`` is what token t earns, ``values_BT[t]`` the value of the state in which it is chosen. A token's
+    successor is the next response token, so tokens between two parts of a response (a tool's answer) are stepped over.
+    The state after the last response token is worth 0. Plus ``values_BT``, the estimates are a critic's lambda-returns.
+    """
+    advantages_BT = torch.zeros_like(rewards_BT)
+    next_advantage_B = next_value_B = torch.zeros_like(rewards_BT[:, 0])
+    for t in reversed(range(rewards_BT.shape[1])):
+        acts_B, value_B = response_BT[:, t], values_BT[:, t]
+        residual_B = rewards_BT[:, t] + discount * next_value_B - value_B
+        next_advantage_B = torch.where(acts_B, residual_B + discount * gae_lambda * next_advantage_B, next_advantage_B)
+        next_value_B = torch.where(acts_B, value_B, next_value_B)
+        advantages_BT[:, t] = torch.where(acts_B, next_advantage_B, 0.0)
+    return advantages_BT
+
+
+def whitened(x_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """``x_BT`` shifted and scaled to mean 0 and variance 1 (population) over all response tokens, zero elsewhere.
+
+    Equal values become exactly zero; a batch without response tokens stays zero.
+    """
+    values_N = x_BT[response_BT].double()
+    if values_N.numel() == 0:
+        return torch.zeros_like(x_BT)
+    scaled_BT = (x_BT.double() - values_N.mean()) / (values_N.std(correction=0) + WHITENING_EPSILON)
+    return torch.where(response_BT, scaled_BT, 0.0).to(x_BT.dtype)
 
 
 class _Deviations(NamedTuple):

@@ -84,6 +84,19 @@ def truncated_weight_surrogate(
     )
 
 
+def dual_clipped(surrogate: Surrogate, advantages_BT: Tensor, *, limit: float) -> Surrogate:
+    """``surrogate`` with its loss held to at most -limit * A where A < 0 (dual-clip PPO, arXiv 1912.09729, eq. 5).
+
+    A bad token whose ratio exceeds ``limit`` then gets no gradient, and counts as clipped high.
+    """
+    limit_BT = torch.where(advantages_BT < 0, -limit * advantages_BT, torch.inf)
+    return Surrogate(
+        loss_BT=torch.minimum(surrogate.loss_BT, limit_BT),
+        clipped_low_BT=surrogate.clipped_low_BT,
+        clipped_high_BT=surrogate.clipped_high_BT | (surrogate.loss_BT > limit_BT),
+    )
+
+
 def _ratio(log_ratio_BT: Tensor) -> Tensor:
     # Clamped, since an infinite ratio would turn a clipped token's zero gradient into NaN.
     return log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,9 @@ GRPO_VARIANTS: dict[GrpoVariant, GrpoChoices] = {
 }
 """Each variant as its paper made it; the papers are named in ``rlkl/updates/grpo.md``."""
 
+PAPO_GRPO = GrpoChoices(aggregation="token_mean", clip_high=0.3)
+"""What PAPO's authors ran as GRPO (arXiv 2507.06448)."""
+
 KL_ESTIMATORS: dict[KlPlacement, tuple[KlEstimator, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
 """Estimators whose gradient is a KL's where they are placed; the first is taken when the recipe names none."""
 
@@ -54,11 +57,16 @@ class FilterSettings(Section):
     keep: Literal["top_k", "threshold", "top_fraction"] = Field(
         default="top_k", description="The best few of each prompt, those of at least a reward, or the best share."
     )
-    value: float = Field(default=1.0, description="How many (top_k), which reward (threshold), or which share (0 to 1).")
+    value: float = Field(
+        default=1.0, description="How many (top_k), which reward (threshold), or which share (0 to 1)."
+    )
 
 
 class RuleSettings(Section):
     """What every rule has."""
+
+    learns_from_pairs: ClassVar[bool] = False
+    """Whether completions that the policy did not sample will do: chosen and rejected ones from a data set."""
 
     filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
 
@@ -111,10 +119,14 @@ class GrpoSettings(RuleSettings):
             "reference the policy gradient of that value cancels. Take k1, or set kl_placement: loss"
         )
 
+    def variant_choices(self) -> GrpoChoices:
+        """What the variant chooses."""
+        return GRPO_VARIANTS[self.variant]
+
     def choices(self) -> GrpoChoices:
         """The variant's choices with the recipe's own on top."""
-        own = self.model_dump(include=set(asdict(GRPO_VARIANTS[self.variant])), exclude_none=True)
-        return replace(GRPO_VARIANTS[self.variant], **own)
+        variant = self.variant_choices()
+        return replace(variant, **self.model_dump(include=set(asdict(variant)), exclude_none=True))
 
     def estimator(self) -> KlEstimator:
         """The recipe's KL estimator, or the usual one for where the KL is placed."""
@@ -129,6 +141,10 @@ class PapoSettings(GrpoSettings):
     """PAPO: GRPO or DAPO plus implicit perception KL and double entropy (see ``rlkl/updates/papo.md``)."""
 
     rule: Literal["papo"] = Field(default="papo", description="The update rule.")
+    kl_coef: float = Field(default=0.01, ge=0, description="Weight of the KL to the reference; 0 means none.")
+    dual_clip: float | None = Field(
+        default=3.0, gt=1, description="At A < 0 the loss is at most this times -A; None leaves it free."
+    )
     perception_coef: float = Field(default=0.02, ge=0, description="gamma: weight of the perception KL, maximised.")
     entropy_coef: float = Field(default=0.0, ge=0, description="eta1: weight of the clean image's entropy, minimised.")
     corrupted_entropy_coef: float = Field(
@@ -141,6 +157,19 @@ class PapoSettings(GrpoSettings):
         default=None, ge=0, description="gamma falls linearly to this; both entropy weights shrink with it."
     )
     anneal_over: float = Field(default=0.5, gt=0, le=1, description="Share of the run over which gamma falls.")
+
+    @model_validator(mode="after")
+    def _annealing_falls(self) -> PapoSettings:
+        if self.anneal_to is not None and self.anneal_to >= self.perception_coef:
+            raise ValueError(
+                f"anneal_to = {self.anneal_to} is not below perception_coef = {self.perception_coef}, from which gamma "
+                "starts to fall. Lower anneal_to, or leave it out to keep gamma fixed"
+            )
+        return self
+
+    def variant_choices(self) -> GrpoChoices:
+        """As GRPO's, but ``grpo`` averages over tokens and clips from 0.2 below to 0.3 above, as PAPO's code does."""
+        return PAPO_GRPO if self.variant == "grpo" else super().variant_choices()
 
 
 class PpoSettings(RuleSettings):
@@ -155,12 +184,23 @@ class PpoSettings(RuleSettings):
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda.")
     discount: float = Field(default=1.0, gt=0, le=1, description="Discount per token.")
     clip: float = Field(default=0.2, gt=0, description="The ratio is clipped to 1 - clip and 1 + clip.")
-    value_clip: float | None = Field(default=0.2, gt=0, description="Values move at most this far per step; None: free.")
+    value_clip: float | None = Field(
+        default=0.2, gt=0, description="Values move at most this far per step; None: free."
+    )
     value_coef: float = Field(default=0.1, ge=0, description="Weight of the value loss.")
     critic: Literal["head", "model", "none"] = Field(
         default="head", description="A value head on the policy, a separate model, or no values (REINFORCE)."
     )
     whiten: bool = Field(default=True, description="Advantages to mean 0 and variance 1 over the whole batch.")
+
+    @model_validator(mode="after")
+    def _steered_coefficient_is_positive(self) -> PpoSettings:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                f"kl_target = {self.kl_target} with kl_coef = 0: the coefficient is steered by factors, so it has to "
+                "start above 0. Set kl_coef, or leave kl_target out"
+            )
+        return self
 
 
 class SuperHfSettings(RuleSettings):
@@ -182,17 +222,24 @@ class SuperHfSettings(RuleSettings):
 class SparsePoSettings(RuleSettings):
     """SparsePO and its special cases DPO, TDPO1 and MaPO (see ``rlkl/updates/sparsepo.md``)."""
 
+    learns_from_pairs: ClassVar[bool] = True
     rule: Literal["sparsepo"] = Field(default="sparsepo", description="The update rule.")
     mask: Literal["none", "ones", "mapo", "sparse_common", "sparse_independent"] = Field(
         default="sparse_common", description="Token masks: none is DPO, ones is TDPO1."
     )
     beta: float = Field(default=0.1, gt=0, description="Scale of the implicit reward.")
+    masked_terms: Literal["both", "reward", "kl"] = Field(
+        default="both", description="Which terms the mask weighs; the other one counts in full."
+    )
     mask_init: Literal["paper", "ones"] = Field(
         default="ones", description="Heads' start: the paper's random one, or masks of 1 (training starts at TDPO1)."
     )
     l1_reward: float = Field(default=0.0, ge=0, description="L1 weight on the reward mask.")
     l1_kl: float = Field(default=0.0, ge=0, description="L1 weight on the KL mask.")
     mask_weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay on the heads' matrices.")
+    kl_top_k: int | None = Field(
+        default=None, ge=1, description="KL over the reference's k likeliest tokens and a tail; None: the vocabulary."
+    )
     min_gap: float = Field(default=0.0, ge=0, description="Groups whose best and worst differ by no more are skipped.")
 
 
