@@ -54,7 +54,7 @@ class Papo(Grpo):
         return 1.0 + (end - 1.0) * min(progress / self.settings.anneal_over, 1.0)
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """GRPO's terms, and ``perception``, ``entropy``, ``corrupted_entropy``; own metrics are over image sequences."""
+        """GRPO's terms, then ``perception``, ``entropy`` and ``corrupted_entropy``; own metrics are of image sequences."""
         output = super().loss(batch, signals)
         image_BT = batch.response_BT & batch.corrupted_B.unsqueeze(1)
         clean_BT = masked(signals[Signal.POLICY_LOGPROBS], image_BT)

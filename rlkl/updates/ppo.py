@@ -126,7 +126,7 @@ class Ppo(PolicyUpdate):
     def _values_BT(self, batch: Batch, signals: Signals, signal: Signal) -> Tensor:
         if self.settings.critic == "none":
             return torch.zeros_like(batch.advantages_BT)
-        return masked(signals[signal].squeeze(-1), batch.response_BT)
+        return masked(signals[signal][..., 0], batch.response_BT)
 
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         metrics = {"update/kl_coef": self.kl_coef, "update/trained_sequences": float(batch.denominators.sequences)}

@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from rlkl.batch import Batch, Signal, Signals
 from rlkl.updates import build_update
-from rlkl.updates.settings import GRPO_VARIANTS, GrpoSettings, UpdateSettings
-from tests.builders import make_batch, random_logprobs, with_frozen, with_policy
+from rlkl.updates.settings import GRPO_VARIANTS, GrpoSettings, PapoSettings, PpoSettings, UpdateSettings
+from tests.builders import make_batch, random_logprobs, with_frozen
 
 RULES: list[UpdateSettings] = [
     *(GrpoSettings(variant=variant) for variant in GRPO_VARIANTS),
@@ -21,8 +21,28 @@ RULES: list[UpdateSettings] = [
     GrpoSettings(kl_coef=0.3, kl_placement="reward"),
     GrpoSettings(variant="rloo", kl_coef=0.3, kl_placement="reward", mask_truncated=True),
     GrpoSettings(variant="gspo", clip_low=0.1, clip_high=0.2, mask_truncated=True),
+    PapoSettings(entropy_coef=0.05, corrupted_entropy_coef=0.05),
+    PapoSettings(entropy_coef=0.05, corrupted_entropy_coef=0.05, recompute=True),
+    PapoSettings(variant="dapo", kl_coef=0.0, perception_coef=0.5, mask_truncated=True),
+    PapoSettings(variant="gspo", perception_coef=0.5, anneal_to=0.1),
+    PpoSettings(),
+    PpoSettings(whiten=False, value_clip=None, gae_lambda=0.5, discount=0.9),
+    PpoSettings(critic="none", kl_coef=0.0),
 ]
-NO_KL = [settings for settings in RULES if settings.kl_coef == 0]
+REWARDS_ALONE: list[UpdateSettings] = [
+    *(s for s in RULES if isinstance(s, GrpoSettings) and not isinstance(s, PapoSettings) and s.kl_coef == 0),
+    PapoSettings(kl_coef=0.0, perception_coef=0.0),
+    PpoSettings(critic="none", kl_coef=0.0, gae_lambda=1.0),
+]
+"""Rules for which equal rewards leave nothing to learn."""
+
+LEARNED: dict[Signal, int | slice] = {
+    Signal.POLICY_LOGPROBS: 0,
+    Signal.HEADS: slice(1, 3),
+    Signal.CORRUPTED_LOGPROBS: 3,
+}
+"""Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
+COLUMNS = 4
 
 
 def name(settings: UpdateSettings) -> str:
@@ -35,18 +55,21 @@ each_rule = pytest.mark.parametrize("settings", RULES, ids=name)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     loss: float
-    gradient_BT: Tensor
+    gradient_BTK: Tensor
     metrics: dict[str, float]
 
 
 def example() -> Batch:
-    return make_batch(
+    batch = make_batch(
         lengths=[3, 1, 0, 6, 2, 5, 4],
         rewards=[1.0, 0.0, 0.25, 2.0, 0.0, 1.0, 0.5],
         groups=[0, 0, 0, 1, 1, 1, 2],
         truncated=[3],
+        corrupted=[0, 2, 3, 6],
         padding=2,
     )
+    heads_BTK = torch.stack([random_logprobs(batch.response_BT, seed=seed) for seed in (4, 5)], dim=-1)
+    return with_frozen(batch, {Signal.PROXIMAL_HEADS: heads_BTK})
 
 
 def prepared(settings: UpdateSettings, batch: Batch) -> Batch:
@@ -54,18 +77,21 @@ def prepared(settings: UpdateSettings, batch: Batch) -> Batch:
     return build_update(settings).credit(batch).recounted()
 
 
-def policy_of(batch: Batch) -> Tensor:
-    return random_logprobs(batch.response_BT, seed=9)
+def learned_of(batch: Batch) -> Tensor:
+    """What a model might say, zero outside the response."""
+    return torch.stack([random_logprobs(batch.response_BT, seed=9 + k) for k in range(COLUMNS)], dim=-1)
 
 
-def evaluate(settings: UpdateSettings, batch: Batch, policy_BT: Tensor) -> Result:
-    policy_BT = policy_BT.clone().requires_grad_()
-    output = build_update(settings).loss(batch, with_policy(batch, policy_BT))
-    (gradient_BT,) = torch.autograd.grad(output.loss, policy_BT)
+def evaluate(settings: UpdateSettings, batch: Batch, learned_BTK: Tensor) -> Result:
+    learned_BTK = learned_BTK.clone().requires_grad_()
+    rule = build_update(settings)
+    own = {signal: learned_BTK[..., columns] for signal, columns in LEARNED.items()}
+    output = rule.loss(batch, batch.signals.merged(Signals(own)))
+    (gradient_BTK,) = torch.autograd.grad(output.loss, learned_BTK)
     values = {**output.terms, **output.metrics}
     return Result(
         loss=output.loss.item(),
-        gradient_BT=gradient_BT,
+        gradient_BTK=gradient_BTK,
         metrics={key: value.item() for key, value in values.items()},
     )
 
@@ -73,7 +99,7 @@ def evaluate(settings: UpdateSettings, batch: Batch, policy_BT: Tensor) -> Resul
 def assert_same(ours: Result, theirs: Result) -> None:
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-6)
     assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(ours.gradient_BT, theirs.gradient_BT, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours.gradient_BTK, theirs.gradient_BTK, rtol=1e-5, atol=1e-7)
 
 
 @each_rule
@@ -84,31 +110,31 @@ def assert_same(ours: Result, theirs: Result) -> None:
 )
 def test_the_cut_into_micro_batches_does_not_matter(settings: UpdateSettings, cut: list[list[int]]) -> None:
     batch = prepared(settings, example())
-    policy_BT = policy_of(batch)
-    whole = evaluate(settings, batch, policy_BT)
-    gradient_BT = torch.zeros_like(policy_BT)
+    learned_BTK = learned_of(batch)
+    whole = evaluate(settings, batch, learned_BTK)
+    gradient_BTK = torch.zeros_like(learned_BTK)
     parts = []
     for rows in cut:
         micro_batch = batch.rows(torch.tensor(rows))
         width = micro_batch.response_BT.shape[1]
-        part = evaluate(settings, micro_batch, policy_BT[rows, :width])
-        gradient_BT[rows, :width] += part.gradient_BT
+        part = evaluate(settings, micro_batch, learned_BTK[rows, :width])
+        gradient_BTK[rows, :width] += part.gradient_BTK
         parts.append(part)
     summed = {key: sum((part.metrics[key] for part in parts), start=0.0) for key in whole.metrics}
-    assert_same(Result(loss=sum(part.loss for part in parts), gradient_BT=gradient_BT, metrics=summed), whole)
-    assert whole.gradient_BT.abs().max() > 0 or whole.metrics["update/clip_fraction_low"] > 0
+    assert_same(Result(loss=sum(part.loss for part in parts), gradient_BTK=gradient_BTK, metrics=summed), whole)
+    assert whole.gradient_BTK.abs().max() > 0 or whole.metrics["update/clip_fraction_low"] > 0
 
 
 @each_rule
 def test_padding_does_not_matter(settings: UpdateSettings) -> None:
     batch = prepared(settings, example())
-    policy_BT = policy_of(batch)
-    width = policy_BT.shape[1]
+    learned_BTK = learned_of(batch)
+    width = learned_BTK.shape[1]
     tight = batch.rows(torch.arange(batch.size))
     assert tight.response_BT.shape[1] < width
-    ours = evaluate(settings, tight, policy_BT[:, : tight.response_BT.shape[1]])
-    padded_BT = pad(ours.gradient_BT, (0, width - ours.gradient_BT.shape[1]))
-    assert_same(replace(ours, gradient_BT=padded_BT), evaluate(settings, batch, policy_BT))
+    ours = evaluate(settings, tight, learned_BTK[:, : tight.response_BT.shape[1]])
+    padded_BTK = pad(ours.gradient_BTK, (0, 0, 0, width - ours.gradient_BTK.shape[1]))
+    assert_same(replace(ours, gradient_BTK=padded_BTK), evaluate(settings, batch, learned_BTK))
 
 
 @each_rule
@@ -116,55 +142,56 @@ def test_the_order_of_rows_and_the_numbers_of_groups_do_not_matter(settings: Upd
     order = torch.tensor([4, 6, 0, 3, 2, 5, 1])
     renumbered = torch.tensor([40, 7, 19])
     batch = example()
-    policy_BT = policy_of(batch)
-    whole = evaluate(settings, prepared(settings, batch), policy_BT)
+    learned_BTK = learned_of(batch)
+    whole = evaluate(settings, prepared(settings, batch), learned_BTK)
     shuffled = batch.rows(order)
     shuffled = prepared(settings, replace(shuffled, group_B=renumbered[shuffled.group_B]))
     width = shuffled.response_BT.shape[1]
-    ours = evaluate(settings, shuffled, policy_BT[order, :width])
-    assert_same(ours, replace(whole, gradient_BT=whole.gradient_BT[order, :width]))
+    ours = evaluate(settings, shuffled, learned_BTK[order, :width])
+    assert_same(ours, replace(whole, gradient_BTK=whole.gradient_BTK[order, :width]))
 
 
 @each_rule
 def test_nan_outside_the_response_never_leaks(settings: UpdateSettings) -> None:
     batch = example()
-    policy_BT = policy_of(batch)
-    clean = evaluate(settings, prepared(settings, batch), policy_BT)
+    learned_BTK = learned_of(batch)
+    clean = evaluate(settings, prepared(settings, batch), learned_BTK)
 
-    def poisoned(x_BT: Tensor) -> Tensor:
-        return torch.where(batch.response_BT, x_BT, float("nan"))
+    def poisoned(x: Tensor) -> Tensor:
+        inside = batch.response_BT if x.ndim == 2 else batch.response_BT.unsqueeze(-1)
+        return torch.where(inside, x, float("nan"))
 
     dirty = with_frozen(batch, {signal: poisoned(batch.signals[signal]) for signal in batch.signals})
     dirty = prepared(settings, replace(dirty, rollout_logprobs_BT=poisoned(batch.rollout_logprobs_BT)))
-    ours = evaluate(settings, dirty, poisoned(policy_BT))
+    ours = evaluate(settings, dirty, poisoned(learned_BTK))
     assert_same(ours, clean)
-    assert not ours.gradient_BT[~batch.response_BT].any()
+    assert not ours.gradient_BTK[~batch.response_BT].any()
 
 
 @each_rule
 def test_extreme_log_probs_keep_loss_and_gradient_finite(settings: UpdateSettings) -> None:
     batch = prepared(settings, example())
-    policy_BT = policy_of(batch) * torch.tensor([200.0, 1.0]).repeat(batch.response_BT.shape[1] // 2)
+    extreme_BTK = learned_of(batch) * torch.tensor([200.0, 1.0]).repeat(batch.response_BT.shape[1] // 2)[:, None]
     for sign in (1, -1):
-        swapped = with_frozen(batch, {Signal.PROXIMAL_LOGPROBS: policy_BT}) if sign < 0 else batch
-        result = evaluate(settings, swapped, policy_BT if sign > 0 else policy_of(batch))
-        assert result.gradient_BT.isfinite().all()
+        swapped = with_frozen(batch, {Signal.PROXIMAL_LOGPROBS: extreme_BTK[..., 0]}) if sign < 0 else batch
+        result = evaluate(settings, swapped, extreme_BTK if sign > 0 else learned_of(batch))
+        assert result.gradient_BTK.isfinite().all()
         assert all(torch.tensor(value).isfinite() for value in (result.loss, *result.metrics.values()))
 
 
-@pytest.mark.parametrize("settings", NO_KL, ids=name)
+@pytest.mark.parametrize("settings", REWARDS_ALONE, ids=name)
 def test_equal_rewards_give_exactly_no_gradient(settings: UpdateSettings) -> None:
     batch = replace(example(), rewards_B=torch.full((7,), 0.1))
     batch = prepared(settings, batch)
-    assert not evaluate(settings, batch, policy_of(batch)).gradient_BT.any()
+    assert not evaluate(settings, batch, learned_of(batch)).gradient_BTK.any()
 
 
-@pytest.mark.parametrize("settings", [s for s in RULES if s.mask_truncated], ids=name)
+@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, GrpoSettings) and s.mask_truncated], ids=name)
 def test_masked_truncated_rows_give_exactly_no_gradient(settings: UpdateSettings) -> None:
     batch = example()
-    gradient_BT = evaluate(settings, prepared(settings, batch), policy_of(batch)).gradient_BT
-    assert not gradient_BT[batch.truncated_B].any()
-    assert gradient_BT[~batch.truncated_B].any()
+    gradient_BTK = evaluate(settings, prepared(settings, batch), learned_of(batch)).gradient_BTK
+    assert not gradient_BTK[batch.truncated_B].any()
+    assert gradient_BTK[~batch.truncated_B].any()
 
 
 @pytest.mark.parametrize("settings", [GrpoSettings(kl_coef=1.0)], ids=name)
