@@ -24,13 +24,15 @@ class Prompt:
     """One row of the data source, already tokenized.
 
     ``id`` is stable across runs (it seeds the sampling); ``text`` is what ``token_ids`` were made from, chat template
-    included; ``columns`` holds every column of the row, for rewards.
+    included; ``columns`` holds every column of the row, for rewards. ``answers``: in a preference data set, the token
+    ids of the chosen and of the rejected answer, end-of-sequence id included.
     """
 
     id: str
     text: str
     token_ids: tuple[int, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    answers: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +40,19 @@ class Completion:
     """What an engine sampled for one prompt.
 
     ``token_ids`` are the sampled ids as they came, end-of-sequence id included where one was sampled; ``logprobs`` are
-    the sampler's log-probabilities of exactly those ids (nats, at the sampling temperature, full vocabulary).
+    the sampler's log-probabilities of exactly those ids (nats, at the sampling temperature, full vocabulary), None
+    where nobody sampled them: an answer from a data set.
     ``text`` is their decoding without special tokens.
     """
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] | None
     finish_reason: FinishReason
     text: str = ""
 
     def __post_init__(self) -> None:
-        assert len(self.token_ids) == len(self.logprobs), "one log-probability per sampled token"
+        if self.logprobs is not None:
+            assert len(self.token_ids) == len(self.logprobs), "one log-probability per sampled token"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

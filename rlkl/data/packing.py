@@ -27,7 +27,8 @@ def pack(examples: Sequence[Example], *, completion_limit: int, progress: float 
         token_ids_BT[row, : len(sequence)] = torch.tensor(sequence)
         attention_BT[row, : len(sequence)] = True
         response_BT[row, len(prompt) : len(sequence)] = True
-        rollout_logprobs_BT[row, len(prompt) : len(sequence)] = torch.tensor(completion.logprobs)
+        if completion.logprobs is not None:
+            rollout_logprobs_BT[row, len(prompt) : len(sequence)] = torch.tensor(completion.logprobs)
     return Batch(
         token_ids_BT=token_ids_BT,
         attention_BT=attention_BT,

@@ -89,11 +89,32 @@ class Learner:
                 self._models.reference, batch, self._signals, device=self._device, entropy=False
             )
         if Signal.PROXIMAL_HEADS in self._update.needs:
-            frozen[Signal.PROXIMAL_HEADS] = frozen_heads(self._models, batch, self._signals, device=self._device)
+            frozen[Signal.PROXIMAL_HEADS] = self._frozen_heads(batch)
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch = self._update.credit(batch)
-        self._prepared = _state_metrics(batch, entropy_BT) | self._update.batch_metrics(self._batch)
+        self._prepared = _state_metrics(batch, entropy_BT, sampled=_sampled(examples))
+        self._prepared |= self._update.batch_metrics(self._batch)
         return self._prepared
+
+    def _frozen_heads(self, batch: Batch) -> Tensor:
+        """What the heads say at the start of the step; before anything was trained, they may start over."""
+        heads = self._models.heads
+        assert heads is not None
+        while True:
+            said_BTK = frozen_heads(self._models, batch, self._signals, device=self._device)
+            if self._optimizer_steps > 0 or not heads.redraw(said_BTK[batch.response_BT]):
+                return said_BTK
+
+    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
+        """The rule's per-token columns of the prepared batch: one entry an example, one number a response token."""
+        if self._batch is None:
+            return {}
+        columns = self._update.token_columns(self._batch)
+        masks_BT = self._batch.response_BT
+        return {
+            name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=True)]
+            for name, x_BT in columns.items()
+        }
 
     def step(self, step: int) -> dict[str, float]:
         """Run all epochs, minibatches and micro-batches over the prepared batch; returns means over optimizer steps.
@@ -215,9 +236,7 @@ def _trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Par
     return trained
 
 
-def _build_optimizer(
-    trained: Mapping[str, nn.Parameter], recipe: Recipe, heads: Heads | None
-) -> torch.optim.AdamW:
+def _build_optimizer(trained: Mapping[str, nn.Parameter], recipe: Recipe, heads: Heads | None) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, not on norms and biases; heads name their own."""
     section = recipe.learner
     matrices = {name: p for name, p in trained.items() if p.ndim >= 2}
@@ -241,16 +260,23 @@ def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
     yield from output.metrics.items()
 
 
-def _state_metrics(batch: Batch, entropy_BT: Tensor) -> dict[str, float]:
-    """How the policy at the start of the step stands to the sampler and to the reference."""
+def _sampled(examples: Sequence[Example]) -> bool:
+    return all(example.rollout.completion.logprobs is not None for example in examples)
+
+
+def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[str, float]:
+    """How the policy at the start of the step stands to the sampler and to the reference.
+
+    On answers that nobody sampled only the entropy means anything: log-ratios estimate a KL on the policy's own tokens.
+    """
     mask_BT, counts = batch.response_BT, batch.denominators
     proximal_BT = batch.signals[Signal.PROXIMAL_LOGPROBS]
+    metrics = {"entropy/policy": float(entropy_BT.sum()) / counts.tokens}
+    if not sampled:
+        return metrics
     gap_N = (proximal_BT - batch.rollout_logprobs_BT)[mask_BT]
-    metrics = {
-        "rollout/mismatch_max": float(gap_N.abs().max()) if gap_N.numel() else 0.0,
-        "rollout/mismatch_kl": float(-gap_N.sum()) / counts.tokens,
-        "entropy/policy": float(entropy_BT.sum()) / counts.tokens,
-    }
+    metrics["rollout/mismatch_max"] = float(gap_N.abs().max()) if gap_N.numel() else 0.0
+    metrics["rollout/mismatch_kl"] = float(-gap_N.sum()) / counts.tokens
     if Signal.REFERENCE_LOGPROBS in batch.signals:
         gap = float((proximal_BT - batch.signals[Signal.REFERENCE_LOGPROBS])[mask_BT].sum())
         metrics["kl/policy_to_reference"] = gap / counts.sequences

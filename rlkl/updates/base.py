@@ -51,6 +51,13 @@ class Heads(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, K]`` float32 from what `reads` names."""
 
+    def redraw(self, said_NK: Tensor) -> bool:
+        """Before the first optimizer step: draw bad first weights anew, seeing what they say on the first batch.
+
+        True asks to be shown what the new ones say. Called only for a rule that needs ``Signal.PROXIMAL_HEADS``.
+        """
+        return False
+
 
 class PolicyUpdate(ABC):
     """How rollouts become a loss.
@@ -92,6 +99,10 @@ class PolicyUpdate(ABC):
 
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         """Metrics of a credited batch that are no sums over its micro-batches (an explained variance)."""
+        return {}
+
+    def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Per-token numbers ``[B, T]`` of a credited batch that belong beside its samples (masks), by column name."""
         return {}
 
     def observe(self, metrics: Mapping[str, float]) -> None:
