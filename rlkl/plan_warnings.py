@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rlkl.machine import Machine
 from rlkl.recipe import Recipe
-from rlkl.updates.settings import GrpoSettings
+from rlkl.updates.settings import GrpoSettings, PapoSettings, PpoSettings, SuperHfSettings
 
 _LARGE_LR = 5e-5
 _LARGE_LORA_LR = 1e-3
@@ -22,6 +23,14 @@ def _on_rule(recipe: Recipe) -> Iterator[str]:
         case GrpoSettings():
             yield from _on_group_baseline(recipe, recipe.update)
             yield from _on_ratio(recipe, recipe.update)
+            yield from _on_reference(recipe, recipe.update.kl_coef)
+            if isinstance(recipe.update, PapoSettings):
+                yield from _on_perception(recipe.update)
+        case PpoSettings():
+            yield from _on_values(recipe.update)
+            yield from _on_reference(recipe, recipe.update.kl_coef)
+        case SuperHfSettings():
+            yield from _on_kept_completions(recipe, recipe.update)
             yield from _on_reference(recipe, recipe.update.kl_coef)
 
 
@@ -62,6 +71,54 @@ def _on_ratio(recipe: Recipe, settings: GrpoSettings) -> Iterator[str]:
         yield (
             f"update.variant = {settings.variant} with {steps} optimizer steps per batch: importance weights are "
             "bounded from above only, and tokens that became unlikely fade out of the gradient"
+        )
+
+
+def _on_kept_completions(recipe: Recipe, settings: SuperHfSettings) -> Iterator[str]:
+    samples, kept = recipe.rollout.samples_per_prompt, recipe.rollout.samples_per_prompt
+    if settings.filter is not None and settings.filter.keep == "top_k":
+        kept = min(int(settings.filter.value), samples)
+    if settings.filter is not None and settings.filter.keep == "top_fraction":
+        kept = math.ceil(settings.filter.value * samples)
+    threshold = settings.filter is not None and settings.filter.keep == "threshold"
+    if kept == samples and not threshold:
+        yield (
+            f"update.filter keeps all {samples} completions of a prompt: rewards then decide nothing, and the policy "
+            "only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
+        )
+    sequences = kept * recipe.rollout.prompts_per_step // recipe.learner.minibatches
+    if settings.compat and settings.kl_coef > 0 and sequences > 2:
+        yield (
+            f"update.compat sums the KL over up to {sequences} sequences of an optimizer step: update.kl_coef = "
+            f"{settings.kl_coef} acts as {sequences * settings.kl_coef:g}. The paper's main runs had 2 sequences a "
+            "step; raise learner.minibatches"
+        )
+
+
+def _on_perception(settings: PapoSettings) -> Iterator[str]:
+    if settings.corrupted_entropy_coef > 0 and not settings.recompute:
+        yield (
+            "update.corrupted_entropy_coef without update.recompute: the corrupted log-probs are constants, so this "
+            "term shows in the logged loss and trains nothing (so it is in the paper's released code, too)"
+        )
+    if settings.perception_coef > 0 and settings.kl_coef == 0 and settings.entropy_coef == 0:
+        yield (
+            f"update.perception_coef = {settings.perception_coef:g} with neither update.kl_coef nor "
+            "update.entropy_coef: nothing keeps the policy from raising the perception KL by odd tokens. The paper takes "
+            "perception_coef 0.01 and entropy_coef 0.03 where there is no KL to the reference"
+        )
+
+
+def _on_values(settings: PpoSettings) -> Iterator[str]:
+    if settings.critic == "none" and settings.gae_lambda < 1:
+        yield (
+            f"update.critic = none with update.gae_lambda = {settings.gae_lambda:g}: without values lambda is but one "
+            "more discount, and early tokens hardly see the reward. gae_lambda=1 is REINFORCE"
+        )
+    if settings.critic == "none" and not settings.whiten:
+        yield (
+            "update.critic = none with update.whiten = false: rewards have no baseline, so where all are positive "
+            "every sampled token is reinforced. Set whiten, or take a critic"
         )
 
 

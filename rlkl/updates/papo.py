@@ -28,6 +28,9 @@ from rlkl.updates.grpo import WEIGHTS, Grpo
 from rlkl.updates.loss_hacking import HISTORY, loss_hacking_alarms
 from rlkl.updates.settings import PapoSettings
 
+DUAL_CLIP = 3.0
+"""Where A < 0 the surrogate is at most -3 A: a bad token has no gradient once its ratio exceeds 3 (EasyR1's default)."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -54,7 +57,7 @@ class Papo(Grpo):
         return 1.0 + (end - 1.0) * min(progress / self.settings.anneal_over, 1.0)
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """GRPO's terms, then ``perception``, ``entropy`` and ``corrupted_entropy``; own metrics are of image sequences."""
+        """GRPO's terms, then ``perception``, ``entropy``, ``corrupted_entropy``. Own metrics are of image sequences."""
         output = super().loss(batch, signals)
         image_BT = batch.response_BT & batch.corrupted_B.unsqueeze(1)
         clean_BT = masked(signals[Signal.POLICY_LOGPROBS], image_BT)
@@ -90,10 +93,10 @@ class Papo(Grpo):
 
     def _surrogate(self, batch: Batch, signals: Signals, policy_BT: Tensor) -> surrogate.Surrogate:
         single = super()._surrogate(batch, signals, policy_BT)
-        if self.settings.dual_clip is None or self.choices.surrogate != "clip":
+        if self.choices.surrogate != "clip":
             return single
         advantages_BT = masked(batch.advantages_BT, batch.response_BT)
-        return surrogate.dual_clipped(single, advantages_BT, limit=self.settings.dual_clip)
+        return surrogate.dual_clipped(single, advantages_BT, limit=DUAL_CLIP)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Warn, once each time it sets in, when the perception KL looks hacked. Changes nothing in the training."""

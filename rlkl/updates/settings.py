@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -142,9 +143,6 @@ class PapoSettings(GrpoSettings):
 
     rule: Literal["papo"] = Field(default="papo", description="The update rule.")
     kl_coef: float = Field(default=0.01, ge=0, description="Weight of the KL to the reference; 0 means none.")
-    dual_clip: float | None = Field(
-        default=3.0, gt=1, description="At A < 0 the loss is at most this times -A; None leaves it free."
-    )
     perception_coef: float = Field(default=0.02, ge=0, description="gamma: weight of the perception KL, maximised.")
     entropy_coef: float = Field(default=0.0, ge=0, description="eta1: weight of the clean image's entropy, minimised.")
     corrupted_entropy_coef: float = Field(
@@ -215,7 +213,8 @@ class SuperHfSettings(RuleSettings):
         default=None, ge=1, description="KL over the reference's k likeliest tokens and a tail; None: the vocabulary."
     )
     compat: bool = Field(
-        default=False, description="As the reference code: KL summed over the minibatch and one position late, no EOS."
+        default=False,
+        description="As the reference code: KL summed over the optimizer step and one position late, no EOS.",
     )
 
 

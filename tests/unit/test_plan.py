@@ -109,6 +109,16 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
         (["update.clip_low=0.1"], "update.clip_low and clip_high: with one optimizer step"),
         (["update.variant=rloo", "learner.epochs=2"], "update.variant = rloo with 2 optimizer steps per batch"),
         (["update.variant=cispo", "learner.minibatches=4"], "update.variant = cispo with 4 optimizer steps per batch"),
+        (
+            ["update.rule=papo", "update.corrupted_entropy_coef=0.05"],
+            "update.corrupted_entropy_coef without update.recompute",
+        ),
+        (["update.rule=papo", "update.kl_coef=0"], "update.perception_coef = 0.02 with neither update.kl_coef nor"),
+        (["update.rule=ppo", "update.critic=none"], "update.critic = none with update.gae_lambda = 0.95"),
+        (
+            ["update.rule=ppo", "update.critic=none", "update.gae_lambda=1", "update.whiten=false"],
+            "update.critic = none with update.whiten = false",
+        ),
         (["rollout.workers=40", "rollout.threads=1", "cluster.address=c"], "rollout.workers = 40 exceeds"),
         (["rollout.workers=3"], "rollout.workers = 3 and rollout.threads is left out"),
         (["rollout.workers=4", "rollout.threads=1"], "5 CPUs are asked for and this machine has 4"),
