@@ -51,9 +51,7 @@ DIFFERENTIABLE = frozenset(
 )
 """Signals computed anew, with gradient, in each micro-batch. All others are filled once per batch, without gradient."""
 
-NEEDS_REFERENCE = frozenset(
-    {Signal.REFERENCE_LOGPROBS, Signal.KL_REFERENCE_TO_POLICY, Signal.KL_POLICY_TO_REFERENCE}
-)
+NEEDS_REFERENCE = frozenset({Signal.REFERENCE_LOGPROBS, Signal.KL_REFERENCE_TO_POLICY, Signal.KL_POLICY_TO_REFERENCE})
 """Signals for which the learner keeps a reference model."""
 
 
@@ -102,6 +100,8 @@ class Denominators:
     """Sequences with at least one response token."""
     tokens: int
     """Response tokens."""
+    stopped: int = 0
+    """Sequences whose last response token is an end-of-sequence token: they were not truncated."""
     pairs: int = 1
     """Chosen-rejected pairs."""
     corrupted_sequences: int = 1
@@ -123,7 +123,7 @@ class Batch:
     response_BT: Tensor
     """bool: sampled by the policy and to be trained (end-of-sequence included)."""
     rollout_logprobs_BT: Tensor
-    """float32: the sampler's log-probabilities, zero outside the response."""
+    """float32: the sampler's log-probabilities, zero outside the response and where nobody sampled."""
     rewards_B: Tensor
     """float32: weighted sum of the rewards."""
     group_B: Tensor
@@ -188,6 +188,7 @@ class Batch:
             denominators=Denominators(
                 sequences=max(int((lengths_B > 0).sum()), 1),
                 tokens=max(int(lengths_B.sum()), 1),
+                stopped=int(((lengths_B > 0) & ~self.truncated_B).sum()),
                 pairs=max(int((self.chosen_B & (self.pair_B >= 0)).sum()), 1),
                 corrupted_sequences=max(int((corrupted_lengths_B > 0).sum()), 1),
                 corrupted_tokens=max(int(corrupted_lengths_B.sum()), 1),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rlkl.machine import Machine
 from rlkl.recipe import Recipe
-from rlkl.updates.settings import GrpoSettings, PapoSettings, PpoSettings, SuperHfSettings
+from rlkl.updates.settings import FilterSettings, GrpoSettings, PapoSettings, PpoSettings, SparsePoSettings, SuperHfSettings
 
 _LARGE_LR = 5e-5
 _LARGE_LORA_LR = 1e-3
@@ -75,13 +75,9 @@ def _on_ratio(recipe: Recipe, settings: GrpoSettings) -> Iterator[str]:
 
 
 def _on_kept_completions(recipe: Recipe, settings: SuperHfSettings) -> Iterator[str]:
-    samples, kept = recipe.rollout.samples_per_prompt, recipe.rollout.samples_per_prompt
-    if settings.filter is not None and settings.filter.keep == "top_k":
-        kept = min(int(settings.filter.value), samples)
-    if settings.filter is not None and settings.filter.keep == "top_fraction":
-        kept = math.ceil(settings.filter.value * samples)
-    threshold = settings.filter is not None and settings.filter.keep == "threshold"
-    if kept == samples and not threshold:
+    samples = recipe.rollout.samples_per_prompt
+    kept = _most_kept(settings.filter, samples)
+    if kept == samples and (settings.filter is None or settings.filter.keep != "threshold"):
         yield (
             f"update.filter keeps all {samples} completions of a prompt: rewards then decide nothing, and the policy "
             "only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
@@ -90,9 +86,16 @@ def _on_kept_completions(recipe: Recipe, settings: SuperHfSettings) -> Iterator[
     if settings.compat and settings.kl_coef > 0 and sequences > 2:
         yield (
             f"update.compat sums the KL over up to {sequences} sequences of an optimizer step: update.kl_coef = "
-            f"{settings.kl_coef} acts as {sequences * settings.kl_coef:g}. The paper's main runs had 2 sequences a "
+            f"{settings.kl_coef:g} acts as {sequences * settings.kl_coef:g}. The paper's main runs had 2 sequences a "
             "step; raise learner.minibatches"
         )
+
+
+def _most_kept(settings: FilterSettings | None, samples: int) -> int:
+    """Upper bound of a prompt's completions that pass the filter."""
+    if settings is None or settings.keep == "threshold":
+        return samples
+    return min(int(settings.value), samples) if settings.keep == "top_k" else math.ceil(settings.value * samples)
 
 
 def _on_perception(settings: PapoSettings) -> Iterator[str]:
@@ -104,8 +107,8 @@ def _on_perception(settings: PapoSettings) -> Iterator[str]:
     if settings.perception_coef > 0 and settings.kl_coef == 0 and settings.entropy_coef == 0:
         yield (
             f"update.perception_coef = {settings.perception_coef:g} with neither update.kl_coef nor "
-            "update.entropy_coef: nothing keeps the policy from raising the perception KL by odd tokens. The paper takes "
-            "perception_coef 0.01 and entropy_coef 0.03 where there is no KL to the reference"
+            "update.entropy_coef: nothing keeps the policy from raising the perception KL by odd tokens. The paper "
+            "takes perception_coef 0.01 and entropy_coef 0.03 where there is no KL to the reference"
         )
 
 

@@ -1,6 +1,9 @@
-"""Estimators of KL(policy || reference) from one sampled token each (J. Schulman, "Approximating KL Divergence", 2020).
+"""KL divergence between policy and reference: estimates from sampled tokens, exact forms, and what to do with them.
 
-Shapes: B sequences, T tokens. With x drawn from the policy and log r = reference_logprob(x) - policy_logprob(x):
+Shapes: B sequences, T tokens, V vocabulary, K tokens kept of it. Everything is in nats.
+
+Estimators take one token x drawn from the policy, with log r = reference_logprob(x) - policy_logprob(x)
+(J. Schulman, "Approximating KL Divergence", 2020):
 
 | estimator | formula | value, as an estimate of KL(policy ‖ reference) | expected gradient when back-propagated |
 |---|---|---|---|
@@ -8,9 +11,10 @@ Shapes: B sequences, T tokens. With x drawn from the policy and log r = referenc
 | k2 | (log r)^2 / 2 | biased in third order of log r, never negative | that of KL(policy ‖ reference) |
 | k3 | r - 1 - log r | unbiased, never negative | that of KL(reference ‖ policy), the other direction |
 
-So a loss takes k2 or k3; k1 belongs in the reward, where the policy gradient differentiates the sampling. The last
-column holds for tokens that the policy itself sampled, each given its prefix: what a token does to the KL of later ones
-is not in it, and only a reward carries that.
+So a loss takes k2 or k3; k1 belongs in the reward, where the policy gradient differentiates the sampling. The
+straight-through forms log the value of one and descend the gradient of another. The last column holds for tokens that
+the policy itself sampled, each given its prefix: what a token does to the KL of later ones is not in it, and only a
+reward carries that. ``docs/kl.md`` puts numbers on all of this.
 
 Positions that do not count must hold finite numbers (see `rlkl.functional.reduce.masked`).
 """
@@ -43,27 +47,59 @@ def kl_policy_to_reference_k3(policy_logprobs_BT: Tensor, reference_logprobs_BT:
     return torch.expm1(log_r_BT) - log_r_BT
 
 
+def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
+    """Exactly ``value`` in the forward pass, the gradient of ``gradient`` in the backward pass."""
+    return value.detach() + (gradient - gradient.detach())
+
+
+def kl_policy_to_reference_k1_descending_k2(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
+    """k1's value, which is unbiased, with k2's gradient: both are of KL(policy ‖ reference)."""
+    return straight_through(
+        kl_policy_to_reference_k1(policy_logprobs_BT, reference_logprobs_BT),
+        kl_policy_to_reference_k2(policy_logprobs_BT, reference_logprobs_BT),
+    )
+
+
+def kl_policy_to_reference_k3_descending_k2(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
+    """k3's value, unbiased and never negative, with k2's gradient: both are of KL(policy ‖ reference)."""
+    return straight_through(
+        kl_policy_to_reference_k3(policy_logprobs_BT, reference_logprobs_BT),
+        kl_policy_to_reference_k2(policy_logprobs_BT, reference_logprobs_BT),
+    )
+
+
 def exact_kl(left_V: Tensor, right_V: Tensor) -> Tensor:
     """KL(left || right) of distributions given as log-probabilities over the last dimension; never below zero.
 
-    A token that ``left`` cannot produce adds nothing.
+    A token that ``left`` cannot produce adds nothing, in value and in gradient.
     """
     left_p = left_V.exp()
-    return torch.where(left_p > 0, left_p * (left_V - right_V), 0.0).sum(dim=-1).clamp_min(0.0)
+    # The difference is masked, not the product: where both sides are -inf it is NaN, and so would the gradient be.
+    log_ratio = torch.where(left_p > 0, left_V - right_V, 0.0)
+    return (left_p * log_ratio).sum(dim=-1).clamp_min(0.0)
 
 
 def top_k_and_tail(policy_V: Tensor, reference_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Both distributions on the reference's ``k`` likeliest tokens and one bucket for all others.
+    """Both distributions on the reference's ``k`` likeliest tokens and, last, one bucket for all others.
 
-    The KL of the two is a lower bound of the whole one that grows with ``k`` (log-sum inequality).
+    The KL of the two, in either direction, is a lower bound of the whole one that grows with ``k`` (log-sum
+    inequality) and equals it at ``k`` = V. What it misses is the tail's share of the left side times the KL within the
+    tail: little for KL(reference || policy), whose tail is the reference's, and possibly much for the other direction.
     """
     index = reference_V.topk(min(k, reference_V.shape[-1]), dim=-1).indices
-    return _with_tail(policy_V.gather(-1, index)), _with_tail(reference_V.gather(-1, index))
+    return _with_tail(policy_V, index), _with_tail(reference_V, index)
 
 
-def _with_tail(logprobs_K: Tensor) -> Tensor:
-    tail = (1.0 - logprobs_K.exp().sum(dim=-1, keepdim=True)).clamp_min(torch.finfo(logprobs_K.dtype).tiny)
-    return torch.cat([logprobs_K, tail.log()], dim=-1)
+def _with_tail(logprobs_V: Tensor, index_K: Tensor) -> Tensor:
+    kept = logprobs_V.gather(-1, index_K)
+    # Summed over the others: 1 - sum(kept) would leave only rounding error of a small tail.
+    others = logprobs_V.scatter(-1, index_K, torch.finfo(logprobs_V.dtype).min)
+    return torch.cat([kept, others.logsumexp(dim=-1, keepdim=True)], dim=-1)
+
+
+def free_nats(kl: Tensor, allowance: float) -> Tensor:
+    """What ``kl`` has above ``allowance`` nats; below that nothing, and no gradient (a dead zone)."""
+    return (kl - allowance).relu()
 
 
 ADAPTIVE_ERROR_LIMIT = 0.2

@@ -6,6 +6,7 @@ Shapes: N tokens (of any sequences), C tokens of one chunk, H hidden size, V voc
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -60,6 +61,17 @@ def _score_chunk(
     return logprobs_C, -(all_logprobs_CV.exp() * all_logprobs_CV).sum(dim=-1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedScores:
+    """What `chunked_scores_against_reference` computes beside log-probabilities; the rest of `TokenScores` is zero."""
+
+    entropy: bool = False
+    kl_reference_to_policy: bool = False
+    kl_policy_to_reference: bool = False
+    top_k: int | None = None
+    """KLs over the reference's ``top_k`` likeliest tokens and one bucket for all others; None: the whole vocabulary."""
+
+
 class TokenScores(NamedTuple):
     """Per token, float32, in nats: log-probability, entropy, and exact KLs over the vocabulary."""
 
@@ -73,18 +85,18 @@ def chunked_scores_against_reference(
     hidden: tuple[Tensor, Tensor],
     heads: tuple[Head, Head],
     targets_N: Tensor,
+    wanted: WantedScores,
     *,
     temperature: float,
     chunk_tokens: int,
-    top_k: int | None = None,
 ) -> TokenScores:
-    """Log-probs and entropy as `chunked_logprobs_and_entropy`, and both KLs between reference and policy.
+    """Log-probs and entropy as `chunked_logprobs_and_entropy`, and KLs between reference and policy.
 
-    ``hidden`` and ``heads`` are the policy's, then the reference's; the reference is a constant. With ``top_k`` the KLs
-    are those of the reference's ``top_k`` tokens and one bucket for all others: a lower bound (see `functional.kl`).
-    Chunks are half as long as without a reference, since each holds the logits of two models.
+    ``hidden`` and ``heads`` are the policy's, then the reference's; the reference is a constant. Chunks are half as
+    long as without a reference, since each holds the logits of two models: peak memory then stays near that of
+    log-probabilities alone (``benchmarks/exact_kl_memory.py``).
     """
-    score = partial(_score_chunk_against_reference, heads, temperature=temperature, top_k=top_k)
+    score = partial(_score_chunk_against_reference, heads, wanted, temperature)
     size = max(chunk_tokens // 2, 1)
     chunks = []
     parts = zip(hidden[0].split(size), hidden[1].detach().split(size), targets_N.split(size), strict=True)
@@ -98,20 +110,23 @@ def chunked_scores_against_reference(
 
 def _score_chunk_against_reference(
     heads: tuple[Head, Head],
+    wanted: WantedScores,
+    temperature: float,
     hidden_CH: Tensor,
     reference_CH: Tensor,
     targets_C: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None,
 ) -> TokenScores:
     policy_CV = F.log_softmax(heads[0](hidden_CH).float() / temperature, dim=-1)
     with torch.no_grad():
         reference_CV = F.log_softmax(heads[1](reference_CH).float() / temperature, dim=-1)
-    entropy_C = -(policy_CV.exp() * policy_CV).sum(dim=-1)
     logprobs_C = policy_CV.gather(-1, targets_C.unsqueeze(-1)).squeeze(-1)
-    if top_k is not None:
-        policy_CV, reference_CV = kl.top_k_and_tail(policy_CV, reference_CV, top_k)
+    zeros_C = torch.zeros_like(logprobs_C)
+    entropy_C = -(policy_CV.exp() * policy_CV).sum(dim=-1) if wanted.entropy else zeros_C
+    if wanted.top_k is not None:
+        policy_CV, reference_CV = kl.top_k_and_tail(policy_CV, reference_CV, wanted.top_k)
     return TokenScores(
-        logprobs_C, entropy_C, kl.exact_kl(reference_CV, policy_CV), kl.exact_kl(policy_CV, reference_CV)
+        logprobs_C,
+        entropy_C,
+        kl.exact_kl(reference_CV, policy_CV) if wanted.kl_reference_to_policy else zeros_C,
+        kl.exact_kl(policy_CV, reference_CV) if wanted.kl_policy_to_reference else zeros_C,
     )

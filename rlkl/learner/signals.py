@@ -12,7 +12,11 @@ from torch.nn import functional as F
 from rlkl.batch import DIFFERENTIABLE, NEEDS_REFERENCE, Batch, Signal, Signals
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
-from rlkl.functional.logprobs import chunked_logprobs_and_entropy, chunked_scores_against_reference
+from rlkl.functional.logprobs import (
+    WantedScores,
+    chunked_logprobs_and_entropy,
+    chunked_scores_against_reference,
+)
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
 SUPPLIED = DIFFERENTIABLE | {Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS, Signal.PROXIMAL_HEADS}
@@ -102,9 +106,14 @@ def differentiable_signals(models: Models, batch: Batch, settings: SignalSetting
             (hidden_NH, reference_NH),
             (models.policy.head, models.reference.head),
             targets_N,
+            WantedScores(
+                entropy=Signal.POLICY_ENTROPY in update.needs,
+                kl_reference_to_policy=Signal.KL_REFERENCE_TO_POLICY in update.needs,
+                kl_policy_to_reference=Signal.KL_POLICY_TO_REFERENCE in update.needs,
+                top_k=update.kl_top_k,
+            ),
             temperature=settings.temperature,
             chunk_tokens=settings.chunk_tokens,
-            top_k=update.kl_top_k,
         )
         logprobs_N, entropy_N = scores.logprobs_N, scores.entropy_N
         values[Signal.KL_REFERENCE_TO_POLICY] = _spread(scores.kl_reference_to_policy_N, predicted)

@@ -78,7 +78,7 @@ METRICS: tuple[MetricDefinition, ...] = (
             "under update.kl_top_k), summed over the trained response tokens and divided by their number: mean over "
             "the step's optimizer steps, weights as they are in each."
         ),
-        bad="Growing faster than the reward: raise update.kl_coef. Near 0 step after step: the KL term decides the run.",
+        bad="Growing faster than the reward: raise the KL's coefficient. Near 0 throughout: the KL term decides.",
     ),
     MetricDefinition(
         key="entropy/policy",
@@ -131,6 +131,18 @@ METRICS: tuple[MetricDefinition, ...] = (
         unit="rounds",
         formula="Rounds of prompts drawn to fill the step (more than 1 only where the rule drops groups).",
         bad="At rollout.max_rounds step after step: most prompts are too easy or too hard.",
+    ),
+    MetricDefinition(
+        key="similarity/meteor",
+        unit="0 to 1",
+        formula=(
+            "Mean over tracking.similarity_pairs seeded pairs of completions of different prompts of METEOR, averaged "
+            "over both directions; only equal words match where NLTK's WordNet is absent."
+        ),
+        bad=(
+            "Rising far above its start, 0.3 and more on free text: the policy says the same whatever it is asked. "
+            "Near 0 with a high rollout/empty_fraction means silence, not diversity."
+        ),
     ),
     MetricDefinition(
         key="loss/total",

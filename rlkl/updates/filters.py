@@ -13,8 +13,8 @@ from rlkl.updates.settings import FilterSettings
 def filter_groups(groups: Sequence[RolloutGroup], settings: FilterSettings | None) -> list[RolloutGroup]:
     """The groups with only the rollouts that the filter keeps, best first; a group may be left without any.
 
-    Completions without text are never kept. Rollouts of equal reward keep the order in which they were sampled, so a
-    filter depends on the order of rewards alone (`threshold` on their values).
+    Completions without visible text are never kept. Rollouts of equal reward keep the order in which they were sampled;
+    ``top_k`` and ``top_fraction`` (rounded up) depend on the order of a prompt's rewards alone, not on their size.
     """
     if settings is None:
         return list(groups)
@@ -22,10 +22,11 @@ def filter_groups(groups: Sequence[RolloutGroup], settings: FilterSettings | Non
 
 
 def _kept(rollouts: Sequence[Rollout], settings: FilterSettings) -> Sequence[Rollout]:
-    written = [rollout for rollout in rollouts if rollout.completion.text]
+    written = [rollout for rollout in rollouts if rollout.completion.text.strip()]
     best_first = sorted(written, key=lambda rollout: -rollout.reward)
     if settings.keep == "threshold":
         return [rollout for rollout in best_first if rollout.reward >= settings.value]
     if settings.keep == "top_k":
         return best_first[: int(settings.value)]
-    return best_first[: math.ceil(settings.value * len(best_first))]
+    # Rounded first: 0.07 * 100 is a hair above 7, and its ceiling 8.
+    return best_first[: math.ceil(round(settings.value * len(best_first), 9))]

@@ -62,6 +62,16 @@ class FilterSettings(Section):
         default=1.0, description="How many (top_k), which reward (threshold), or which share (0 to 1)."
     )
 
+    @model_validator(mode="after")
+    def _value_fits(self) -> FilterSettings:
+        if self.keep == "top_k" and not (self.value >= 1 and self.value.is_integer()):
+            raise ValueError(f"value = {self.value} with keep = top_k: take a whole number of completions, at least 1")
+        if self.keep == "top_fraction" and not 0 < self.value <= 1:
+            raise ValueError(f"value = {self.value} with keep = top_fraction: take a share above 0 and at most 1")
+        if not math.isfinite(self.value):
+            raise ValueError(f"value = {self.value} with keep = threshold: take a finite reward")
+        return self
+
 
 class RuleSettings(Section):
     """What every rule has."""
@@ -70,6 +80,11 @@ class RuleSettings(Section):
     """Whether completions that the policy did not sample will do: chosen and rejected ones from a data set."""
 
     filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the learner keeps the frozen reference for this rule."""
+        return True
 
     def resolved(self) -> RuleSettings:
         """These settings with every key filled in, for people to read."""
@@ -123,6 +138,10 @@ class GrpoSettings(RuleSettings):
     def variant_choices(self) -> GrpoChoices:
         """What the variant chooses."""
         return GRPO_VARIANTS[self.variant]
+
+    @property
+    def keeps_reference(self) -> bool:
+        return self.kl_coef > 0
 
     def choices(self) -> GrpoChoices:
         """The variant's choices with the recipe's own on top."""
