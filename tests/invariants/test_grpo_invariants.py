@@ -11,7 +11,14 @@ from torch.nn.functional import pad
 
 from rlkl.batch import Batch, Signal, Signals
 from rlkl.updates import build_update
-from rlkl.updates.settings import GRPO_VARIANTS, GrpoSettings, PapoSettings, PpoSettings, UpdateSettings
+from rlkl.updates.settings import (
+    GRPO_VARIANTS,
+    GrpoSettings,
+    PapoSettings,
+    PpoSettings,
+    SuperHfSettings,
+    UpdateSettings,
+)
 from tests.builders import make_batch, random_logprobs, with_frozen
 
 RULES: list[UpdateSettings] = [
@@ -28,6 +35,9 @@ RULES: list[UpdateSettings] = [
     PpoSettings(),
     PpoSettings(whiten=False, value_clip=None, gae_lambda=0.5, discount=0.9),
     PpoSettings(critic="none", kl_coef=0.0),
+    SuperHfSettings(),
+    SuperHfSettings(kl_coef=0.0),
+    SuperHfSettings(compat=True),
 ]
 REWARDS_ALONE: list[UpdateSettings] = [
     *(s for s in RULES if isinstance(s, GrpoSettings) and not isinstance(s, PapoSettings) and s.kl_coef == 0),
@@ -40,9 +50,10 @@ LEARNED: dict[Signal, int | slice] = {
     Signal.POLICY_LOGPROBS: 0,
     Signal.HEADS: slice(1, 3),
     Signal.CORRUPTED_LOGPROBS: 3,
+    Signal.KL_REFERENCE_TO_POLICY: 4,
 }
 """Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
-COLUMNS = 4
+COLUMNS = 5
 
 
 def name(settings: UpdateSettings) -> str:
