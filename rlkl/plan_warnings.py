@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 from rlkl.machine import Machine
 from rlkl.recipe import Recipe
-from rlkl.updates.settings import FilterSettings, GrpoSettings, PapoSettings, PpoSettings, SparsePoSettings, SuperHfSettings
+from rlkl.updates.settings import (
+    FilterSettings,
+    GrpoSettings,
+    PapoSettings,
+    PpoSettings,
+    SparsePoSettings,
+    SuperHfSettings,
+)
 
 _LARGE_LR = 5e-5
 _LARGE_LORA_LR = 1e-3
@@ -32,6 +39,34 @@ def _on_rule(recipe: Recipe) -> Iterator[str]:
         case SuperHfSettings():
             yield from _on_kept_completions(recipe, recipe.update)
             yield from _on_reference(recipe, recipe.update.kl_coef)
+        case SparsePoSettings():
+            yield from _on_pairs(recipe, recipe.update)
+
+
+def _on_pairs(recipe: Recipe, settings: SparsePoSettings) -> Iterator[str]:
+    if not recipe.data.has_pairs and recipe.rollout.samples_per_prompt == 1:
+        yield (
+            "rollout.samples_per_prompt = 1: a pair is the best and the worst completion of a prompt, so nothing is "
+            "learned. Take 2 or more"
+        )
+    if recipe.data.has_pairs and settings.min_gap >= 1:
+        yield (
+            f"update.min_gap = {settings.min_gap:g}: stored pairs differ by exactly 1 in reward, so all of them are "
+            "skipped and nothing is learned. Set update.min_gap=0"
+        )
+    if recipe.data.has_pairs and recipe.rewards:
+        yield "rewards are named, but nothing is sampled with data.chosen_column, so none of them is called"
+    has_heads = settings.mask in ("sparse_common", "sparse_independent")
+    if settings.l1_reward + settings.l1_kl > 0 and not has_heads:
+        yield (
+            f"update.l1_reward and l1_kl: with update.mask = {settings.mask} no mask is trained, so they do nothing. "
+            "Take sparse_common or sparse_independent"
+        )
+    if settings.mask_init == "paper" and has_heads:
+        yield (
+            "update.mask_init = paper: masks start near 0.02, so training starts as if update.beta = "
+            f"{settings.beta:g} were about 40 times smaller. mask_init=ones starts at update.beta"
+        )
 
 
 def _on_group_baseline(recipe: Recipe, settings: GrpoSettings) -> Iterator[str]:
@@ -181,7 +216,7 @@ def _on_optimisation(recipe: Recipe) -> Iterator[str]:
 
 
 def _on_records(recipe: Recipe) -> Iterator[str]:
-    if not recipe.rewards:
+    if not recipe.rewards and not recipe.data.has_pairs:
         yield (
             "rewards is empty: rlkl train has nothing to optimise. Name one (rewards: [{function: my.py:score}]), or "
             "call rlkl.train(recipe, rewards=[...]) from Python"

@@ -29,7 +29,7 @@ from rlkl.updates.loss_hacking import HISTORY, loss_hacking_alarms
 from rlkl.updates.settings import PapoSettings
 
 DUAL_CLIP = 3.0
-"""Where A < 0 the surrogate is at most -3 A: a bad token has no gradient once its ratio exceeds 3 (EasyR1's default)."""
+"""Where A < 0 the surrogate is at most -3 A: a bad token gets no gradient once its ratio exceeds 3, as in the code."""
 
 _logger = logging.getLogger(__name__)
 

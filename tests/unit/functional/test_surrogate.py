@@ -122,3 +122,16 @@ def test_sequence_sum_ratio_has_the_gradient_of_the_sequence_objective() -> None
     ours = torch.autograd.grad((per_token_BT * RESPONSE_BT).sum(), policy_BT)[0]
     plain = torch.autograd.grad((policy_BT - PROXIMAL_BT).sum(1).exp().sum(), policy_BT)[0]
     torch.testing.assert_close(ours, plain * RESPONSE_BT)
+
+
+def test_dual_clip_holds_the_loss_of_bad_tokens() -> None:
+    # A < 0 at ratios 0.5, 2, 4 and 5, then A > 0 and A = 0 at 4; nothing above -limit * A = 6.
+    x_BT = log_ratio([0.5, 2.0, 4.0, 5.0, 4.0, 4.0])
+    advantages_BT = torch.tensor([[-2.0, -2.0, -2.0, -2.0, 2.0, 0.0]])
+    single = surrogate.clipped_surrogate(x_BT, advantages_BT, lower=0.8, upper=1.3)
+    result = surrogate.dual_clipped(single, advantages_BT, limit=3.0)
+    assert single.loss_BT[0].tolist() == pytest.approx([1.6, 4.0, 8.0, 10.0, -2.6, 0.0])
+    assert result.loss_BT[0].tolist() == pytest.approx([1.6, 4.0, 6.0, 6.0, -2.6, 0.0])
+    assert gradient(result.loss_BT, x_BT) == pytest.approx([0.0, 4.0, 0.0, 0.0, 0.0, 0.0])
+    assert result.clipped_low_BT[0].tolist() == [True, False, False, False, False, False]
+    assert result.clipped_high_BT[0].tolist() == [False, False, True, True, True, False]
