@@ -76,7 +76,9 @@ def exact_kl(left_V: Tensor, right_V: Tensor) -> Tensor:
     left_p = left_V.exp()
     # The difference is masked, not the product: where both sides are -inf it is NaN, and so would the gradient be.
     log_ratio = torch.where(left_p > 0, left_V - right_V, 0.0)
-    return (left_p * log_ratio).sum(dim=-1).clamp_min(0.0)
+    total = (left_p * log_ratio).sum(dim=-1)
+    # Only the value is held at zero: where rounding pushes a small sum below it, the gradient must not vanish.
+    return straight_through(total.clamp_min(0.0), total)
 
 
 def top_k_and_tail(policy_V: Tensor, reference_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
