@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rlkl.clock import Clock
+from rlkl.collectors import Collector, build_collector
 from rlkl.data.prompts import PromptSource
 from rlkl.interrupt import StopRequest
 from rlkl.learner.checkpoint import Checkpoints, LoopState
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
-from rlkl.rollout.collect import Draw, build_requests, completions_of, rollout_metrics
+from rlkl.rollout.collect import Draw
 from rlkl.rollout.engine import Request
 from rlkl.tracking.tracker import RunSummary, Tracker
-from rlkl.types import Completion, Example, Rollout, RolloutGroup
+from rlkl.types import Completion, Example, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.filters import filter_groups
 from rlkl.weights import probe_sequences
@@ -28,9 +29,9 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
 
-    def prepare(
-        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
-    ) -> dict[str, float]: ...
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]: ...
+
+    def token_columns(self) -> Mapping[str, Sequence[Sequence[float]]]: ...
 
     def step(self, step: int) -> dict[str, float]: ...
 
@@ -55,35 +56,6 @@ class RunResult:
 
 
 @dataclass(slots=True, kw_only=True)
-class Clock:
-    """Where the time of one step goes, in seconds."""
-
-    started: float = field(default_factory=time.perf_counter)
-    spent: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0)
-    )
-
-    def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``function`` and book its time on ``part``."""
-        start = time.perf_counter()
-        try:
-            return function(*arguments)
-        finally:
-            self.spent[part] += time.perf_counter() - start
-
-    def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
-        whole = time.perf_counter() - self.started
-        counted = self.spent["rollout"] + self.spent["reward"] + self.spent["learner"]
-        return {
-            **{f"time/{part}_s": seconds for part, seconds in self.spent.items()},
-            "time/step_s": whole,
-            "time/other_fraction": max(1.0 - counted / whole, 0.0),
-            "rollout/tokens_per_s": tokens / max(self.spent["rollout"], 1e-9),
-            "throughput/samples_per_s": rollouts / whole,
-        }
-
-
-@dataclass(slots=True, kw_only=True)
 class Trainer:
     """One run, set up: runs steps from ``step`` on. ``position`` counts the prompts drawn so far."""
 
@@ -98,6 +70,10 @@ class Trainer:
     step: int = 0
     position: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    collector: Collector = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.collector = build_collector(self.recipe, self.backend, self.rewards, self.tokenizer)
 
     def run(self) -> RunResult:
         """Train to the recipe's last step, or to the end of the step in which a stop is asked for."""
@@ -123,13 +99,15 @@ class Trainer:
         groups, examples, metrics = self._collect(clock)
         probe = self._probe(groups)
         metrics |= clock.run("learner", self.backend.prepare, examples, probe, self.step)
+        columns = self._token_columns(groups, examples)
         metrics |= clock.run("learner", self.backend.step, self.step)
         gap = clock.run("publish", self.backend.publish, self.step + 1, probe)
-        metrics |= {"weights/verified": 1.0, "weights/probe_max": gap, "weights/version": self.step + 1.0}
+        if self.recipe.rollout.workers:
+            metrics |= {"weights/verified": 1.0, "weights/probe_max": gap, "weights/version": self.step + 1.0}
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
         tokens = sum(len(completion.token_ids) for completion in completions)
         self.metrics = metrics | clock.metrics(rollouts=len(completions), tokens=tokens)
-        self.tracker.log(self.step, self.metrics, groups)
+        self.tracker.log(self.step, self.metrics, groups, columns)
         self.step += 1
 
     def _collect(self, clock: Clock) -> tuple[list[RolloutGroup], list[Example], dict[str, float]]:
@@ -140,50 +118,41 @@ class Trainer:
         rounds = 0
         while rounds < self.recipe.rollout.max_rounds and _group_count(examples) < wanted:
             rounds += 1
-            fresh = self._collect_round(clock)
-            groups += fresh
+            groups += self.collector.groups(self._draw(), step=self.step, clock=clock)
             examples = self.update.select(filter_groups(groups, self.recipe.update.filter))
         kept = sorted({example.group for example in examples})[:wanted]
         examples = [example for example in examples if example.group in kept]
-        metrics = rollout_metrics(groups)
+        metrics = self.collector.metrics(groups, step=self.step)
         metrics["rollout/rounds"] = float(rounds)
         metrics["update/selected_fraction"] = len(examples) / sum(len(group.rollouts) for group in groups)
-        metrics["reward/failed"] = 0.0
         metrics["data/epoch"] = self.position / len(self.source)
         return groups, examples, metrics
 
-    def _collect_round(self, clock: Clock) -> list[RolloutGroup]:
-        settings = self.recipe.rollout
-        prompts = self.source.take(self.position, settings.prompts_per_step)
+    def _draw(self) -> list[Draw]:
+        prompts = self.source.take(self.position, self.recipe.rollout.prompts_per_step)
         draws = [Draw(prompt=prompt, position=self.position + n) for n, prompt in enumerate(prompts)]
         self.position += len(draws)
-        requests = build_requests(draws, samples=settings.samples_per_prompt, seed=self.recipe.seed)
-        answers = clock.run("rollout", self.backend.generate, requests)
-        by_prompt = completions_of(answers, samples=settings.samples_per_prompt, decode=self._decode)
-        return [self._score(draw, completions, clock) for draw, completions in zip(draws, by_prompt, strict=True)]
+        return draws
 
-    def _score(self, draw: Draw, completions: list[Completion], clock: Clock) -> RolloutGroup:
-        scored = clock.run("reward", self._rewards_of, draw, completions)
-        rollouts = tuple(
-            Rollout(
-                sample_index=index,
-                completion=completion,
-                reward=score.reward,
-                components=score.components,
-                weights_version=self.step,
-            )
-            for index, (completion, score) in enumerate(zip(completions, scored, strict=True))
-        )
-        return RolloutGroup(prompt=draw.prompt, rollouts=rollouts)
-
-    def _rewards_of(self, draw: Draw, completions: list[Completion]) -> Any:
-        return self.rewards.score(draw.prompt, completions, step=self.step, seed=self.recipe.seed)
-
-    def _decode(self, token_ids: list[list[int]]) -> list[str]:
-        return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+    def _token_columns(
+        self, groups: Sequence[RolloutGroup], examples: Sequence[Example]
+    ) -> dict[str, list[Sequence[float] | None]]:
+        """The rule's per-token columns, an entry a rollout, None where not selected; only when samples are due."""
+        if not self.tracker.samples_due(self.step):
+            return {}
+        keys = [(example.group, example.rollout.sample_index) for example in examples]
+        columns = {}
+        for name, rows in self.backend.token_columns().items():
+            row_of = dict(zip(keys, rows, strict=True))
+            columns[name] = [
+                row_of.get((number, rollout.sample_index))
+                for number, group in enumerate(groups)
+                for rollout in group.rollouts
+            ]
+        return columns
 
     def _probe(self, groups: Sequence[RolloutGroup]) -> list[tuple[int, ...]]:
-        chosen = groups[: self.recipe.weights.probe_prompts]
+        chosen = groups[: self.recipe.weights.probe_prompts] if self.recipe.rollout.workers else []
         return probe_sequences(
             [group.prompt.token_ids for group in chosen],
             [group.rollouts[0].completion.token_ids for group in chosen],
@@ -191,6 +160,8 @@ class Trainer:
 
     def _publish_first_weights(self) -> None:
         """Bring every engine to the learner's weights before anything is sampled, after a resume as at the start."""
+        if not self.recipe.rollout.workers:
+            return
         prompts = [prompt.token_ids for prompt in self.source.take(0, self.recipe.weights.probe_prompts)]
         stop = (self.tokenizer.eos_token_id,)
         self.backend.publish(self.step, probe_sequences(prompts, [stop] * len(prompts)))

@@ -113,7 +113,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     processes = _processes(recipe, machine)
     batch = BatchArithmetic(
         prompts=recipe.rollout.prompts_per_step,
-        samples_per_prompt=recipe.rollout.samples_per_prompt,
+        samples_per_prompt=2 if recipe.data.has_pairs else recipe.rollout.samples_per_prompt,
         sequence_tokens=recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens,
         epochs=recipe.learner.epochs,
         minibatches=recipe.learner.minibatches,
@@ -176,7 +176,7 @@ def _memory(recipe: Recipe) -> MemoryEstimate | None:
         return None
     parameters = sum(_count_parameters(file) for file in files)
     trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
-    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.kl_coef > 0)
+    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
     gib = parameters / 2**30
     return MemoryEstimate(
         parameters=parameters,

@@ -53,6 +53,11 @@ class DataSection(Section):
     prompt_column: str = Field(
         default="prompt", description="Column with the prompt: plain text or a list of chat messages."
     )
+    chosen_column: str | None = Field(
+        default=None,
+        description="Column with the preferred answer: train on these pairs and sample nothing (rollout.workers: 0).",
+    )
+    rejected_column: str | None = Field(default=None, description="Column with the other answer of each pair.")
     system_prompt: str | None = Field(default=None, description="Put before chat messages as the system message.")
     max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are dropped and counted.")
     max_bad_fraction: float = Field(
@@ -63,12 +68,25 @@ class DataSection(Section):
     )
     shuffle: bool = Field(default=True, description="Draw prompts in a new random order each epoch.")
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each prompt brings a chosen and a rejected answer."""
+        return self.chosen_column is not None
+
+    @model_validator(mode="after")
+    def _both_answers(self) -> DataSection:
+        if (self.chosen_column is None) != (self.rejected_column is None):
+            raise ValueError("chosen_column and rejected_column go together: name both columns of answers, or neither")
+        return self
+
 
 class RolloutSection(Section):
     """Sampling from the policy."""
 
     engine: str = Field(default="vllm", description="vllm, hf (transformers generate), or package.module:Class.")
-    workers: int = Field(default=1, ge=1, description="Rollout workers, each a Ray actor with its own engine.")
+    workers: int = Field(
+        default=1, ge=0, description="Rollout workers, each a Ray actor with its own engine; 0 for stored pairs only."
+    )
     gpus_per_worker: float | None = Field(
         default=None, ge=0, description="GPUs per worker; left out: 1 where the cluster has GPUs, else 0."
     )
@@ -174,6 +192,9 @@ class TrackingSection(Section):
     samples_kept: int = Field(
         default=32, ge=1, description="Rollouts in a W&B sample table; the parquet file keeps all."
     )
+    similarity_pairs: int = Field(
+        default=0, ge=0, description="Pairs of completions of different prompts compared each step; 0: no similarity."
+    )
     console: Literal["auto", "live", "plain"] = Field(
         default="auto", description="auto: live in a terminal, else plain lines."
     )
@@ -219,6 +240,25 @@ class Recipe(Section):
     @classmethod
     def _grpo_where_no_rule_is_named(cls, value: Any) -> Any:
         return {"rule": "grpo", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _pairs_or_samples(self) -> Recipe:
+        if self.data.has_pairs and not self.update.learns_from_pairs:
+            raise ValueError(
+                f"update.rule = {self.update.rule} learns from completions that the policy sampled; for the pairs of "
+                "data.chosen_column and data.rejected_column take update.rule = sparsepo"
+            )
+        if self.data.has_pairs and self.rollout.workers > 0:
+            raise ValueError(
+                f"rollout.workers = {self.rollout.workers}, but with data.chosen_column nothing is sampled; set "
+                "rollout.workers: 0, or leave chosen_column and rejected_column out to sample"
+            )
+        if not self.data.has_pairs and self.rollout.workers == 0:
+            raise ValueError(
+                "rollout.workers = 0: nobody samples, so the answers must come with the prompts; name their columns "
+                "(data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _minibatches_hold_groups(self) -> Recipe:

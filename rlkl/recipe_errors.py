@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlkl.recipe import Recipe
-from rlkl.recipe_keys import Key, describe_keys, sections_in
+from rlkl.recipe_keys import Key, describe_keys, rules_of, sections_in
 from rlkl.schema import Section
 
 _LONGEST_VALUE = 80
@@ -71,7 +71,8 @@ def _locate(loc: tuple[int | str, ...]) -> _Place:
             written, schema_name = f"{written}[{part}]", f"{schema_name}[]"
             continue
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-        is_union_member = not fields and (position < len(loc) - 1 or not sections)
+        is_rule = any(part in rules_of(section) for section in sections)
+        is_union_member = not fields and (position < len(loc) - 1 or not sections or is_rule)
         if is_union_member:
             continue
         written, schema_name = f"{written}.{part}".lstrip("."), f"{schema_name}.{part}".lstrip(".")

@@ -58,10 +58,10 @@ def _walk(section: type[Section], prefix: str, rules: tuple[str, ...]) -> Iterat
             )
         for child in children:
             separator = "[]." if get_origin(field.annotation) is list else "."
-            yield from _walk(child, prefix + name + separator, _rule_of(child) or rules)
+            yield from _walk(child, prefix + name + separator, rules_of(child) or rules)
 
 
-def _rule_of(section: type[Section]) -> tuple[str, ...]:
+def rules_of(section: type[Section]) -> tuple[str, ...]:
     """The rule names of a section of update settings; empty for any other section."""
     if "rule" not in section.model_fields:
         return ()

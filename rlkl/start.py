@@ -19,7 +19,7 @@ from rlkl.learner.signals import check_supplied
 from rlkl.loop import RunResult, Trainer
 from rlkl.recipe import Recipe
 from rlkl.recipe_io import dump_recipe
-from rlkl.rewards import load_rewards
+from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.tasks import base_model, task_name
@@ -37,15 +37,16 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, before anything starts; other
     `RlklError`s when the run fails. The run's checkpoints stay.
     """
-    reward_set = load_rewards(recipe.rewards, rewards)
-    engine_class(recipe.rollout.engine)
+    reward_set = RewardSet(()) if recipe.data.has_pairs else load_rewards(recipe.rewards, rewards)
+    if recipe.rollout.workers:
+        engine_class(recipe.rollout.engine)
     update = build_update(recipe.update)
     check_supplied(update)
     checkpoint, state = _checkpoint(resume_from, recipe, reward_set.fingerprints)
     model_path = resolve_model(recipe.model.path)
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
-    source = load_prompts(recipe.data, tokenizer, seed=recipe.seed)
+    source = load_prompts(recipe.data, tokenizer, seed=recipe.seed, max_answer_tokens=recipe.rollout.max_new_tokens)
     reward_set.check(source.take(0, 2))
 
     run_dir = resume_from or new_run_dir(recipe)

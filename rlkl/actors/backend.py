@@ -30,6 +30,7 @@ class RayBackend:
         self._timeout_s = recipe.cluster.call_timeout_s
         self._tolerance = recipe.weights.tolerance or TOLERANCE[recipe.model.dtype]
         self._workers: list[Any] = []
+        self._learner: Any = None
         self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
         own_cpus = recipe.rollout.workers * recipe.rollout.cpus_per_worker + 1
         self._own_ray = connect(recipe.cluster, cpus=own_cpus)
@@ -62,11 +63,13 @@ class RayBackend:
         answers = wait_all(refs, who=self._names, what="generate", timeout_s=self._timeout_s)
         return [completion for answer in answers for completion in answer]
 
-    def prepare(
-        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
-    ) -> dict[str, float]:
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
         """See `Learner.prepare`."""
         return self._call_learner("prepare", self._learner.prepare.remote(examples, probe, step))
+
+    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
+        """See `Learner.token_columns`."""
+        return self._call_learner("hand out its token columns", self._learner.token_columns.remote())
 
     def step(self, step: int) -> dict[str, float]:
         """See `Learner.step`."""
@@ -75,8 +78,11 @@ class RayBackend:
     def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float:
         """Give every worker the learner's weights and prove it; returns the largest log-prob difference (nats).
 
-        Raises `WeightSyncError`. The package goes from the learner to the workers through Ray's object store.
+        Raises `WeightSyncError`. The package goes from the learner to the workers through Ray's object store. Without
+        workers there is nobody to publish to.
         """
+        if not self._workers:
+            return 0.0
         package = self._learner.pack.remote(version)
         answers = [worker.receive.remote(package, probe) for worker in self._workers]
         expected: Expected = self._call_learner("score the probe", self._learner.expect.remote(probe))
@@ -98,9 +104,9 @@ class RayBackend:
 
     def close(self) -> None:
         """End the actors; safe to call twice."""
-        for actor in [*self._workers, *([self._learner] if self._workers else [])]:
+        for actor in [*self._workers, *([self._learner] if self._learner is not None else [])]:
             ray.kill(actor)
-        self._workers = []
+        self._workers, self._learner = [], None
         if self._own_ray and ray.is_initialized():
             ray.shutdown()
 

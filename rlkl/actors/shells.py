@@ -57,12 +57,13 @@ class LearnerWorker:
         """The host it runs on, once the policy is loaded."""
         return socket.gethostname()
 
-    def prepare(
-        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
-    ) -> dict[str, float]:
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
         """`Learner.prepare`, and the probe's log-probs before the step."""
         self._probe, self._before = probe, self._learner.probe(probe)
         return self._learner.prepare(examples, step=step)
+
+    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
+        return self._learner.token_columns()
 
     def step(self, step: int) -> dict[str, float]:
         return self._learner.step(step)

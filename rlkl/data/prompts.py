@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
@@ -98,7 +99,9 @@ class PromptSource:
         return self._order_of[1]
 
 
-def load_prompts(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PromptSource:
+def load_prompts(
+    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, max_answer_tokens: int = sys.maxsize
+) -> PromptSource:
     """Read, check and tokenize every row of ``section.source``.
 
     Plain text is encoded as the tokenizer does it by default, so a base model sees the beginning-of-sequence token that
@@ -106,17 +109,23 @@ def load_prompts(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, se
     through the tokenizer's chat template, which writes its own special tokens, up to the assistant's turn.
     ``section.system_prompt`` goes before the messages of rows that bring no system message of their own.
 
+    Where ``section`` names columns of answers, each prompt gets both: the text (of a list of messages, the last one's)
+    encoded as a continuation, and the end-of-sequence token. Rows whose answers are the same, empty, or longer than
+    ``max_answer_tokens`` are bad.
+
     Raises:
         DataError: the source cannot be read, lacks the prompt column, holds too many bad rows or no good one; or the
             prompts are chat messages and the tokenizer has no chat template.
     """
     rows = read_rows(section)
-    if rows.columns and section.prompt_column not in rows.columns:
-        raise DataError(
-            f"data.prompt_column = '{section.prompt_column}' is not a column of data.source = '{section.source}'; "
-            f"{did_you_mean(section.prompt_column, rows.columns)}"
-        )
-    prompts, report = _tokenize_rows(rows, section, tokenizer)
+    for key in ("prompt_column", "chosen_column", "rejected_column"):
+        column = getattr(section, key)
+        if rows.columns and column is not None and column not in rows.columns:
+            raise DataError(
+                f"data.{key} = '{column}' is not a column of data.source = '{section.source}'; "
+                f"{did_you_mean(column, rows.columns)}"
+            )
+    prompts, report = _tokenize_rows(rows, section, tokenizer, max_answer_tokens)
     _refuse_bad_data(section, report)
     log = logger.info if report.kept == report.total else logger.warning
     log("data.source = %s: %s", section.source, report)
@@ -124,9 +133,9 @@ def load_prompts(section: DataSection, tokenizer: PreTrainedTokenizerBase, *, se
 
 
 def _tokenize_rows(
-    rows: Rows, section: DataSection, tokenizer: PreTrainedTokenizerBase
+    rows: Rows, section: DataSection, tokenizer: PreTrainedTokenizerBase, max_answer_tokens: int
 ) -> tuple[list[Prompt], DataReport]:
-    kept: list[tuple[int, dict[str, Any], str, tuple[int, ...]]] = []
+    kept: list[tuple[int, Prompt]] = []
     counts: Counter[Problem] = Counter()
     examples: list[BadRow] = []
     for number, row in rows.numbered:
@@ -134,17 +143,15 @@ def _tokenize_rows(
             if isinstance(row, UnreadableRow):
                 raise _BadPrompt("malformed", row.reason)
             text, token_ids = _tokenize(row, section, tokenizer)
+            answers = _tokenize_answers(row, section, tokenizer, max_answer_tokens) if section.has_pairs else ()
         except _BadPrompt as bad:
             counts[bad.problem] += 1
             if counts[bad.problem] <= EXAMPLES_PER_PROBLEM:
                 examples.append(BadRow(row=number, problem=bad.problem, detail=bad.detail))
         else:
-            kept.append((number, row, text, token_ids))
-    ids = _prompt_ids([(number, row) for number, row, _, _ in kept])
-    prompts = [
-        Prompt(id=prompt_id, text=text, token_ids=token_ids, columns=row)
-        for prompt_id, (_, row, text, token_ids) in zip(ids, kept, strict=True)
-    ]
+            kept.append((number, Prompt(id="", text=text, token_ids=token_ids, columns=row, answers=answers)))
+    ids = _prompt_ids([(number, prompt.columns) for number, prompt in kept])
+    prompts = [replace(prompt, id=prompt_id) for prompt_id, (_, prompt) in zip(ids, kept, strict=True)]
     report = DataReport(
         total=len(kept) + counts.total(),
         kept=len(kept),
@@ -209,6 +216,39 @@ def _tokenize(
     if len(token_ids) > section.max_prompt_tokens:
         raise _BadPrompt("too_long", f"{len(token_ids)} tokens")
     return text, token_ids
+
+
+def _tokenize_answers(
+    row: Mapping[str, Any], section: DataSection, tokenizer: PreTrainedTokenizerBase, max_answer_tokens: int
+) -> tuple[tuple[int, ...], ...]:
+    """Chosen, then rejected, as a sampler would have returned them."""
+    answers = []
+    for column in (section.chosen_column, section.rejected_column):
+        assert column is not None
+        token_ids = tokenizer.encode(_answer_text(row.get(column), column), add_special_tokens=False)
+        if token_ids[-1:] != [tokenizer.eos_token_id]:
+            token_ids.append(tokenizer.eos_token_id)
+        if len(token_ids) == 1:
+            raise _BadPrompt("empty", f"'{column}' has no tokens")
+        if len(token_ids) > max_answer_tokens:
+            raise _BadPrompt("too_long", f"'{column}' has {len(token_ids)} tokens")
+        answers.append(tuple(token_ids))
+    if answers[0] == answers[1]:
+        raise _BadPrompt("malformed", "both answers are the same")
+    return tuple(answers)
+
+
+def _answer_text(value: Any, column: str) -> str:
+    if isinstance(value, list):
+        message = value[-1] if value else None
+        if not isinstance(message, dict) or message.get("role") != "assistant":
+            raise _BadPrompt("malformed", f"'{column}' does not end with a message of the assistant")
+        value = message.get("content")
+    if value is None:
+        raise _BadPrompt("empty", f"'{column}' is null")
+    if not isinstance(value, str):
+        raise _BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
+    return value
 
 
 def _encode_text(text: str, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[int, ...]]:

@@ -42,7 +42,7 @@ def pair_rows(pair_B: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def preference_losses(margin_P: Tensor) -> Tensor:
-    """-log sigmoid(margin), the Bradley-Terry likelihood of each preference: log 2 where nothing tells the two apart."""
+    """-log sigmoid(margin), Bradley and Terry's likelihood of each preference: log 2 where nothing tells both apart."""
     return -F.logsigmoid(margin_P)
 
 

@@ -171,6 +171,8 @@ class Learner:
     @torch.no_grad()
     def probe(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
         """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`."""
+        if not sequences:
+            return []
         batch = _probe_batch(sequences)
         settings = replace(self._signals, temperature=1.0)
         logprobs_BT, _ = frozen_token_signals(self.policy, batch, settings, device=self._device, entropy=False)

@@ -12,12 +12,16 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlkl.errors import CheckpointError, LearnerError
 from rlkl.types import RolloutGroup
+
+TokenColumns = Mapping[str, Sequence[Sequence[float] | None]]
+"""Numbers for each response token by column name, one entry a rollout, None where the rollout was not trained on."""
 
 
 class MetricsFile:
@@ -85,9 +89,9 @@ def sample_path(run_dir: Path, finished: int) -> Path:
 
 
 def write_samples(
-    path: Path, finished: int, groups: Sequence[RolloutGroup], advantages: Sequence[float | None] | None = None
+    path: Path, finished: int, groups: Sequence[RolloutGroup], token_columns: TokenColumns = MappingProxyType({})
 ) -> None:
-    """One row a rollout, groups in order. ``advantages`` in the same order, None where a rollout has none."""
+    """One row a rollout, groups in order. ``logprobs`` is null where nobody sampled."""
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     columns: dict[str, pa.Array] = {
         "step": pa.array([finished] * len(pairs), pa.int64()),
@@ -104,9 +108,9 @@ def write_samples(
         columns[f"reward/{name}"] = pa.array(values, pa.float64())
     columns["sample_index"] = pa.array([rollout.sample_index for _, rollout in pairs], pa.int64())
     columns["weights_version"] = pa.array([rollout.weights_version for _, rollout in pairs], pa.int64())
-    if advantages is not None:
-        assert len(advantages) == len(pairs), "one advantage per rollout"
-        columns["advantage"] = pa.array(advantages, pa.float64())
+    for name, values in token_columns.items():
+        assert len(values) == len(pairs), f"one entry of {name} per rollout"
+        columns[name] = pa.array(values, pa.list_(pa.float64()))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlkl.recipe import Recipe
 from rlkl.tracking.console import open_console, print_summary
 from rlkl.tracking.metrics import check_known
-from rlkl.tracking.records import MetricsFile, drop_later_samples, sample_path, write_samples
+from rlkl.tracking.records import MetricsFile, TokenColumns, drop_later_samples, sample_path, write_samples
 from rlkl.tracking.view import RunState
 from rlkl.tracking.wandb_run import WandbRun, new_run_id
 from rlkl.tracking.writer import BackgroundWriter
@@ -68,16 +68,21 @@ class Tracker:
         self._state.note = text
         self._console.note()
 
+    def samples_due(self, step: int) -> bool:
+        """Whether the training step with index ``step`` leaves a sample file."""
+        finished = step + 1
+        return step == 0 or finished % self._recipe.tracking.samples_every == 0 or finished == self._recipe.steps
+
     def log(
         self,
         step: int,
         metrics: Mapping[str, float],
         groups: Sequence[RolloutGroup],
-        advantages: Sequence[float | None] | None = None,
+        token_columns: TokenColumns | None = None,
     ) -> None:
         """Records the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
 
-        ``advantages``, one a rollout in the order of ``groups`` (None where not selected), go to the sample file.
+        ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file.
         Raises LearnerError for NaN or infinity, AssertionError for a metric that `rlkl.tracking.metrics` lacks, and
         what went wrong in writing an earlier step.
         """
@@ -88,12 +93,12 @@ class Tracker:
         record = {"step": finished, **metrics}
         self._metrics.append(record)
         self._state.update(record, groups)
-        due = step == 0 or finished % self._recipe.tracking.samples_every == 0 or finished == self._recipe.steps
+        due = self.samples_due(step)
         if self._wandb is not None:
             self._writer.submit(partial(self._wandb.log, finished, metrics))
         if due:
             path = sample_path(self._run_dir, finished)
-            self._writer.submit(partial(write_samples, path, finished, groups, advantages))
+            self._writer.submit(partial(write_samples, path, finished, groups, token_columns or {}))
             if self._wandb is not None:
                 self._writer.submit(partial(self._wandb.log_samples, finished, groups))
         self._console.step(with_samples=due)

@@ -16,6 +16,8 @@ Advantage = Literal["group_std", "group_mean", "leave_one_out"]
 Ratio = Literal["token", "sequence_mean", "sequence_sum"]
 Surrogate = Literal["clip", "truncated_weight"]
 Aggregation = Literal["sequence_mean", "token_mean", "sequence_sum", "sequence_sum_over_limit"]
+TokenMask = Literal["none", "ones", "mapo", "sparse_common", "sparse_independent"]
+MaskedTerms = Literal["both", "reward", "kl"]
 GrpoVariant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"]
 
 
@@ -210,6 +212,10 @@ class PpoSettings(RuleSettings):
     )
     whiten: bool = Field(default=True, description="Advantages to mean 0 and variance 1 over the whole batch.")
 
+    @property
+    def keeps_reference(self) -> bool:
+        return self.kl_coef > 0
+
     @model_validator(mode="after")
     def _steered_coefficient_is_positive(self) -> PpoSettings:
         if self.kl_target is not None and self.kl_coef == 0:
@@ -236,17 +242,19 @@ class SuperHfSettings(RuleSettings):
         description="As the reference code: KL summed over the optimizer step and one position late, no EOS.",
     )
 
+    @property
+    def keeps_reference(self) -> bool:
+        return self.kl_coef > 0
+
 
 class SparsePoSettings(RuleSettings):
     """SparsePO and its special cases DPO, TDPO1 and MaPO (see ``rlkl/updates/sparsepo.md``)."""
 
     learns_from_pairs: ClassVar[bool] = True
     rule: Literal["sparsepo"] = Field(default="sparsepo", description="The update rule.")
-    mask: Literal["none", "ones", "mapo", "sparse_common", "sparse_independent"] = Field(
-        default="sparse_common", description="Token masks: none is DPO, ones is TDPO1."
-    )
+    mask: TokenMask = Field(default="sparse_common", description="Token masks: none is DPO, ones is TDPO1.")
     beta: float = Field(default=0.1, gt=0, description="Scale of the implicit reward.")
-    masked_terms: Literal["both", "reward", "kl"] = Field(
+    masked_terms: MaskedTerms = Field(
         default="both", description="Which terms the mask weighs; the other one counts in full."
     )
     mask_init: Literal["paper", "ones"] = Field(

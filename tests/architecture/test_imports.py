@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    {"types", "errors", "seeds", "schema", "compat", "machine", "interrupt"},
+    {"types", "errors", "seeds", "schema", "clock", "compat", "machine", "interrupt"},
     {"batch", "functional"},
     {"updates"},
     {"recipe", "recipe_keys", "recipe_errors", "recipe_io", "run_dir"},
@@ -21,7 +21,7 @@ LAYERS = (
     {"rollout", "rewards", "learner"},
     {"weights", "tracking"},
     {"actors"},
-    {"loop"},
+    {"collectors", "loop"},
     {"start", "plan", "plan_warnings", "plan_view", "doctor"},
     {"cli", "__main__"},
 )

@@ -1,10 +1,12 @@
 """The loop over a scripted backend: what is drawn, selected, recorded and saved."""
 
+import json
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from rlkl.data.prompts import PromptSource, load_prompts
@@ -38,11 +40,13 @@ class ScriptedBackend:
             Completion(token_ids=self._answers[pick], logprobs=(-1.0, -1.0), finish_reason="stop") for pick in picked
         ]
 
-    def prepare(
-        self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int
-    ) -> dict[str, float]:
+    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
         self.trained.append(list(examples))
         return {}
+
+    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
+        """For each example the reward of its rollout at each token."""
+        return {"reward_mask": [(e.rollout.reward,) * len(e.rollout.completion.token_ids) for e in self.trained[-1]]}
 
     def step(self, step: int) -> dict[str, float]:
         if step == self.stop_at_step:
@@ -144,6 +148,70 @@ def test_without_any_spread_the_step_trains_on_nothing_and_says_so(tmp_path: Pat
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert backend_of(run).trained == [[]]
     assert (line["optim/skipped"], line["update/selected_fraction"]) == (1.0, 0.0)
+
+
+def test_best_and_worst_train_and_the_rest_has_no_token_columns(tmp_path: Path):
+    run = trainer(tmp_path, update={"rule": "sparsepo"}, steps=1)
+    run.run()
+
+    assert [(e.pair, e.chosen, e.rollout.reward) for e in backend_of(run).trained[0]] == [
+        (0, True, 1.0),
+        (0, False, 0.0),
+        (1, True, 1.0),
+        (1, False, 0.0),
+    ]
+    masks = pq.read_table(tmp_path / "samples" / "step_000001.parquet")["reward_mask"].to_pylist()
+    assert sorted(mask for mask in masks if mask is not None) == [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+    assert masks.count(None) == 12
+
+
+def pairs_file(folder: Path, count: int = 6) -> str:
+    path = folder / "pairs.jsonl"
+    rows = [{"prompt": f"{n}+0=", "chosen": str(n), "rejected": "no"} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def paired(tmp_path: Path, name: str, **sections: dict | int) -> Trainer:
+    data = {"source": pairs_file(tmp_path), "chosen_column": "chosen", "rejected_column": "rejected"}
+    rollout = {"workers": 0, "prompts_per_step": 4}
+    return trainer(tmp_path / name, data=data, rollout=rollout, update={"rule": "sparsepo"}, **sections)
+
+
+def test_stored_pairs_train_without_anything_sampled_or_published(tmp_path: Path):
+    run = paired(tmp_path, "run", steps=2)
+    run.run()
+
+    backend = backend_of(run)
+    assert backend.requests == []
+    assert backend.published == [(1, 0), (2, 0)]  # without a probe: there is nobody to answer it
+    assert [(e.group, e.pair, e.chosen) for e in backend.trained[0]] == [
+        (pair, pair, chosen) for pair in range(4) for chosen in (True, False)
+    ]
+    one, other = backend.trained[0][:2]
+    assert one.prompt.text == f"{one.rollout.completion.text}+0="
+    assert other.rollout.completion.text == "no"
+    assert one.rollout.completion.token_ids[-1] == run.tokenizer.eos_token_id
+    assert one.rollout.completion.logprobs is None
+
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[1]
+    assert line["data/epoch"] == pytest.approx(8 / 6)
+    assert line["update/selected_fraction"] == 1
+    assert not [key for key in line if key.startswith(("weights/", "reward/", "rollout/tokens", "rollout/mismatch"))]
+    assert "logprobs" in pq.read_table(tmp_path / "run" / "samples" / "step_000001.parquet").column_names
+
+
+def test_a_resumed_run_on_pairs_draws_what_the_whole_one_draws(tmp_path: Path):
+    whole = paired(tmp_path, "whole")
+    whole.run()
+    first = paired(tmp_path, "cut", steps=2)
+    first.run()
+    second = paired(tmp_path, "rest", first_step=2)
+    checkpoint = Checkpoints(tmp_path / "cut", keep=2).latest()
+    second.resume(checkpoint, read_state(checkpoint))
+    second.run()
+
+    assert backend_of(second).trained == backend_of(whole).trained[2:]
 
 
 def test_a_stop_finishes_the_step_and_saves_it(tmp_path: Path):

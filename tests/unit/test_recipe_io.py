@@ -89,7 +89,7 @@ def test_dumped_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ("model.lora.rnk=1", "model.lora.rnk: unknown key. Did you mean model.lora.rank?"),
         ("rewards=[{function: f, wieght: 2}]", "rewards[0].wieght: unknown key. Did you mean rewards[0].weight?"),
         ("run.zzz=1", "run.zzz: unknown key. The keys of run are name, dir"),
-        ("rollout.workers=two", "rollout.workers = 'two': expected a whole number >= 1"),
+        ("rollout.workers=two", "rollout.workers = 'two': expected a whole number >= 0"),
         ("steps=1.5", "steps = 1.5: expected a whole number >= 1"),
         ("steps=0", "steps = 0: expected a whole number >= 1"),
         ("learner.beta1=1", "learner.beta1 = 1: expected a number >= 0 and < 1"),
@@ -125,7 +125,7 @@ def test_overrides_that_fit_nowhere(tmp_path: Path, override: str, message: str)
 
 
 def test_all_problems_are_listed_at_once(minimal: Path) -> None:
-    lines = refusal(minimal, "learner.lrr=3", "steps=no", "rollout.workers=0").splitlines()
+    lines = refusal(minimal, "learner.lrr=3", "steps=no", "rollout.workers=-1").splitlines()
     assert lines[0] == "3 problems"
     assert sorted(line.strip().partition(" ")[0] for line in lines[1:]) == ["learner.lrr:", "rollout.workers", "steps"]
 
@@ -168,3 +168,12 @@ def test_keys_are_few_and_each_is_described() -> None:
     assert (lr.expects, lr.default) == ("a number >= 0", "1e-06")
     assert next(key for key in keys if key.name == "model.lora.rank").default == "16"
     assert next(key for key in keys if key.name == "update.kl_coef").rules == ("grpo",)
+
+
+def test_pairs_need_a_rule_that_learns_from_them_and_no_worker(minimal: Path) -> None:
+    pairs = ("data.chosen_column=good", "data.rejected_column=bad")
+    assert load_recipe(minimal, *pairs, "rollout.workers=0", "update.rule=sparsepo").data.has_pairs
+    assert "take update.rule = sparsepo" in refusal(minimal, *pairs, "rollout.workers=0")
+    assert "nothing is sampled" in refusal(minimal, *pairs, "update.rule=sparsepo")
+    assert "nobody samples" in refusal(minimal, "rollout.workers=0", "update.rule=sparsepo")
+    assert "go together" in refusal(minimal, pairs[0], "rollout.workers=0", "update.rule=sparsepo")

@@ -243,3 +243,53 @@ def test_a_report_shows_its_examples():
     bad = BadRow(row=4, problem="too_long", detail="900 tokens")
     report = DataReport(total=2, kept=1, empty=0, malformed=0, too_long=1, examples=(bad,))
     assert str(report) == "1 of 2 rows kept (0 empty, 0 malformed, 1 too long): row 4 (too_long: 900 tokens)"
+
+
+PAIRS = {"chosen_column": "chosen", "rejected_column": "rejected"}
+
+
+def test_answers_become_what_a_sampler_would_have_returned(tmp_path: Path, tokenizer: Any) -> None:
+    source = load(write_jsonl(tmp_path, {"prompt": "1+1=", "chosen": "2", "rejected": "3<eos>"}), tokenizer, **PAIRS)
+    (prompt,) = source.take(0, 1)
+    eos = tokenizer.eos_token_id
+    assert prompt.token_ids == tuple(tokenizer.encode("1+1="))
+    assert prompt.answers == ((*tokenizer.encode("2"), eos), (*tokenizer.encode("3"), eos))
+
+
+def test_chat_answers_are_the_last_messages(tmp_path: Path, chat_tokenizer: Any) -> None:
+    ask = {"role": "user", "content": "hi"}
+    row = {
+        "prompt": [ask],
+        "chosen": [ask, {"role": "assistant", "content": "ho"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    (prompt,) = load(write_jsonl(tmp_path, row), chat_tokenizer, **PAIRS).take(0, 1)
+    assert prompt.text == "[user]hi[bot]"
+    assert [chat_tokenizer.decode(answer, skip_special_tokens=True) for answer in prompt.answers] == ["ho", "no"]
+
+
+def test_bad_answers_are_counted_with_bad_prompts(tmp_path: Path, tokenizer: Any) -> None:
+    good = {"prompt": "p", "chosen": "abc", "rejected": "d"}
+    rows = [
+        good,
+        {**good, "chosen": ""},
+        {**good, "rejected": None},
+        {**good, "rejected": "abc"},
+        {**good, "chosen": "abcd"},
+        {**good, "chosen": 7},
+        {**good, "chosen": [{"role": "user", "content": "abc"}]},
+        {**good, "prompt": ""},
+    ]
+    source = load_prompts(
+        section(write_jsonl(tmp_path, *rows), max_bad_fraction=1, **PAIRS), tokenizer, seed=0, max_answer_tokens=4
+    )
+    report = source.report
+    assert (report.total, report.kept, report.empty, report.malformed, report.too_long) == (8, 1, 3, 3, 1)
+    assert "'chosen' has 5 tokens" in str(report)
+    assert "both answers are the same" in str(report)
+
+
+def test_an_answer_column_that_is_not_there_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_jsonl(tmp_path, {"prompt": "p", "chosen": "a", "reject": "b"})
+    with pytest.raises(DataError, match=r"data\.rejected_column = 'rejected' is not a column .* did you mean 'reject'"):
+        load(path, tokenizer, **PAIRS)

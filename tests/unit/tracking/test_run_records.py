@@ -85,7 +85,7 @@ def test_samples_hold_every_rollout_with_its_rewards(tmp_path: Path):
     path = sample_path(tmp_path, 10)
     assert path == tmp_path / "samples" / "step_000010.parquet"
     groups = [_group("a", texts=("x", "y\nz")), _group("b", texts=("half a surrogate pair: \ud83d",))]
-    write_samples(path, 10, groups, advantages=[-1.0, 1.0, None])
+    write_samples(path, 10, groups, {"mask": [[0.0, 2.0], [1.0, 0.5], None]})
     rows = pq.read_table(path).to_pylist()
     assert rows[1] == {
         "step": 10,
@@ -100,10 +100,10 @@ def test_samples_hold_every_rollout_with_its_rewards(tmp_path: Path):
         "reward/gold": 1.0,
         "sample_index": 1,
         "weights_version": 9,
-        "advantage": 1.0,
+        "mask": [1.0, 0.5],
     }
     assert rows[2]["completion"] == "half a surrogate pair: ?"
-    assert rows[2]["advantage"] is None
+    assert rows[2]["mask"] is None
     assert [row["prompt_id"] for row in rows] == ["a", "a", "b"]
     assert [file.name for file in path.parent.iterdir()] == [path.name], "no half-written file stays behind"
 

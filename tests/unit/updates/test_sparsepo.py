@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,14 +17,15 @@ from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.base import ModelShape
 from rlkl.updates.mask_heads import MaskHead, MaskHeads
-from rlkl.updates.settings import SparsePoSettings
+from rlkl.updates.settings import MaskedTerms, SparsePoSettings, TokenMask
 from rlkl.updates.sparsepo import SparsePo
 from tests.builders import make_batch, random_logprobs
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import build, weights
 
 SHAPE = ModelShape(path="", hidden_size=16, layers=3, seed=0)
-MASKS = ("none", "ones", "mapo", "sparse_common", "sparse_independent")
+MASKS = get_args(TokenMask)
+HEADS: list[TokenMask] = ["sparse_common", "sparse_independent"]
 
 
 def paired_batch(padding: int = 0) -> Batch:
@@ -76,7 +78,7 @@ def reference_loss(batch: Batch, signals: Signals, *, beta: float, kl_weight: fl
 
 
 @pytest.mark.parametrize(("mask", "kl_weight"), [("none", 0.0), ("ones", 1.0)])
-def test_constant_masks_are_dpo_and_tdpo1(mask: str, kl_weight: float) -> None:
+def test_constant_masks_are_dpo_and_tdpo1(mask: TokenMask, kl_weight: float) -> None:
     batch = paired_batch()
     signals = with_gradient(signals_of(batch), Signal.POLICY_LOGPROBS, Signal.KL_REFERENCE_TO_POLICY)
     output = run(SparsePoSettings(mask=mask, beta=0.7), batch, signals)
@@ -91,7 +93,7 @@ def test_heads_that_say_one_are_tdpo1_and_heads_that_say_zero_are_log_2() -> Non
     signals = signals_of(batch)
     ones_BTK = torch.ones_like(signals[Signal.HEADS]) * batch.response_BT.unsqueeze(-1)
     tdpo1 = run(SparsePoSettings(mask="ones"), batch, signals).loss
-    for mask in ("sparse_common", "sparse_independent"):
+    for mask in HEADS:
         says_one = signals.merged(Signals({Signal.HEADS: ones_BTK}))
         torch.testing.assert_close(run(SparsePoSettings(mask=mask), batch, says_one).loss, tdpo1)
         silent = run(SparsePoSettings(mask=mask), batch, signals.merged(Signals({Signal.HEADS: 0 * ones_BTK})))
@@ -102,7 +104,7 @@ def test_heads_that_say_one_are_tdpo1_and_heads_that_say_zero_are_log_2() -> Non
 @pytest.mark.parametrize(
     ("masked_terms", "unmasked"), [("reward", Signal.KL_REFERENCE_TO_POLICY), ("kl", Signal.POLICY_LOGPROBS)]
 )
-def test_a_term_that_is_not_masked_counts_in_full(masked_terms: str, unmasked: Signal) -> None:
+def test_a_term_that_is_not_masked_counts_in_full(masked_terms: MaskedTerms, unmasked: Signal) -> None:
     batch = paired_batch()
     signals = signals_of(batch)
     zeros = Signals({Signal.HEADS: torch.zeros_like(signals[Signal.HEADS])})
@@ -133,10 +135,9 @@ def test_l1_sums_masks_over_both_responses_and_counts_a_common_mask_once() -> No
     said_BTK = signals[Signal.HEADS]
     in_pair_BT = (batch.response_BT & (batch.pair_B >= 0).unsqueeze(1)).unsqueeze(-1)
     reward, kl = (said_BTK * in_pair_BT).sum(dim=(0, 1)).tolist()
-    common = {"beta": 1e-9, "l1_reward": 0.3, "l1_kl": 0.2}
-    independent = run(SparsePoSettings(mask="sparse_independent", **common), batch, signals)
+    independent = run(SparsePoSettings(mask="sparse_independent", beta=1e-9, l1_reward=0.3, l1_kl=0.2), batch, signals)
     assert independent.terms["l1"].item() == pytest.approx((0.3 * reward + 0.2 * kl) / 3)
-    halved = run(SparsePoSettings(mask="sparse_common", **common), batch, signals)
+    halved = run(SparsePoSettings(mask="sparse_common", beta=1e-9, l1_reward=0.3, l1_kl=0.2), batch, signals)
     assert halved.terms["l1"].item() == pytest.approx((0.15 * reward + 0.1 * kl) / 3)
     positive_BTK = (in_pair_BT & (said_BTK > 0)) * torch.tensor([0.3, 0.2]) / 3
     torch.testing.assert_close(gradient_of(independent, said_BTK), positive_BTK, atol=1e-8, rtol=1e-5)
@@ -183,8 +184,8 @@ def test_through_a_dead_relu_no_parameter_moves_though_the_mask_is_pulled_at() -
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
 
 
-@pytest.mark.parametrize("mask", ["sparse_common", "sparse_independent"])
-def test_heads_start_at_one_or_as_in_the_paper(mask: str) -> None:
+@pytest.mark.parametrize("mask", HEADS)
+def test_heads_start_at_one_or_as_in_the_paper(mask: TokenMask) -> None:
     x_BTLH = torch.randn(1, 4000, 3, 16, generator=torch.Generator().manual_seed(1))
     assert torch.equal(MaskHeads(SHAPE, SparsePoSettings(mask=mask))(x_BTLH), torch.ones(1, 4000, 2))
     heads = [MaskHeads(replace(SHAPE, seed=s), SparsePoSettings(mask=mask, mask_init="paper")) for s in range(40)]
@@ -293,7 +294,7 @@ def heads_of(learner: Learner) -> MaskHeads:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_first_step_starts_at_log_2_and_says_nothing_of_a_sampler(model_path: str, mask: str) -> None:
+def test_the_first_step_starts_at_log_2_and_says_nothing_of_a_sampler(model_path: str, mask: TokenMask) -> None:
     learner = learner_with(model_path, mask=mask, mask_init="paper")
     record = learner.prepare(pairs(), step=0) | learner.step(0)
     assert record["loss/total"] == pytest.approx(math.log(2), abs=1e-5)
@@ -371,7 +372,7 @@ def test_a_restored_learner_goes_on_with_its_heads(model_path: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_decisive_token_is_learned(model_path: str, mask: str) -> None:
+def test_the_decisive_token_is_learned(model_path: str, mask: TokenMask) -> None:
     learner = learner_with(model_path, mask=mask, learner={"lr": 2e-3})
     probes = [example.prompt.token_ids + example.rollout.completion.token_ids[:1] for example in pairs(seed=99)]
 

@@ -1,0 +1,40 @@
+"""Where the time of one step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, kw_only=True)
+class Clock:
+    """Where the time of one step goes, in seconds."""
+
+    started: float = field(default_factory=time.perf_counter)
+    spent: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0)
+    )
+
+    def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``function`` and book its time on ``part``."""
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            self.spent[part] += time.perf_counter() - start
+
+    def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
+        """Seconds by part, and throughput; of sampling only where something was sampled."""
+        whole = time.perf_counter() - self.started
+        counted = self.spent["rollout"] + self.spent["reward"] + self.spent["learner"]
+        metrics = {
+            **{f"time/{part}_s": seconds for part, seconds in self.spent.items()},
+            "time/step_s": whole,
+            "time/other_fraction": max(1.0 - counted / whole, 0.0),
+            "throughput/samples_per_s": rollouts / whole,
+        }
+        if self.spent["rollout"] > 0:
+            metrics["rollout/tokens_per_s"] = tokens / self.spent["rollout"]
+        return metrics

@@ -1,0 +1,25 @@
+"""What is written down about a metric."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricDefinition:
+    """One metric. ``key`` may end in one placeholder: ``loss/<term>`` stands for ``loss/policy``, ``loss/kl``, ..."""
+
+    key: str
+    unit: str
+    formula: str
+    bad: str
+    """What a bad value looks like, and what it usually means."""
+    timing: bool = False
+    """Measured on a clock: differs between two otherwise identical runs."""
+
+    def matches(self, key: str) -> bool:
+        prefix, placeholder, _ = self.key.partition("<")
+        if not placeholder:
+            return key == self.key
+        return re.fullmatch(re.escape(prefix) + r"[^/\s]+", key) is not None
