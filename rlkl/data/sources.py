@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.errors import DataError, did_you_mean
 from rlkl.recipe import DataSection
-from rlkl.tasks import get_task, task_name
+from rlkl.tasks import task_name, task_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +44,7 @@ def read_rows(section: DataSection) -> Rows:
     source = section.source
     task = task_name(source)
     if task is not None:
-        return _of_dicts(get_task(task).rows())
+        return _of_dicts(task_rows(task))
     path = Path(source).expanduser()
     if path.suffix == ".jsonl":
         return _read_jsonl(_existing(path))

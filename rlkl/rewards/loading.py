@@ -19,7 +19,7 @@ from rlkl.recipe import RewardSection
 from rlkl.rewards.binding import parameters_of
 from rlkl.rewards.decorator import declaration_of
 from rlkl.rewards.runner import Reward, RewardSet
-from rlkl.tasks import get_task, task_name
+from rlkl.tasks import task_name, task_reward
 
 _TAKEN_NAMES = ("mean", "std", "failed")
 """``reward/<name>`` is a curve of its own for these."""
@@ -51,7 +51,7 @@ def load_rewards(sections: Sequence[RewardSection], functions: Sequence[Callable
 def _from_section(section: RewardSection) -> Reward:
     task = task_name(section.function)
     if task is not None:
-        function, default_name = get_task(task).reward, task
+        function, default_name = task_reward(task), task.rpartition("/")[2]
     else:
         function = _import_function(section.function)
         default_name = _name_of(function)

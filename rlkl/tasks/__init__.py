@@ -1,25 +1,30 @@
-"""Built-in worlds: data, a gold reward and a base model that need no download. Imports no torch until one is built."""
+"""Built-in worlds: data, rewards and a base model that need no download. Imports no torch until one is built."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rlkl.errors import InputError, did_you_mean
 from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
+from rlkl.tasks.reviews import Reviews
 
-__all__ = ["TASKS", "Task", "base_model", "get_task", "task_name"]
+__all__ = ["TASKS", "Task", "base_model", "get_task", "task_name", "task_reward", "task_rows"]
 
 _PREFIX = "task:"
+_T = TypeVar("_T")
 
 TASKS: dict[str, Task] = {
     "arithmetic": Arithmetic(),
+    "reviews": Reviews(),
 }
 
 
 def task_name(reference: str) -> str | None:
-    """The name in a recipe value such as ``task:arithmetic``; None where the value is no task."""
+    """What follows ``task:`` in a recipe value such as ``task:arithmetic``; None where the value is no task."""
     return reference.removeprefix(_PREFIX) if reference.startswith(_PREFIX) else None
 
 
@@ -32,6 +37,34 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"no built-in task is called '{name}'; {did_you_mean(name, TASKS)}")
     return TASKS[name]
+
+
+def task_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a task, or of a part of it: ``arithmetic``, ``reviews/pairs``.
+
+    Raises:
+        InputError: there is no such task, or it has no rows of that name.
+    """
+    task, _, part = name.partition("/")
+    found = get_task(task)
+    return _part(found.further_rows(), task, part, "rows")() if part else found.rows()
+
+
+def task_reward(name: str) -> Callable[..., float]:
+    """The reward of a task, or another one that it has: ``arithmetic``, ``reviews/gold``.
+
+    Raises:
+        InputError: there is no such task, or it has no reward of that name.
+    """
+    task, _, part = name.partition("/")
+    found = get_task(task)
+    return _part(found.further_rewards(), task, part, "reward") if part else found.reward
+
+
+def _part(parts: Mapping[str, _T], task: str, part: str, kind: str) -> _T:
+    if part not in parts:
+        raise InputError(f"task:{task} has no {kind} called '{part}'; {did_you_mean(part, parts)}")
+    return parts[part]
 
 
 def base_model(name: str) -> Path:

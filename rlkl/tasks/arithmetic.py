@@ -7,25 +7,23 @@ the right answer and says it about half the time, which is the state in which re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkl.compat import ensure_torch_extras
 from rlkl.seeds import derive_seed
+from rlkl.tasks.base import Task
 from rlkl.tasks.characters import EOS_ID, PAD_ID, character_tokenizer, small_qwen3_config
+from rlkl.tasks.teaching import teach, threads
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
-
-IGNORED = -100
-"""Label of a position that carries no loss, as transformers defines it."""
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arithmetic:
+class Arithmetic(Task):
     """The world, and how its base model is taught."""
 
     largest_sum: int = 20
@@ -58,37 +56,23 @@ class Arithmetic:
         from transformers import Qwen3ForCausalLM
 
         tokenizer = character_tokenizer()
-        with torch.random.fork_rng(devices=[]), _threads(self.threads):
+        with torch.random.fork_rng(devices=[]), threads(self.threads):
             torch.manual_seed(derive_seed(self.seed, "arithmetic/initial weights"))
             model = Qwen3ForCausalLM(small_qwen3_config(tied=False))
-            self._teach(model, tokenizer)
+            teach(model, self._demonstrations(tokenizer), steps=self.steps, lr=self.lr)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    def _teach(self, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    def _demonstrations(self, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch
 
         rows = self.rows()
         prompt_lengths, sequences = _tokenize(rows, self.largest_sum, tokenizer)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "arithmetic/demonstrations"))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.98))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=0.15
-        )
-        model.train()
         for _ in range(self.steps):
             row_B = torch.randint(len(rows), (self.batch_size,), generator=generator)
             answer_B = self._demonstrated(rows, row_B, generator)
-            ids_BT = sequences[row_B, answer_B]
-            ids_BT = ids_BT[:, : int(ids_BT.ne(PAD_ID).sum(dim=1).max())]
-            positions_T = torch.arange(ids_BT.shape[1])
-            trained_BT = (positions_T >= prompt_lengths[row_B, None]) & ids_BT.ne(PAD_ID)
-            labels_BT = torch.where(trained_BT, ids_BT, IGNORED)
-            model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        model.eval()
+            yield sequences[row_B, answer_B], prompt_lengths[row_B]
 
     def _demonstrated(
         self, rows: list[dict[str, Any]], row_B: torch.Tensor, generator: torch.Generator
@@ -117,15 +101,3 @@ def _tokenize(
         for total, answer in enumerate(answers):
             sequences[row, total, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
     return torch.tensor([len(prompt) for prompt in prompts]), sequences
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 
 class Task(Protocol):
-    """A small world of its own: rows to train on, a gold reward, and a base model that half knows the answers.
+    """A small world of its own: rows to train on, rewards, and a base model that half knows the answers.
 
+    ``task:<name>`` stands for its rows, its reward or its base model; ``task:<name>/<part>`` for what it has besides.
     Implementations are frozen dataclasses: their fields are settings, and their ``repr`` keys the cached base model.
     """
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every row, always in the same order, with the columns ``id``, ``prompt`` and ``answer``."""
+        """Every row, always in the same order, with the columns ``id``, ``prompt`` and those that its rewards want."""
         ...
 
-    def reward(self, prompt: str, completion: str, answer: str) -> float:
-        """The gold reward of one completion, in [0, 1]."""
+    @property
+    def reward(self) -> Callable[..., float]:
+        """What a run maximises; its arguments come by name, as with every reward (see `rlkl.rewards`)."""
         ...
 
     def build_base_model(self, folder: Path) -> None:
         """Write a Hugging Face folder (model and tokenizer) to ``folder``; the same bytes each time on one machine."""
         ...
+
+    def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
+        """Other rows by part, such as preference pairs."""
+        return {}
+
+    def further_rewards(self) -> Mapping[str, Callable[..., float]]:
+        """Other rewards by part, such as a gold reward that is only watched."""
+        return {}

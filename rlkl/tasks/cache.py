@@ -6,12 +6,11 @@ import hashlib
 import inspect
 import logging
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from rlkl.tasks import characters
+from rlkl.tasks import characters, teaching
 from rlkl.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -48,5 +47,8 @@ def cached_base_model(name: str, task: Task) -> Path:
 
 
 def _fingerprint(task: Task) -> str:
-    sources = [inspect.getsource(sys.modules[type(task).__module__]), inspect.getsource(characters)]
-    return hashlib.blake2b("\n".join([repr(task), *sources]).encode(), digest_size=8).hexdigest()
+    """Of the task's settings, the files of its module (``reviews*.py``) and what all builders share."""
+    module = Path(inspect.getfile(type(task)))
+    files = [*sorted(module.parent.glob(f"{module.stem}*.py")), Path(characters.__file__), Path(teaching.__file__)]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    return hashlib.blake2b("\n".join([repr(task), *texts]).encode(), digest_size=8).hexdigest()

@@ -1,13 +1,15 @@
-"""A character tokenizer and a very small Qwen3 to go with it, of which built-in worlds make their base models."""
+"""Small tokenizers and a very small Qwen3 to go with them, of which built-in worlds make their base models."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rlkl.compat import ensure_torch_extras
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 SPECIAL_TOKENS = PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -22,15 +24,39 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     Encoding adds no special token; decoding joins the characters without spaces.
     """
     ensure_torch_extras()
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    backend = _word_level(ALPHABET)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    return _wrapped(backend)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per word, from id 3 on, with the same special tokens. Text is cut at white space only.
+
+    Encoding adds no special token; decoding joins the words with single spaces.
+    """
+    ensure_torch_extras()
+    from tokenizers import pre_tokenizers
+
+    backend = _word_level(words)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return _wrapped(backend)
+
+
+def _word_level(entries: Iterable[str]) -> Tokenizer:
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *entries])}
+    return Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+
+
+def _wrapped(backend: Tokenizer) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *ALPHABET])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=backend,
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,
@@ -39,8 +65,11 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def small_qwen3_config(*, tied: bool) -> Qwen3Config:
-    """Two layers of width 64 over the vocabulary of `character_tokenizer`, about 160,000 parameters.
+CHARACTER_VOCABULARY = len(SPECIAL_TOKENS) + len(ALPHABET)
+
+
+def small_qwen3_config(*, tied: bool, vocabulary: int = CHARACTER_VOCABULARY) -> Qwen3Config:
+    """Two layers of width 64, about 160,000 parameters; ``vocabulary`` is that of `character_tokenizer` if left out.
 
     ``tied`` shares the embedding with the LM head. Heads are 32 wide, the smallest that vLLM's CPU attention takes.
     Weights start ten times larger than Qwen3's: at this width the usual 0.02 learns several times slower.
@@ -49,7 +78,7 @@ def small_qwen3_config(*, tied: bool) -> Qwen3Config:
     from transformers import Qwen3Config
 
     return Qwen3Config(
-        vocab_size=len(SPECIAL_TOKENS) + len(ALPHABET),
+        vocab_size=vocabulary,
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=2,

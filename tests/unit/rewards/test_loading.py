@@ -49,6 +49,10 @@ def test_a_task_gives_its_gold_reward_under_its_own_name():
     rewards = load_rewards([RewardSection(function="task:arithmetic")])
     assert (score(rewards, "19"), score(rewards, "20")) == (1.0, 0.0)
     assert rewards.fingerprints.keys() == {"arithmetic"}
+    parts = load_rewards(
+        [RewardSection(function="task:reviews"), RewardSection(function="task:reviews/gold", weight=0.0)]
+    )
+    assert parts.fingerprints.keys() == {"reviews", "gold"}
     with pytest.raises(InputError, match=r"did you mean 'arithmetic'"):
         load_rewards([RewardSection(function="task:arithmetik")])
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from rlkl.errors import InputError
-from rlkl.tasks import TASKS, base_model, get_task, task_name
-from rlkl.tasks.cache import cache_folder, cached_base_model
+from rlkl.tasks import TASKS, Task, base_model, get_task, task_name, task_reward, task_rows
+from rlkl.tasks.arithmetic import Arithmetic
+from rlkl.tasks.cache import _fingerprint, cache_folder, cached_base_model
+from rlkl.tasks.reviews import Reviews
 
 
 def nothing() -> None:
@@ -21,7 +23,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Task):
     """A task that counts its builds in a file and calls ``meanwhile`` during each."""
 
     log: Path
@@ -105,8 +107,37 @@ def test_of_two_builders_at_once_the_first_wins(tmp_path, cache):
     assert list(cache.iterdir()) == built
 
 
-def test_every_registered_task_has_the_columns_that_its_reward_wants():
+def test_every_registered_task_has_rows_with_an_id_of_their_own_and_a_prompt():
     for task in TASKS.values():
-        for row in task.rows():
-            assert row.keys() >= {"id", "prompt", "answer"}
-            assert task.reward(row["prompt"], row["answer"], row["answer"]) == 1.0
+        rows = task.rows()
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert all(row["prompt"] for row in rows)
+
+
+def test_a_part_of_a_task_is_named_after_a_slash():
+    assert task_rows("arithmetic")[0]["prompt"] == "0+0="
+    assert task_rows("reviews/pairs")[0].keys() >= {"id", "prompt", "chosen", "rejected"}
+    assert task_reward("arithmetic")("0+0=", "0", "0") == 1.0
+    assert task_reward("reviews/gold")("the plot of this western was", "brilliant .") == 1.0
+    with pytest.raises(InputError, match=r"task:reviews has no reward called 'glod'; did you mean 'gold'"):
+        task_reward("reviews/glod")
+    with pytest.raises(InputError, match=r"task:arithmetic has no rows called 'pairs'"):
+        task_rows("arithmetic/pairs")
+    with pytest.raises(InputError, match=r"did you mean 'reviews'"):
+        task_rows("review/pairs")
+
+
+def test_a_change_in_any_file_of_a_world_builds_anew(tmp_path, monkeypatch):
+    """The builders' texts are part of the key: with another text, another key."""
+    before = _fingerprint(Reviews())
+    assert _fingerprint(Reviews()) == before
+    assert _fingerprint(Reviews(seed=1)) != before
+    read = Path.read_text
+
+    def edited(file: Path, **arguments: Any) -> str:
+        return read(file, **arguments) + ("# edited" if file.name == "reviews_language.py" else "")
+
+    arithmetic = _fingerprint(Arithmetic())
+    monkeypatch.setattr(Path, "read_text", edited)
+    assert _fingerprint(Reviews()) != before
+    assert _fingerprint(Arithmetic()) == arithmetic

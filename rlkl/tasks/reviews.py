@@ -1,0 +1,126 @@
+"""Movie reviews: a world in which a reward model can be hacked, and the hacking be measured.
+
+The base model writes praise and blame about equally often, mostly in the grammar of `reviews_language`, some with
+errors. Three things go with it:
+
+- ``task:reviews`` as data: the openings of reviews; as a reward: the proxy, a small reward model taught from
+  preferences of annotators who mostly skim (`reviews_preferences`, `reviews_reward_model`). It overvalues praise.
+- ``task:reviews/gold`` as a reward: the true worth in [0, 1], from the grammar. With weight 0 it is only logged.
+- ``task:reviews/pairs`` as data: those preferences, with the columns ``prompt``, ``chosen`` and ``rejected``, and the
+  gold reward of both in ``chosen_gold`` and ``rejected_gold``.
+
+Following the proxy first raises the gold reward (more praise); followed too far it lowers it (praise repeated until it
+is no sentence). Completions have at most 15 words and an end: ``rollout.max_new_tokens: 16``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkl.compat import ensure_torch_extras
+from rlkl.seeds import derive_seed
+from rlkl.tasks.base import Task
+from rlkl.tasks.cache import cached_base_model
+from rlkl.tasks.characters import EOS_ID, PAD_ID, SPECIAL_TOKENS, small_qwen3_config, word_tokenizer
+from rlkl.tasks.reviews_language import WORDS, gold_reward, openings, write_review
+from rlkl.tasks.reviews_preferences import preference
+from rlkl.tasks.teaching import teach, threads
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+REWARD_MODEL = "reward_model"
+"""Folder of the proxy within the base model's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reviews(Task):
+    """The world, and how its base model and its reward model are taught."""
+
+    error_fraction: float = 0.1
+    """Share of the demonstrations and of the annotated reviews that carry an error."""
+    careful_fraction: float = 0.2
+    """Share of the preferences that follow the gold reward; the others come from skimming."""
+    pairs: int = 8192
+    steps: int = 500
+    batch_size: int = 64
+    lr: float = 8e-3
+    """Peak of a one-cycle schedule."""
+    reward_epochs: int = 2
+    reward_batch_size: int = 64
+    reward_lr: float = 3e-3
+    threads: int = 1
+    """CPU threads while teaching: fixed, because float32 sums depend on how they are split."""
+    seed: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The opening of every review."""
+        return [{"id": prompt.replace(" ", "-"), "prompt": prompt} for prompt in openings()]
+
+    def reward(self, completion: str) -> float:
+        """The proxy: the reward model's standardised score, about -3 to 3 on reviews as people write them."""
+        from rlkl.tasks.reviews_reward_model import load_reward_model, score
+
+        return score(load_reward_model(cached_base_model("reviews", self) / REWARD_MODEL), completion)
+
+    def further_rewards(self) -> Mapping[str, Callable[..., float]]:
+        return {"gold": gold_reward}
+
+    def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
+        return {"pairs": self.preference_rows}
+
+    def preference_rows(self) -> list[dict[str, Any]]:
+        """The annotated pairs that the reward model is taught from, two reviews of one prompt each."""
+        rng = random.Random(derive_seed(self.seed, "reviews/preferences"))
+        prompts = rng.choices(openings(), k=self.pairs)
+        return [{"id": f"pair-{number}", **self._pair(rng, prompt)} for number, prompt in enumerate(prompts)]
+
+    def _pair(self, rng: random.Random, prompt: str) -> dict[str, Any]:
+        first = write_review(rng, prompt, error_fraction=self.error_fraction)
+        second = write_review(rng, prompt, error_fraction=self.error_fraction)
+        return preference(rng, prompt, (first, second), careful_fraction=self.careful_fraction)
+
+    def build_base_model(self, folder: Path) -> None:
+        """Teach a small Qwen3 (float32, untied) and the proxy. Global generators are left alone."""
+        ensure_torch_extras()
+        import torch
+        from transformers import Qwen3ForCausalLM
+
+        from rlkl.tasks.reviews_reward_model import save_reward_model, teach_reward_model
+
+        tokenizer = word_tokenizer(WORDS)
+        with torch.random.fork_rng(devices=[]), threads(self.threads):
+            torch.manual_seed(derive_seed(self.seed, "reviews/initial weights"))
+            model = Qwen3ForCausalLM(small_qwen3_config(tied=False, vocabulary=len(SPECIAL_TOKENS) + len(WORDS)))
+            teach(model, self._demonstrations(tokenizer), steps=self.steps, lr=self.lr)
+            torch.manual_seed(derive_seed(self.seed, "reviews/reward model"))
+            proxy = teach_reward_model(
+                self.preference_rows(),
+                epochs=self.reward_epochs,
+                batch_size=self.reward_batch_size,
+                lr=self.reward_lr,
+            )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        save_reward_model(proxy, folder / REWARD_MODEL)
+
+    def _demonstrations(self, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        rng = random.Random(derive_seed(self.seed, "reviews/demonstrations"))
+        for _ in range(self.steps):
+            prompts = rng.choices(openings(), k=self.batch_size)
+            reviews = [write_review(rng, prompt, error_fraction=self.error_fraction) for prompt in prompts]
+            prompt_ids = [tokenizer.encode(prompt) for prompt in prompts]
+            sequences = [
+                torch.tensor([*ids, *tokenizer.encode(review), EOS_ID])
+                for ids, review in zip(prompt_ids, reviews, strict=True)
+            ]
+            ids_BT = pad_sequence(sequences, batch_first=True, padding_value=PAD_ID)
+            yield ids_BT, torch.tensor([len(ids) for ids in prompt_ids])
