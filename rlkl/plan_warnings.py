@@ -76,6 +76,11 @@ def _on_group_baseline(recipe: Recipe, settings: GrpoSettings) -> Iterator[str]:
             "rollout.samples_per_prompt = 1: a reward is compared with the others of its prompt, and there are none, "
             "so every advantage is 0 and nothing is learned. Take 4 or more"
         )
+    if samples > 1 and _most_kept(settings.filter, samples) == 1:
+        yield (
+            "update.filter keeps one completion of a prompt, and its reward is compared with the others that are kept: "
+            "there are none, so every advantage is 0 and nothing is learned. Keep more"
+        )
     if samples == 2 and choices.advantage == "group_std":
         yield (
             "rollout.samples_per_prompt = 2 with update.advantage = group_std: dividing by the spread of two rewards "
@@ -114,7 +119,7 @@ def _on_kept_completions(recipe: Recipe, settings: SuperHfSettings) -> Iterator[
     kept = _most_kept(settings.filter, samples)
     if kept == samples and (settings.filter is None or settings.filter.keep != "threshold"):
         yield (
-            f"update.filter keeps all {samples} completions of a prompt: rewards then decide nothing, and the policy "
+            f"update.filter keeps every completion of a prompt ({samples}): rewards then decide nothing, and the policy "
             "only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
         )
     sequences = kept * recipe.rollout.prompts_per_step // recipe.learner.minibatches

@@ -119,6 +119,16 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
             ["update.rule=ppo", "update.critic=none", "update.gae_lambda=1", "update.whiten=false"],
             "update.critic = none with update.whiten = false",
         ),
+        (["update.filter.keep=top_k"], "update.filter keeps one completion of a prompt"),
+        (["update.rule=superhf", "update.filter=null"], "update.filter keeps every completion of a prompt (8)"),
+        (
+            ["update.rule=superhf", "rollout.samples_per_prompt=1"],
+            "update.filter keeps every completion of a prompt (1)",
+        ),
+        (
+            ["update.rule=superhf", "update.filter={keep: top_fraction, value: 0.1}", "update.compat=true"],
+            "update.compat sums the KL over up to 32 sequences of an optimizer step: update.kl_coef = 0.35 acts as 11.2",
+        ),
         (["rollout.workers=40", "rollout.threads=1", "cluster.address=c"], "rollout.workers = 40 exceeds"),
         (["rollout.workers=3"], "rollout.workers = 3 and rollout.threads is left out"),
         (["rollout.workers=4", "rollout.threads=1"], "5 CPUs are asked for and this machine has 4"),
