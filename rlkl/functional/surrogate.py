@@ -85,7 +85,7 @@ def truncated_weight_surrogate(
 
 
 def dual_clipped(surrogate: Surrogate, advantages_BT: Tensor, *, limit: float) -> Surrogate:
-    """``surrogate`` with its loss held to at most -limit * A where A < 0 (dual-clip PPO, arXiv 1912.09729, eq. 5).
+    """``surrogate`` with its loss held to at most -limit * A where A < 0 (dual-clip PPO, arXiv 1912.09729).
 
     A bad token whose ratio exceeds ``limit`` then gets no gradient, and counts as clipped high.
     """

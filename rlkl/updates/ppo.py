@@ -48,11 +48,12 @@ class Critic(Heads):
     reads = HeadInput.TOKENS
 
     def __init__(self, model: ModelShape) -> None:
-        from transformers import AutoModel
+        from transformers import AutoModelForCausalLM
 
         super().__init__()
         # Left in evaluation mode, so that no dropout parts the values of a step's start from those of its passes.
-        self.backbone: Any = AutoModel.from_pretrained(model.path, dtype=torch.float32).eval()
+        whole = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32, attn_implementation="sdpa")
+        self.backbone: Any = whole.base_model.eval()
         self.output = _zero_output(model.hidden_size)
         self._dtype = model.dtype
 
