@@ -119,8 +119,8 @@ def _on_kept_completions(recipe: Recipe, settings: SuperHfSettings) -> Iterator[
     kept = _most_kept(settings.filter, samples)
     if kept == samples and (settings.filter is None or settings.filter.keep != "threshold"):
         yield (
-            f"update.filter keeps every completion of a prompt ({samples}): rewards then decide nothing, and the policy "
-            "only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
+            f"update.filter keeps every completion of a prompt ({samples}): rewards then decide nothing, and the "
+            "policy only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
         )
     sequences = kept * recipe.rollout.prompts_per_step // recipe.learner.minibatches
     if settings.compat and settings.kl_coef > 0 and sequences > 2:
