@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from rlkl.updates.settings import (
     GrpoSettings,
     PapoSettings,
     PpoSettings,
+    SparsePoSettings,
     SuperHfSettings,
+    TokenMask,
     UpdateSettings,
 )
 from tests.builders import make_batch, random_logprobs, with_frozen
@@ -38,6 +41,8 @@ RULES: list[UpdateSettings] = [
     SuperHfSettings(),
     SuperHfSettings(kl_coef=0.0),
     SuperHfSettings(compat=True),
+    *(SparsePoSettings(mask=mask, l1_reward=0.1, l1_kl=0.2) for mask in get_args(TokenMask)),
+    SparsePoSettings(mask="sparse_independent", masked_terms="kl"),
 ]
 REWARDS_ALONE: list[UpdateSettings] = [
     *(s for s in RULES if isinstance(s, GrpoSettings) and not isinstance(s, PapoSettings) and s.kl_coef == 0),
@@ -79,6 +84,9 @@ def example() -> Batch:
         corrupted=[0, 2, 3, 6],
         padding=2,
     )
+    pair_B = torch.tensor([0, -1, 0, 1, 1, -1, -1])
+    chosen_B = torch.tensor([True, False, False, False, True, False, False])
+    batch = replace(batch, pair_B=pair_B, chosen_B=chosen_B).recounted()
     heads_BTK = torch.stack([random_logprobs(batch.response_BT, seed=seed) for seed in (4, 5)], dim=-1)
     return with_frozen(batch, {Signal.PROXIMAL_HEADS: heads_BTK})
 
@@ -113,6 +121,14 @@ def assert_same(ours: Result, theirs: Result) -> None:
     torch.testing.assert_close(ours.gradient_BTK, theirs.gradient_BTK, rtol=1e-5, atol=1e-7)
 
 
+def with_whole_pairs(cut: list[list[int]], batch: Batch) -> list[list[int]]:
+    """The cut with each pair's second row moved to its first, since micro-batches never part a pair."""
+    pairs = batch.pair_B.tolist()
+    home = {row: pairs.index(pair) if pair >= 0 else row for row, pair in enumerate(pairs)}
+    moved = [[row for row in home if home[row] in rows] for rows in cut]
+    return [rows for rows in moved if rows]
+
+
 @each_rule
 @pytest.mark.parametrize(
     "cut",
@@ -125,7 +141,7 @@ def test_the_cut_into_micro_batches_does_not_matter(settings: UpdateSettings, cu
     whole = evaluate(settings, batch, learned_BTK)
     gradient_BTK = torch.zeros_like(learned_BTK)
     parts = []
-    for rows in cut:
+    for rows in with_whole_pairs(cut, batch) if settings.learns_from_pairs else cut:
         micro_batch = batch.rows(torch.tensor(rows))
         width = micro_batch.response_BT.shape[1]
         part = evaluate(settings, micro_batch, learned_BTK[rows, :width])
