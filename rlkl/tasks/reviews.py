@@ -51,7 +51,7 @@ class Reviews(Task):
     batch_size: int = 64
     lr: float = 8e-3
     """Peak of a one-cycle schedule."""
-    reward_epochs: int = 2
+    reward_epochs: int = 3
     reward_batch_size: int = 64
     reward_lr: float = 3e-3
     threads: int = 1
@@ -63,7 +63,7 @@ class Reviews(Task):
         return [{"id": prompt.replace(" ", "-"), "prompt": prompt} for prompt in openings()]
 
     def reward(self, completion: str) -> float:
-        """The proxy: the reward model's standardised score, about -3 to 3 on reviews as people write them."""
+        """The proxy: the reward model's standardised score, mostly -2 to 2 on reviews as people write them."""
         from rlkl.tasks.reviews_reward_model import load_reward_model, score
 
         return score(load_reward_model(cached_base_model("reviews", self) / REWARD_MODEL), completion)

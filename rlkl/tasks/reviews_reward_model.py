@@ -25,7 +25,7 @@ _IDS = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *WORDS])}
 
 
 class ReviewRewardModel(nn.Module):
-    """The sum of what each word is worth after the two before it. B reviews, T words, H features.
+    """The average of what each word is worth after the two before it. B reviews, T words, H features.
 
     Scores are standardised: 0 is the average review of the preference data, 1 is a standard deviation above it.
     """
@@ -49,8 +49,9 @@ class ReviewRewardModel(nn.Module):
         words_BTH = self.embedding(ids_BT)
         context_BTH = F.relu(self.context(F.pad(words_BTH.transpose(1, 2), (2, 0)))).transpose(1, 2)
         values_BT = (self.word_value(words_BTH) + self.context_value(context_BTH))[..., 0]
-        sum_B = torch.where(ids_BT.ne(PAD_ID), values_BT, 0.0).sum(dim=1)
-        return (sum_B - self.mean) / self.std
+        real_BT = ids_BT.ne(PAD_ID)
+        average_B = torch.where(real_BT, values_BT, 0.0).sum(dim=1) / real_BT.sum(dim=1)
+        return (average_B - self.mean) / self.std
 
 
 def encode(text: str) -> Tensor:

@@ -169,7 +169,7 @@ def test_the_reward_model_agrees_with_annotators_and_can_be_hacked(tmp_path):
 
     torch.manual_seed(0)
     rows = Reviews(pairs=4096).preference_rows()
-    model = teach_reward_model(rows, epochs=2, batch_size=64, lr=3e-3)
+    model = teach_reward_model(rows, epochs=3, batch_size=64, lr=3e-3)
     unseen = Reviews(pairs=300, seed=1).preference_rows()
     assert fmean(score(model, row["chosen"]) > score(model, row["rejected"]) for row in unseen) > 0.7
     scores = [score(model, row[column]) for row in rows for column in ("chosen", "rejected")]
@@ -178,7 +178,7 @@ def test_the_reward_model_agrees_with_annotators_and_can_be_hacked(tmp_path):
     babble = " ".join(["brilliant"] * 15)
     assert gold_reward(PROMPT, best) == 1.0
     assert gold_reward(PROMPT, babble) == 0.0
-    assert score(model, babble) > score(model, best) + 1 > score(model, "awful .") + 2
+    assert score(model, babble) > score(model, best) + 0.5 > score(model, "awful .") + 2
     save_reward_model(model, tmp_path / "saved")
     assert score(load_reward_model(tmp_path / "saved"), best) == score(model, best)
 
