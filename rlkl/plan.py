@@ -140,7 +140,7 @@ def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
     worker_gpus = one_if_any if rollout.gpus_per_worker is None else rollout.gpus_per_worker
     learner_default = 0.0 if learner.device == "cpu" else one_if_any
     learner_gpus = learner_default if learner.gpus is None else learner.gpus
-    return (
+    processes = (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
         Process(
             role="rollout worker",
@@ -151,6 +151,7 @@ def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
         ),
         Process(role="learner", count=1, cpus=1, gpus=learner_gpus, does=f"{recipe.update.rule}, AdamW"),
     )
+    return tuple(process for process in processes if process.count)
 
 
 def _shortage(processes: tuple[Process, ...], machine: Machine) -> tuple[str, ...]:

@@ -140,15 +140,20 @@ def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, devi
     parts: list[tuple[Tensor, Tensor]] = []
     for rows_B in micro_batches(batch, settings.micro_batch_tokens):
         micro = batch.rows(rows_B).to(device)
-        parts.append((rows_B, _heads(models, micro, models.policy.hidden(micro.token_ids_BT)).cpu()))
+        reads_policy = models.heads is not None and models.heads.reads is HeadInput.POLICY_HIDDEN
+        hidden_BTH = models.policy.hidden(micro.token_ids_BT) if reads_policy else None
+        parts.append((rows_B, _heads(models, micro, hidden_BTH).cpu()))
     heads_BTK = torch.zeros(*batch.response_BT.shape, parts[0][1].shape[-1])
     for rows_B, micro_BTK in parts:
         heads_BTK[rows_B, : micro_BTK.shape[1]] = micro_BTK
     return heads_BTK
 
 
-def _heads(models: Models, batch: Batch, hidden_BTH: Tensor) -> Tensor:
-    """The heads' output at the token that each place predicts, zero outside the response."""
+def _heads(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
+    """The heads' output at the token that each place predicts, zero outside the response.
+
+    ``hidden_BTH`` is the policy's, for heads that read it.
+    """
     assert models.heads is not None
     if models.heads.reads is HeadInput.TOKENS:
         said_BTK = models.heads(batch.token_ids_BT)
@@ -158,6 +163,7 @@ def _heads(models: Models, batch: Batch, hidden_BTH: Tensor) -> Tensor:
             layers_BTLH = models.reference.layers(batch.token_ids_BT)
         said_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
     else:
+        assert hidden_BTH is not None
         said_BTK = F.pad(models.heads(hidden_BTH[:, :-1]), (0, 0, 1, 0))
     return torch.where(batch.response_BT.unsqueeze(-1), said_BTK, 0.0)
 

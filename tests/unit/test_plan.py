@@ -162,3 +162,32 @@ def test_view_shows_processes_arithmetic_and_warnings() -> None:
     assert "32 prompts x 8 samples = 256 sequences" in text
     assert "1 optimizer steps x 20 training steps = 20 in total" in text
     assert "Warnings: 1\n  - checkpoint.every = 50 exceeds steps = 20" in text
+
+
+PAIRS = ("data.chosen_column=a", "data.rejected_column=b", "rollout.workers=0", "rewards=[]", "update={rule: sparsepo}")
+
+
+def test_stored_pairs_need_no_worker_and_count_two_a_prompt() -> None:
+    paired = plan(*PAIRS)
+    assert [process.role for process in paired.processes] == ["driver", "learner"]
+    assert paired.batch.sequences == 64
+    assert paired.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (["update.min_gap=1"], "update.min_gap = 1: stored pairs"),
+        (["rewards=[{function: task:arithmetic}]"], "rewards are named, but nothing is sampled"),
+        (["update.mask=mapo", "update.l1_kl=0.1"], "update.l1_reward and l1_kl: with update.mask = mapo"),
+        (["update.mask_init=paper"], "update.mask_init = paper: masks start near 0.02"),
+    ],
+)
+def test_warnings_on_pairs(overrides: list[str], start: str) -> None:
+    (warning,) = plan(*PAIRS, *overrides).warnings
+    assert warning.startswith(start)
+
+
+def test_one_sample_makes_no_pair() -> None:
+    (warning,) = plan("update={rule: sparsepo}", "rollout.samples_per_prompt=1").warnings
+    assert warning.startswith("rollout.samples_per_prompt = 1: a pair is")

@@ -137,6 +137,18 @@ def test_scaling_both_masks_is_scaling_beta_and_a_zero_is_a_deleted_token() -> N
     torch.testing.assert_close(margin_of(POLICY_BTV, first), (short_B[0] - short_B[1])[None])
 
 
+def test_what_both_responses_begin_with_cancels() -> None:
+    """Same state, same token: the same log-ratio, KL and mask. Masks follow the state, so this is what they give."""
+    log_ratio_BT = tensor([[0.7, 0.2], [0.7, -0.4]]).requires_grad_()
+    shared_BT = tensor([[3.0, 1.0], [3.0, 1.0]])
+    rewards_B = implicit_rewards(log_ratio_BT, log_ratio_BT**2, TokenMasks(shared_BT, shared_BT), beta=BETA)
+    margin = rewards_B[0] - rewards_B[1]
+    assert margin.item() == pytest.approx(BETA * (0.2 + 0.04 + 0.4 - 0.16))
+    preference_losses(margin[None]).sum().backward()
+    assert log_ratio_BT.grad is not None
+    assert log_ratio_BT.grad[:, 0].sum().item() == 0
+
+
 def test_pairs_are_found_in_any_order_of_rows() -> None:
     pair_B = torch.tensor([7, -1, 2, 2, 7])
     chosen_B = torch.tensor([False, True, True, False, True])

@@ -129,6 +129,16 @@ def test_swapping_the_pairs_turns_the_margin_around() -> None:
     assert ours["update/preference_accuracy"] + swapped["update/preference_accuracy"] == 1
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_without_any_pair_the_loss_is_zero(mask: TokenMask) -> None:
+    batch = replace(paired_batch(), pair_B=torch.full((7,), -1)).recounted()
+    signals = with_gradient(signals_of(batch), Signal.POLICY_LOGPROBS)
+    output = run(SparsePoSettings(mask=mask, l1_reward=1.0), batch, signals)
+    assert output.loss.item() == 0
+    assert not gradient_of(output, signals[Signal.POLICY_LOGPROBS]).any()
+    assert all(value.isfinite() for value in output.metrics.values())
+
+
 def test_l1_sums_masks_over_both_responses_and_counts_a_common_mask_once() -> None:
     batch = paired_batch()
     signals = with_gradient(signals_of(batch), Signal.HEADS)
