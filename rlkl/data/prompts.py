@@ -223,11 +223,13 @@ def _tokenize_answers(
 ) -> tuple[tuple[int, ...], ...]:
     """Chosen, then rejected, as a sampler would have returned them."""
     answers = []
+    stop = tokenizer.eos_token_id
+    assert isinstance(stop, int), "a tokenizer without an end-of-sequence token is refused before data are read"
     for column in (section.chosen_column, section.rejected_column):
         assert column is not None
         token_ids = tokenizer.encode(_answer_text(row.get(column), column), add_special_tokens=False)
-        if token_ids[-1:] != [tokenizer.eos_token_id]:
-            token_ids.append(tokenizer.eos_token_id)
+        if token_ids[-1:] != [stop]:
+            token_ids.append(stop)
         if len(token_ids) == 1:
             raise _BadPrompt("empty", f"'{column}' has no tokens")
         if len(token_ids) > max_answer_tokens:

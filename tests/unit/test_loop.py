@@ -172,10 +172,11 @@ def pairs_file(folder: Path, count: int = 6) -> str:
     return str(path)
 
 
-def paired(tmp_path: Path, name: str, **sections: dict | int) -> Trainer:
+def paired(tmp_path: Path, name: str, *, steps: int = 3, first_step: int = 0) -> Trainer:
     data = {"source": pairs_file(tmp_path), "chosen_column": "chosen", "rejected_column": "rejected"}
     rollout = {"workers": 0, "prompts_per_step": 4}
-    return trainer(tmp_path / name, data=data, rollout=rollout, update={"rule": "sparsepo"}, **sections)
+    sections = {"data": data, "rollout": rollout, "update": {"rule": "sparsepo"}}
+    return trainer(tmp_path / name, first_step=first_step, steps=steps, **sections)
 
 
 def test_stored_pairs_train_without_anything_sampled_or_published(tmp_path: Path):
