@@ -18,7 +18,7 @@ from rlkl.recipe import Recipe
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example
-from rlkl.weights import TOLERANCE, Expected, Receipt, verify
+from rlkl.weights import ROUNDING, TOLERANCE, Expected, Receipt, verify
 
 _LEARNER = "the learner"
 
@@ -29,6 +29,7 @@ class RayBackend:
     def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings) -> None:
         self._timeout_s = recipe.cluster.call_timeout_s
         self._tolerance = recipe.weights.tolerance or TOLERANCE[recipe.model.dtype]
+        self._rounding = ROUNDING[recipe.model.dtype]
         self._workers: list[Any] = []
         self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
         own_cpus = recipe.rollout.workers * recipe.rollout.cpus_per_worker + 1
@@ -81,7 +82,11 @@ class RayBackend:
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:
             return verify(
-                expected, dict(zip(self._names, receipts, strict=True)), version=version, tolerance=self._tolerance
+                expected,
+                dict(zip(self._names, receipts, strict=True)),
+                version=version,
+                tolerance=self._tolerance,
+                rounding=self._rounding,
             )
         except WeightSyncError as error:
             raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None

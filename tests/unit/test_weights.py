@@ -6,6 +6,8 @@ import torch
 
 from rlkl.errors import WeightSyncError
 from rlkl.weights import (
+    ROUNDING,
+    TOLERANCE,
     Expected,
     HostMemoryChannel,
     Outbox,
@@ -47,8 +49,8 @@ def expected(after: float, before: float | None) -> Expected:
     return Expected(before=None if before is None else [(before,)], after=[(after,)])
 
 
-def check(answer: Receipt, wanted: Expected, tolerance: float = 1e-3) -> float:
-    return verify(wanted, {"rollout worker 0": answer}, version=3, tolerance=tolerance)
+def check(answer: Receipt, wanted: Expected, dtype: str = "float32") -> float:
+    return verify(wanted, {"rollout worker 0": answer}, version=3, tolerance=TOLERANCE[dtype], rounding=ROUNDING[dtype])
 
 
 def test_tensors_arrive_bit_for_bit_in_both_precisions():
@@ -138,6 +140,10 @@ def test_stale_weights_are_found_although_the_step_was_smaller_than_the_toleranc
 
 def test_rounding_is_not_taken_for_stale_weights():
     assert check(receipt(-1.000003), expected(-1.000001, before=-1.0)) < 1e-5
+
+
+def test_bfloat16_rounds_by_more_than_a_small_step_moves():
+    assert check(receipt(-1.05), expected(-1.0, before=-1.02), "bfloat16") == pytest.approx(0.05)
 
 
 def test_weights_that_can_be_read_back_are_compared():
