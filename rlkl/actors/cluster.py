@@ -13,6 +13,7 @@ from ray._private import ray_constants
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import ClusterSection, Recipe
+from rlkl.resources import gpu_shares
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     if address:
         try:
             ray.init(address=address, **quiet)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError, RuntimeError) as error:  # RuntimeError: an answer that is not Ray's
             raise EnvironmentProblem(
                 f"no Ray cluster answers at {address!r} ({error}). Start one (launch/local_cluster.sh start), correct "
                 "cluster.address or RAY_ADDRESS, or unset them to use a local Ray"
@@ -70,15 +71,13 @@ def _stay_on_loopback() -> None:
 
 
 def needs_of(recipe: Recipe) -> Needs:
-    """What the actors reserve in the connected cluster; GPUs that are not spelled out: one each where there are any."""
-    default_gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) > 0 else 0.0
-    rollout, learner = recipe.rollout, recipe.learner
-    learner_gpus = 0.0 if learner.device == "cpu" else default_gpus
+    """What the actors reserve in the connected cluster."""
+    shares = gpu_shares(recipe, ray.cluster_resources().get("GPU", 0.0))
     return Needs(
-        workers=rollout.workers,
-        worker_cpus=rollout.cpus_per_worker,
-        worker_gpus=default_gpus if rollout.gpus_per_worker is None else rollout.gpus_per_worker,
-        learner_gpus=learner_gpus if learner.gpus is None else learner.gpus,
+        workers=recipe.rollout.workers,
+        worker_cpus=recipe.rollout.cpus_per_worker,
+        worker_gpus=shares.worker,
+        learner_gpus=shares.learner,
     )
 
 
