@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from rlkl.recipe import ClusterSection, Recipe
 from rlkl.resources import gpu_shares
 
 logger = logging.getLogger(__name__)
+
+_KNOCK_S = 30.0
+"""An open port answers at once; this is for slow networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +49,9 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
         try:
+            _knock(address, timeout_s=section.start_timeout_s)
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:  # RuntimeError: an answer that is not Ray's
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: an answer that is not Ray's
             raise EnvironmentProblem(
                 f"no Ray cluster answers at {address!r} ({error}). Start one (launch/local_cluster.sh start), correct "
                 "cluster.address or RAY_ADDRESS, or unset them to use a local Ray"
@@ -61,6 +66,13 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
         **quiet,
     )
     return True
+
+
+def _knock(address: str, *, timeout_s: float) -> None:
+    """Raise `OSError` where nothing listens: Ray itself would go on trying for ever."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:  # "auto" and the like are for Ray to read
+        socket.create_connection((host.strip("[]"), int(port)), timeout=min(timeout_s, _KNOCK_S)).close()
 
 
 def _stay_on_loopback() -> None:
