@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from rlkl.errors import InputError, RlklError
 if TYPE_CHECKING:
     from rlkl.recipe import Recipe
 
-_EPILOG = """exit codes: 0 done, 1 the run failed, 2 bad input (nothing was computed)
+_EPILOG = """exit codes: 0 done, 1 the run failed, 2 bad input (nothing was computed),
+  130 or 143 stopped by Ctrl-C or SIGTERM (the step was finished and saved)
 
 RECIPE is a YAML file or the name of one in recipes/. Overrides are section.key=value with YAML values:
   rlkl train quickstart steps=20 learner.lr=1e-4 'rewards=[{function: my.py:score}]'
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RlklError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped at once; what the last checkpoint holds is safe", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:

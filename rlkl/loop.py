@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Literal, Protocol
 from rlkl.clock import Clock
 from rlkl.collectors import Collector, build_collector
 from rlkl.data.prompts import PromptSource
+from rlkl.errors import LearnerError, RlklError
 from rlkl.interrupt import StopRequest
 from rlkl.learner.checkpoint import Checkpoints, LoopState
 from rlkl.recipe import Recipe
@@ -22,6 +24,11 @@ from rlkl.types import Completion, Example, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.filters import filter_groups
 from rlkl.weights import probe_sequences
+
+logger = logging.getLogger(__name__)
+
+STEPS_WITHOUT_GRADIENT = 10
+"""So many in a row are worth a warning, and an error where the run has seen nothing else."""
 
 
 class Backend(Protocol):
@@ -69,6 +76,7 @@ class Trainer:
     tokenizer: Any
     step: int = 0
     position: int = 0
+    steps_without_gradient: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     collector: Collector = field(init=False)
 
@@ -81,22 +89,25 @@ class Trainer:
         with StopRequest() as stop:
             self._publish_first_weights()
             while self.step < self.recipe.steps and stop.signal_number is None:
-                self._train_step()
+                self._train_step(checkpoints)
                 if self.step % self.recipe.checkpoint.every == 0:
-                    self.save(checkpoints)
-            if not checkpoints.has(self.step):
-                self.save(checkpoints)
+                    self._save_once(checkpoints)
+            self._save_once(checkpoints)
         if self.step < self.recipe.steps and stop.signal_number is not None:
             self.tracker.finish(RunSummary(interrupted=True, policy_dir=None))
             return self._result("interrupted", 128 + stop.signal_number)
-        policy_dir = self.run_dir / "policy"
-        shutil.copytree(checkpoints.latest() / "policy", policy_dir, dirs_exist_ok=True)
+        policy_dir = self._export(checkpoints)
         self.tracker.finish(RunSummary(interrupted=False, policy_dir=policy_dir))
         return self._result("done", 0)
 
-    def _train_step(self) -> None:
-        clock = Clock()
-        groups, examples, metrics = self._collect(clock)
+    def _train_step(self, checkpoints: Checkpoints) -> None:
+        clock, position = Clock(), self.position
+        try:
+            groups, examples, metrics = self._collect(clock)
+        except RlklError:
+            self.position = position
+            self._save_once(checkpoints)  # the learner is still as the last step left it
+            raise
         probe = self._probe(groups)
         metrics |= clock.run("learner", self.backend.prepare, examples, probe, self.step)
         columns = self._token_columns(groups, examples)
@@ -109,6 +120,7 @@ class Trainer:
         self.metrics = metrics | clock.metrics(rollouts=len(completions), tokens=tokens)
         self.tracker.log(self.step, self.metrics, groups, columns)
         self.step += 1
+        self._watch_gradient()
 
     def _collect(self, clock: Clock) -> tuple[list[RolloutGroup], list[Example], dict[str, float]]:
         """Rounds of prompts until the rule has selected a full step of groups, at most ``rollout.max_rounds``."""
@@ -156,7 +168,12 @@ class Trainer:
         return probe_sequences(
             [group.prompt.token_ids for group in chosen],
             [group.rollouts[0].completion.token_ids for group in chosen],
+            engine_limit=self._engine_limit,
         )
+
+    @property
+    def _engine_limit(self) -> int:
+        return self.recipe.data.max_prompt_tokens + self.recipe.rollout.max_new_tokens
 
     def _publish_first_weights(self) -> None:
         """Bring every engine to the learner's weights before anything is sampled, after a resume as at the start."""
@@ -164,20 +181,50 @@ class Trainer:
             return
         prompts = [prompt.token_ids for prompt in self.source.take(0, self.recipe.weights.probe_prompts)]
         stop = (self.tokenizer.eos_token_id,)
-        self.backend.publish(self.step, probe_sequences(prompts, [stop] * len(prompts)))
+        probe = probe_sequences(prompts, [stop] * len(prompts), engine_limit=self._engine_limit)
+        self.backend.publish(self.step, probe)
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint of the step that has just ended."""
+    def _watch_gradient(self) -> None:
+        """Say so when steps teach nothing, and stop a run that never learned anything."""
+        self.steps_without_gradient = 0 if self.metrics["optim/grad_norm"] > 0 else self.steps_without_gradient + 1
+        if self.steps_without_gradient < STEPS_WITHOUT_GRADIENT:
+            return
+        problem = (
+            f"the last {self.steps_without_gradient} steps had no gradient (reward/std is "
+            f"{self.metrics['reward/std']:.3g}): where all samples of a prompt score alike there is nothing to compare"
+        )
+        if self.steps_without_gradient == self.step:
+            raise LearnerError(
+                f"{problem}. Look at the samples in {self.run_dir / 'samples'}: is the reward constant, or are the "
+                "prompts too hard or too easy? More rollout.samples_per_prompt or a finer reward helps"
+            )
+        if self.steps_without_gradient == STEPS_WITHOUT_GRADIENT:
+            logger.warning("%s", problem)
+
+    def _save_once(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint of the last finished step unless it is there."""
+        if self.step == 0 or checkpoints.has(self.step):
+            return
         self.tracker.flush()
         state = LoopState(
             step=self.step,
             position=self.position,
             run_id=self.tracker.run_id,
             reward_fingerprints=self.rewards.fingerprints,
+            data_fingerprint=self.source.fingerprint,
         )
         with checkpoints.writing(state) as folder:
             self.backend.save(folder)
             self.tokenizer.save_pretrained(folder / "policy")
+
+    def _export(self, checkpoints: Checkpoints) -> Path:
+        """The final policy, complete or absent."""
+        final, aside = self.run_dir / "policy", self.run_dir / ".writing-policy"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(checkpoints.latest() / "policy", aside)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        return final
 
     def resume(self, checkpoint: Path, state: LoopState) -> None:
         """Take up what `save` wrote."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from rlkl.machine import Machine
 from rlkl.plan_warnings import warnings_about
 from rlkl.recipe import Recipe
+from rlkl.resources import gpu_shares
 from rlkl.run_dir import new_run_dir
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -135,21 +136,17 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
 
 
 def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
-    one_if_any = 1.0 if machine.gpus else 0.0
-    rollout, learner = recipe.rollout, recipe.learner
-    worker_gpus = one_if_any if rollout.gpus_per_worker is None else rollout.gpus_per_worker
-    learner_default = 0.0 if learner.device == "cpu" else one_if_any
-    learner_gpus = learner_default if learner.gpus is None else learner.gpus
+    rollout, shares = recipe.rollout, gpu_shares(recipe, len(machine.gpus))
     processes = (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
         Process(
             role="rollout worker",
             count=rollout.workers,
             cpus=rollout.cpus_per_worker,
-            gpus=worker_gpus,
+            gpus=shares.worker,
             does=f"{rollout.engine} engine, {recipe.model.dtype}",
         ),
-        Process(role="learner", count=1, cpus=1, gpus=learner_gpus, does=f"{recipe.update.rule}, AdamW"),
+        Process(role="learner", count=1, cpus=1, gpus=shares.learner, does=f"{recipe.update.rule}, AdamW"),
     )
     return tuple(process for process in processes if process.count)
 

@@ -175,10 +175,11 @@ def _on_reference(recipe: Recipe, kl_coef: float) -> Iterator[str]:
 
 def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:
     rollout = recipe.rollout
-    if rollout.workers > rollout.prompts_per_step:
+    sequences = rollout.prompts_per_step * rollout.samples_per_prompt
+    if rollout.workers > sequences:
         yield (
-            f"rollout.workers = {rollout.workers} exceeds rollout.prompts_per_step = {rollout.prompts_per_step}: "
-            f"prompts are shared out whole, so {rollout.workers - rollout.prompts_per_step} workers stay idle"
+            f"rollout.workers = {rollout.workers} exceeds the {sequences} completions of a step, so "
+            f"{rollout.workers - sequences} workers stay idle"
         )
     if rollout.workers > 1 and rollout.threads is None and not machine.gpus:
         yield (

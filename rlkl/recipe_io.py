@@ -33,7 +33,11 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
         RecipeError: The file is absent or not YAML, or keys or values are not allowed. Lists every problem found.
     """
     file = _find(path)
-    values = _parse(file.read_text(encoding="utf-8"), str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    values = _parse(text, str(file))
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: expected sections (model, data, ...), got {values!r}")
     for override in overrides:

@@ -48,9 +48,18 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     _check_length(model_path, recipe)
     source = load_prompts(recipe.data, tokenizer, seed=recipe.seed, max_answer_tokens=recipe.rollout.max_new_tokens)
     reward_set.check(source.take(0, 2))
+    if state is not None and state.data_fingerprint != source.fingerprint:
+        raise CheckpointError(
+            f"data.source = {recipe.data.source!r} does not hold the prompts that it held when {checkpoint} was saved, "
+            "so the run cannot go on where it was. Bring the data back, or start a new run with model.path="
+            f"{checkpoint}/policy"
+        )
 
     run_dir = resume_from or new_run_dir(recipe)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
     (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
     tracker = Tracker(
         run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=state.step if state else 0
@@ -96,7 +105,7 @@ def _checkpoint(
         return None, None
     checkpoint = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).latest()
     state = read_state(checkpoint)
-    if state.step >= recipe.steps:
+    if state.step >= recipe.steps and (run_dir / "policy").is_dir():
         raise CheckpointError(
             f"{checkpoint} has finished all of its {recipe.steps} steps; to go on, ask for more: "
             f"rlkl train --resume {run_dir} steps={recipe.steps * 2}"
@@ -124,7 +133,11 @@ def _load_tokenizer(model_path: str) -> Any:
 
 def _check_length(model_path: str, recipe: Recipe) -> None:
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    limit = getattr(AutoConfig.from_pretrained(model_path).get_text_config(), "max_position_embeddings", None)
+    try:
+        config = AutoConfig.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.path = {model_path!r}: its config.json cannot be read ({error})") from error
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise RecipeError(
             f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "

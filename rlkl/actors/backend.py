@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from rlkl.actors.cluster import Needs, check_room, connect, needs_of
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.errors import WeightSyncError
 from rlkl.learner.learner import LearnerSpec
+from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example
-from rlkl.weights import TOLERANCE, Expected, Receipt, verify
+from rlkl.weights import ROUNDING_SHARE, TOLERANCE, Expected, Receipt, verify
 
 _LEARNER = "the learner"
 
@@ -29,6 +29,7 @@ class RayBackend:
     def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings) -> None:
         self._timeout_s = recipe.cluster.call_timeout_s
         self._tolerance = recipe.weights.tolerance or TOLERANCE[recipe.model.dtype]
+        self._rounding = self._tolerance * ROUNDING_SHARE[recipe.model.dtype]
         self._workers: list[Any] = []
         self._learner: Any = None
         self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
@@ -49,12 +50,11 @@ class RayBackend:
         learner = ray.remote(LearnerWorker).options(
             num_cpus=1, num_gpus=needs.learner_gpus, runtime_env=_threads(recipe.learner.threads)
         )
-        self._workers = [worker.remote(recipe.rollout.engine, engine) for _ in self._names]
-        self._learner = learner.remote(spec)
-        timeout_s = recipe.cluster.start_timeout_s
-        wait(self._learner.ready.remote(), who=_LEARNER, what="start", timeout_s=timeout_s)
-        refs = [worker.ready.remote() for worker in self._workers]
-        wait_all(refs, who=self._names, what="start", timeout_s=timeout_s)
+        self._workers = [worker.remote() for _ in self._names]
+        self._learner = learner.remote()
+        refs = [self._learner.start.remote(spec)]
+        refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]
+        wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=recipe.cluster.start_timeout_s)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in order, the work shared out over all workers."""
@@ -89,7 +89,11 @@ class RayBackend:
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:
             return verify(
-                expected, dict(zip(self._names, receipts, strict=True)), version=version, tolerance=self._tolerance
+                expected,
+                dict(zip(self._names, receipts, strict=True)),
+                version=version,
+                tolerance=self._tolerance,
+                rounding=self._rounding,
             )
         except WeightSyncError as error:
             raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None
@@ -123,4 +127,4 @@ class RayBackend:
 
 
 def _threads(threads: int | None) -> dict[str, Any]:
-    return {"env_vars": {"OMP_NUM_THREADS": str(threads or os.cpu_count() or 1)}}
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads or this_machine().cpus)}}

@@ -22,10 +22,7 @@ def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
     try:
         return ray.get(ref, timeout=timeout_s)
     except GetTimeoutError:
-        raise DeadlineError(
-            f"{who} did not {what} within {timeout_s:.3g} s. If that is too short, raise cluster.call_timeout_s, or "
-            "cluster.start_timeout_s while starting."
-        ) from None
+        raise _late(who, what, timeout_s) from None
     except RayTaskError as error:
         if isinstance(error.cause, RlklError):
             raise error.cause from None
@@ -41,9 +38,22 @@ def _short(error: RayActorError) -> str:
 
 
 def wait_all(refs: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: float) -> list[Any]:
-    """The results of calls to several actors, under one deadline."""
+    """The results of calls to several actors, in order, under one deadline; the first failure ends the wait."""
     end = time.monotonic() + timeout_s
-    return [
-        wait(ref, who=name, what=what, timeout_s=max(end - time.monotonic(), 0.001))
-        for ref, name in zip(refs, who, strict=True)
-    ]
+    name_of, answers, pending = dict(zip(refs, who, strict=True)), {}, list(refs)
+    while pending:
+        done, pending = ray.wait(pending, timeout=max(end - time.monotonic(), 0.0))
+        for ref in done or pending:
+            left_s = max(end - time.monotonic(), 1.0)  # what is done may still have to travel
+            try:
+                answers[ref] = wait(ref, who=name_of[ref], what=what, timeout_s=left_s)
+            except DeadlineError:
+                raise _late(name_of[ref], what, timeout_s) from None
+    return [answers[ref] for ref in refs]
+
+
+def _late(who: str, what: str, timeout_s: float) -> DeadlineError:
+    return DeadlineError(
+        f"{who} did not {what} within {timeout_s:g} s. If that is too short, raise cluster.call_timeout_s, or "
+        "cluster.start_timeout_s while starting."
+    )

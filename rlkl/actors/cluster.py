@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,12 @@ from ray._private import ray_constants
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import ClusterSection, Recipe
+from rlkl.resources import gpu_shares
 
 logger = logging.getLogger(__name__)
+
+_KNOCK_S = 30.0
+"""An open port answers at once; this is for slow networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +49,9 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
         try:
+            _knock(address, timeout_s=section.start_timeout_s)
             ray.init(address=address, **quiet)
-        except ConnectionError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: an answer that is not Ray's
             raise EnvironmentProblem(
                 f"no Ray cluster answers at {address!r} ({error}). Start one (launch/local_cluster.sh start), correct "
                 "cluster.address or RAY_ADDRESS, or unset them to use a local Ray"
@@ -62,6 +68,13 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     return True
 
 
+def _knock(address: str, *, timeout_s: float) -> None:
+    """Raise `OSError` where nothing listens: Ray itself would go on trying for ever."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:  # "auto" and the like are for Ray to read
+        socket.create_connection((host.strip("[]"), int(port)), timeout=min(timeout_s, _KNOCK_S)).close()
+
+
 def _stay_on_loopback() -> None:
     """Keep a local Ray on 127.0.0.1: by default it replaces a loopback address by the machine's own, and calls home."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for the processes that Ray starts
@@ -70,15 +83,13 @@ def _stay_on_loopback() -> None:
 
 
 def needs_of(recipe: Recipe) -> Needs:
-    """What the actors reserve in the connected cluster; GPUs that are not spelled out: one each where there are any."""
-    default_gpus = 1.0 if ray.cluster_resources().get("GPU", 0.0) > 0 else 0.0
-    rollout, learner = recipe.rollout, recipe.learner
-    learner_gpus = 0.0 if learner.device == "cpu" else default_gpus
+    """What the actors reserve in the connected cluster."""
+    shares = gpu_shares(recipe, ray.cluster_resources().get("GPU", 0.0))
     return Needs(
-        workers=rollout.workers,
-        worker_cpus=rollout.cpus_per_worker,
-        worker_gpus=default_gpus if rollout.gpus_per_worker is None else rollout.gpus_per_worker,
-        learner_gpus=learner_gpus if learner.gpus is None else learner.gpus,
+        workers=recipe.rollout.workers,
+        worker_cpus=recipe.rollout.cpus_per_worker,
+        worker_gpus=shares.worker,
+        learner_gpus=shares.learner,
     )
 
 

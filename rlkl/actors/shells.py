@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from rlkl.learner.learner import Learner, LearnerSpec
-from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
 from rlkl.types import Completion, Example
 from rlkl.weights import (
     Expected,
@@ -23,13 +22,14 @@ from rlkl.weights import (
 class RolloutWorker:
     """Hosts one engine."""
 
-    def __init__(self, engine: str, settings: EngineSettings) -> None:
-        self._engine = engine_class(engine)(settings)
+    _engine: Engine
+
+    def __init__(self) -> None:
         self._channel = HostMemoryChannel()
 
-    def ready(self) -> str:
-        """The host it runs on, once the engine is up."""
-        return socket.gethostname()
+    def start(self, engine: str, settings: EngineSettings) -> None:
+        """Bring the engine up. A call of its own, because Ray tells the errors of a constructor as text only."""
+        self._engine = engine_class(engine)(settings)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return self._engine.generate(requests)
@@ -40,22 +40,20 @@ class RolloutWorker:
     def differing_weights(self, package: WeightPackage) -> list[str]:
         return differing_weights(self._engine, self._channel, package)
 
-    def close(self) -> None:
-        self._engine.close()
-
 
 class LearnerWorker:
     """Hosts the learner, and the log-probs that prove a publish."""
 
-    def __init__(self, spec: LearnerSpec) -> None:
-        self._learner = Learner(spec)
+    _learner: Learner
+
+    def __init__(self) -> None:
         self._outbox = Outbox(HostMemoryChannel())
         self._probe: Sequence[tuple[int, ...]] = ()
         self._before: list[tuple[float, ...]] | None = None
 
-    def ready(self) -> str:
-        """The host it runs on, once the policy is loaded."""
-        return socket.gethostname()
+    def start(self, spec: LearnerSpec) -> None:
+        """Load the policy. A call of its own, because Ray tells the errors of a constructor as text only."""
+        self._learner = Learner(spec)
 
     def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
         """`Learner.prepare`, and the probe's log-probs before the step."""

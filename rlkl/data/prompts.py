@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import sys
@@ -76,6 +77,14 @@ class PromptSource:
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every prompt's id and tokens, in order."""
+        digest = hashlib.blake2b(digest_size=8)
+        for prompt in self._prompts:
+            digest.update(repr((prompt.id, prompt.token_ids)).encode())
+        return digest.hexdigest()
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The prompts number ``position`` to ``position + count - 1`` of an endless stream of epochs.

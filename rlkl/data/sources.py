@@ -82,7 +82,7 @@ def _parse_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | UnreadableR
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, UnreadableRow(f"not JSON ({error})")
                 continue
             yield number, row if isinstance(row, dict) else UnreadableRow(f"a JSON {type(row).__name__}, not an object")
@@ -101,10 +101,8 @@ def _read_parquet(path: Path) -> Rows:
 
 def _load_folder(path: Path, section: DataSection) -> Dataset:
     """A folder written by ``save_to_disk`` (one split or several), or a folder of data files."""
-    import datasets
-
     if (path / "dataset_dict.json").is_file():
-        splits = datasets.DatasetDict.load_from_disk(path)
+        splits = _from_disk(path)
         if section.split not in splits:
             raise DataError(
                 f"data.split = '{section.split}' is not in data.source = '{path}'; "
@@ -112,8 +110,18 @@ def _load_folder(path: Path, section: DataSection) -> Dataset:
             )
         return splits[section.split]
     if (path / "state.json").is_file():
-        return datasets.Dataset.load_from_disk(path)
+        return _from_disk(path)
     return _load_named(str(path), section)
+
+
+def _from_disk(path: Path) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return datasets.load_from_disk(path)
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"data.source = '{path}' is no complete folder of save_to_disk: {error!r}") from error
 
 
 def _load_named(name: str, section: DataSection) -> Dataset:

@@ -27,6 +27,8 @@ class LoopState:
     run_id: str
     """W&B run id."""
     reward_fingerprints: Mapping[str, str]
+    data_fingerprint: str
+    """Hash of all prompts: ``position`` means nothing in other data."""
 
 
 class Checkpoints:
@@ -55,7 +57,8 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        return sorted(self._folder.glob(f"{_PREFIX}*")) if self._folder.is_dir() else []
+        found = self._folder.glob(f"{_PREFIX}*")
+        return sorted(path for path in found if path.name.removeprefix(_PREFIX).isdecimal())
 
     def has(self, step: int) -> bool:
         """Whether a finished checkpoint of this step is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,12 @@ class Learner:
 
     def restore(self, folder: Path) -> None:
         """Take up the state that `save` wrote; raises `CheckpointError` when it is of another model."""
-        state: dict[str, Any] = torch.load(folder / _STATE, map_location=self._device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(folder / _STATE, map_location=self._device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{folder / _STATE} cannot be read; it is damaged. Remove {folder} to go on from an older checkpoint"
+            ) from error
         if (saved := set(state["trained"])) != set(self._trained):
             difference = sorted(saved ^ set(self._trained))
             raise CheckpointError(

@@ -100,7 +100,10 @@ def build_reference(policy: Policy, path: str) -> Reference:
     """The policy as it was before training: adapters off under LoRA, else a frozen copy in the computing precision."""
     if policy.adapter is not None:
         return AdapterOff(policy)
-    copy = LanguageModel(path, dtype=policy.dtype, weights_dtype=policy.dtype, device=policy.device)
+    copy = LanguageModel(path, dtype=policy.dtype, weights_dtype=torch.float32, device=policy.device)
+    for module in copy.modules():
+        if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
+            module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))
     return copy.requires_grad_(False)
 
 

@@ -99,7 +99,10 @@ def _call(reward: Reward, prompt: Prompt, completion: Completion, rng: random.Ra
     where = f"on prompt {prompt.id}, completion {shown!r}"
     try:
         value = reward.function(**bind_arguments(reward.parameters, _available(prompt, completion, rng)))
-    except Exception as error:  # whatever a user's function raises is told with the sample that made it raise
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a user's function raises is told with the sample that made it raise
         raise RewardError(f"reward '{reward.name}' raised {type(error).__name__} {where}: {error}") from error
     number = _finite_number(value)
     if number is None:

@@ -56,10 +56,6 @@ class Engine(Protocol):
         """The parameters that can still be read back, to say which one is wrong after a failed proof."""
         ...
 
-    def close(self) -> None:
-        """Free what the engine holds."""
-        ...
-
 
 ENGINES = {
     "vllm": "rlkl.rollout.vllm_engine:VllmEngine",

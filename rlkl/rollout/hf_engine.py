@@ -38,6 +38,7 @@ class HfEngine:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=getattr(torch, settings.dtype))
+        model.generation_config = GenerationConfig()  # the model's own may penalise or suppress tokens, unseen by us
         self._model = model.to(self._device).eval()
         self._pad = settings.stop_token_ids[0]
 
@@ -99,6 +100,3 @@ class HfEngine:
     def readable_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._model.named_parameters():
             yield name, tensor.detach().cpu()
-
-    def close(self) -> None:
-        del self._model

@@ -113,9 +113,6 @@ class VllmEngine:
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
-
     def _run(self, prompts: Sequence[tuple[int, ...]], parameters: Sequence[Any]) -> list[RequestOutput]:
         inputs: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return self._llm.generate(inputs, list(parameters), use_tqdm=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from io import TextIOWrapper
@@ -142,7 +143,8 @@ def print_summary(heading: str, places: dict[str, Path | str], state: RunState) 
     if "kl/policy_to_reference" in state.latest:
         rows["KL to reference"] = f"{number(state.latest['kl/policy_to_reference'])} nats per sequence"
     rows["sampled"] = f"{state.tokens:,} tokens"
-    rows |= {name: str(place) for name, place in places.items()}
+    here = f"{Path.cwd()}{os.sep}"  # paths as one would type them
+    rows |= {name: str(place).replace(here, "") for name, place in places.items()}
     console = Console(highlight=False)
     took = duration(state.seconds_elapsed())
     console.print(Text(f"\n{heading} {state.finished} of {state.recipe.steps} steps in {took}", style="bold"))

@@ -34,7 +34,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         key="reward/failed",
         unit="rollouts",
         formula="Rollouts whose reward function raised or returned no finite number.",
-        bad="Above 0: read the log; such rollouts are not trained on.",
+        bad="Always 0 today: the first failing reward stops the run, with all finished steps saved.",
     ),
     MetricDefinition(
         key="kl/policy_to_reference",

@@ -323,7 +323,9 @@ def number(value: float) -> str:
     size = abs(value)
     if size != 0 and (size < 1e-3 or size >= 1e7):
         return f"{value:.1e}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.3f}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 100 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from multiprocessing.pool import AsyncResult, ThreadPool
 
 from rlkl.errors import DeadlineError
 
@@ -13,16 +14,22 @@ FLUSH_TIMEOUT_S = 120.0
 
 
 class BackgroundWriter:
-    """Runs jobs one after the other on a thread of its own. An error of a job is raised at the next call."""
+    """Runs jobs one after the other on a thread of its own. An error of a job is raised at the next call.
+
+    The thread is a daemon: a job that never ends cannot keep the process alive, as one of an executor would.
+    """
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
-        self._jobs: deque[Future[None]] = deque()
+        self._pool = ThreadPool(1)
+        self._jobs: deque[AsyncResult[None]] = deque()
+        self._errors: deque[BaseException] = deque()
 
     def submit(self, job: Callable[[], None]) -> None:
-        while self._jobs and self._jobs[0].done():
-            self._jobs.popleft().result()
-        self._jobs.append(self._executor.submit(job))
+        if self._errors:
+            raise self._errors.popleft()
+        while self._jobs and self._jobs[0].ready():
+            self._jobs.popleft()
+        self._jobs.append(self._pool.apply_async(job, error_callback=self._errors.append))
 
     def flush(self) -> None:
         """Returns once all jobs are done; raises the first error among them, or DeadlineError."""
@@ -32,14 +39,18 @@ class BackgroundWriter:
 
     def drain(self) -> list[BaseException]:
         """Waits for all jobs, and returns their errors instead of raising."""
-        done, late = wait(self._jobs, timeout=FLUSH_TIMEOUT_S)
-        errors = [error for job in self._jobs if job in done and (error := job.exception()) is not None]
+        end = time.monotonic() + FLUSH_TIMEOUT_S
+        for job in self._jobs:
+            job.wait(max(end - time.monotonic(), 0.0))
+        late = sum(not job.ready() for job in self._jobs)
+        errors = [*self._errors]
         self._jobs.clear()
+        self._errors.clear()
         if late:
-            left = f"the tracking thread left {len(late)} records unwritten after {FLUSH_TIMEOUT_S} s"
+            left = f"the tracking thread left {late} records unwritten after {FLUSH_TIMEOUT_S} s"
             errors.append(DeadlineError(f"{left}; is the disk or the network of the run folder stuck?"))
         return errors
 
     def close(self) -> None:
         """Takes no more jobs."""
-        self._executor.shutdown(wait=False)
+        self._pool.close()

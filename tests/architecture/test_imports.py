@@ -16,7 +16,7 @@ LAYERS = (
     {"types", "errors", "seeds", "schema", "clock", "compat", "machine", "interrupt"},
     {"batch", "functional"},
     {"updates"},
-    {"recipe", "recipe_keys", "recipe_errors", "recipe_io", "run_dir"},
+    {"recipe", "recipe_keys", "recipe_errors", "recipe_io", "resources", "run_dir"},
     {"data", "models", "tasks"},
     {"rollout", "rewards", "learner"},
     {"weights", "tracking"},

@@ -1,6 +1,9 @@
 """Real runs: Ray actors, vLLM engines, a learner, W&B offline."""
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, WeightSy
 from rlkl.loop import RunResult
 from rlkl.recipe_io import dump_recipe
 from tests.integration.engines import LOST
-from tests.integration.runs import STEPS, digits, make_recipe, records, start_cli, untimed
+from tests.integration.runs import REPOSITORY, STEPS, digits, make_recipe, records, start_cli, untimed
 
 DEADLINE_S = 240
 
@@ -53,6 +56,21 @@ def test_the_policy_loads_in_transformers_and_has_moved(whole_run: RunResult, un
     assert policy.keys() == start.keys()
     assert any(not torch.equal(policy[name], start[name]) for name in start)
     assert tokenizer.decode(tokenizer.encode("7+12=")) == "7+12="
+
+
+def test_the_policy_loads_in_vllm_and_scores_as_in_transformers(whole_run: RunResult):
+    folder = whole_run.run_dir / "policy"
+    tokens = AutoTokenizer.from_pretrained(folder).encode("7+12=19")
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logprobs = policy(torch.tensor([tokens])).logits[0].log_softmax(-1)
+
+    command = [sys.executable, "-m", "tests.integration.score_with_vllm", str(folder), *map(str, tokens)]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=DEADLINE_S)
+
+    assert answer.returncode == 0, answer.stderr
+    wanted = [float(logprobs[t, token]) for t, token in enumerate(tokens[1:])]
+    assert json.loads(answer.stdout.splitlines()[-1]) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Path, tmp_path: Path):

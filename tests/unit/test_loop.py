@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlkl.data.prompts import PromptSource, load_prompts
+from rlkl.errors import LearnerError, RewardError
 from rlkl.learner.checkpoint import Checkpoints, read_state
-from rlkl.loop import Trainer
+from rlkl.loop import STEPS_WITHOUT_GRADIENT, Trainer
 from rlkl.recipe import Recipe
 from rlkl.rewards import load_rewards
 from rlkl.rollout.engine import Request
@@ -32,6 +34,7 @@ class ScriptedBackend:
         self.trained: list[list[Example]] = []
         self.published: list[tuple[int, int]] = []
         self.stop_at_step: int | None = None
+        self.gradient = 0.5
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.requests.append(list(requests))
@@ -51,7 +54,8 @@ class ScriptedBackend:
     def step(self, step: int) -> dict[str, float]:
         if step == self.stop_at_step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {"loss/total": 0.5, "optim/skipped": float(not self.trained[-1])}
+        skipped = float(not self.trained[-1])
+        return {"loss/total": 0.5, "optim/skipped": skipped, "optim/grad_norm": self.gradient * (1 - skipped)}
 
     def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float:
         self.published.append((version, len(probe)))
@@ -70,7 +74,9 @@ def is_seven(completion: str) -> float:
     return float(completion == "7")
 
 
-def trainer(run_dir: Path, *, uniform: bool = False, first_step: int = 0, **sections: dict | int) -> Trainer:
+def trainer(
+    run_dir: Path, *, uniform: bool = False, first_step: int = 0, rewards: Sequence = (), **sections: dict | int
+) -> Trainer:
     values: dict = {
         "steps": 3,
         "model": {"path": "unused"},
@@ -88,7 +94,7 @@ def trainer(run_dir: Path, *, uniform: bool = False, first_step: int = 0, **sect
         run_dir=run_dir,
         backend=ScriptedBackend(tokenizer, uniform=uniform),
         source=source,
-        rewards=load_rewards([], [is_seven]),
+        rewards=load_rewards([], rewards or [is_seven]),
         update=build_update(recipe.update),
         tracker=Tracker(run_dir, recipe, run_id=None, first_step=first_step),
         tokenizer=tokenizer,
@@ -225,6 +231,52 @@ def test_a_stop_finishes_the_step_and_saves_it(tmp_path: Path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
     assert read_state(Checkpoints(tmp_path, keep=2).latest()).step == 2
     assert not (tmp_path / "policy").exists()
+
+
+def test_a_failing_reward_keeps_every_finished_step(tmp_path: Path):
+    seen = []
+
+    def breaks_in_the_third_step(completion: str) -> float:
+        seen.append(completion)
+        return 1 / 0 if len(seen) > 2 * 16 else float(len(seen) % 2)
+
+    run = trainer(tmp_path, rewards=[breaks_in_the_third_step], steps=9, checkpoint={"every": 9})
+
+    with pytest.raises(RewardError, match=r"breaks_in_the_third_step.*ZeroDivisionError"):
+        run.run()
+    saved = read_state(Checkpoints(tmp_path, keep=2).latest())
+    assert (saved.step, saved.position) == (2, 8)  # the third step's prompts will be drawn again
+
+
+def test_a_run_that_never_learns_stops_and_says_why(tmp_path: Path):
+    run = trainer(tmp_path, steps=40)
+    backend_of(run).gradient = 0.0
+
+    with pytest.raises(LearnerError, match=r"the last 10 steps had no gradient \(reward/std is 0\.25\)"):
+        run.run()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == STEPS_WITHOUT_GRADIENT
+
+
+def test_a_run_that_has_learned_all_it_can_goes_on_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run = trainer(tmp_path, steps=14)
+    run._train_step(Checkpoints(tmp_path, keep=2))
+    backend_of(run).gradient = 0.0
+
+    assert run.run().status == "done"
+    assert [r.message for r in caplog.records if "had no gradient" in r.message] != []
+
+
+def test_a_policy_that_was_not_exported_is_made_up_for(tmp_path: Path):
+    run = trainer(tmp_path)
+    run.run()
+    shutil.rmtree(tmp_path / "policy")
+
+    again = trainer(tmp_path, first_step=3)
+    checkpoint = Checkpoints(tmp_path, keep=2).latest()
+    again.resume(checkpoint, read_state(checkpoint))
+
+    assert again.run().status == "done"
+    assert (tmp_path / "policy" / "weights").read_text() == "3"
 
 
 def test_a_resumed_run_draws_what_the_whole_one_draws(tmp_path: Path):

@@ -6,6 +6,8 @@ import torch
 
 from rlkl.errors import WeightSyncError
 from rlkl.weights import (
+    ROUNDING_SHARE,
+    TOLERANCE,
     Expected,
     HostMemoryChannel,
     Outbox,
@@ -47,8 +49,10 @@ def expected(after: float, before: float | None) -> Expected:
     return Expected(before=None if before is None else [(before,)], after=[(after,)])
 
 
-def check(answer: Receipt, wanted: Expected, tolerance: float = 1e-3) -> float:
-    return verify(wanted, {"rollout worker 0": answer}, version=3, tolerance=tolerance)
+def check(answer: Receipt, wanted: Expected, dtype: str = "float32") -> float:
+    tolerance = TOLERANCE[dtype]
+    rounding = tolerance * ROUNDING_SHARE[dtype]
+    return verify(wanted, {"rollout worker 0": answer}, version=3, tolerance=tolerance, rounding=rounding)
 
 
 def test_tensors_arrive_bit_for_bit_in_both_precisions():
@@ -140,6 +144,31 @@ def test_rounding_is_not_taken_for_stale_weights():
     assert check(receipt(-1.000003), expected(-1.000001, before=-1.0)) < 1e-5
 
 
+@pytest.mark.parametrize("movement", [0.0, 0.002, 0.02, 0.1])
+def test_bfloat16_rounding_is_not_taken_for_stale_weights(movement: float):
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        before, after, engine = _rounded(generator, movement, fresh=True)
+        assert check(receipt(*engine), Expected(before=[before], after=[after]), "bfloat16") < 1.0
+
+
+@pytest.mark.parametrize("movement", [0.06, 0.1])
+def test_stale_bfloat16_weights_are_found_within_the_tolerance(movement: float):
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        before, after, engine = _rounded(generator, movement, fresh=False)
+        with pytest.raises(WeightSyncError, match="some weights are still the old ones"):
+            check(receipt(*engine), Expected(before=[before], after=[after]), "bfloat16")
+
+
+def _rounded(generator: np.random.Generator, movement: float, *, fresh: bool) -> list[tuple[float, ...]]:
+    """Learner before, learner after and engine on 300 tokens, each with a rounding of 0.02 nats."""
+    old = generator.uniform(-3, -1, 300)
+    new = old + generator.normal(0, movement, 300).clip(-0.15, 0.15)
+    noise = generator.normal(0, 0.02, (3, 300)).clip(-0.06, 0.06)
+    return [tuple(row) for row in np.stack([old, new, new if fresh else old]) + noise]
+
+
 def test_weights_that_can_be_read_back_are_compared():
     engine, channel = DictEngine(), HostMemoryChannel()
     engine.load_weights(tensors(offset=0.25))
@@ -152,5 +181,6 @@ def test_weights_that_can_be_read_back_are_compared():
 def test_probes_hold_prompt_and_completion_and_are_cut():
     long = tuple(range(400))
 
-    assert probe_sequences([(1, 2), (3,)], [(4,), ()]) == [(1, 2, 4)]
-    assert [len(sequence) for sequence in probe_sequences([long], [(1,)])] == [256]
+    assert probe_sequences([(1, 2), (3,)], [(4,), ()], engine_limit=8) == [(1, 2, 4)]
+    assert [len(sequence) for sequence in probe_sequences([long], [(1,)], engine_limit=500)] == [256]
+    assert probe_sequences([(1, 2)], [(3, 4)], engine_limit=4) == [(1, 2, 3)]  # scoring needs room for one more

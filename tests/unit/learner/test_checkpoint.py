@@ -7,7 +7,9 @@ from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
 
 
 def state(step: int) -> LoopState:
-    return LoopState(step=step, position=8 * step, run_id="abc", reward_fingerprints={"gold": "f00d"})
+    return LoopState(
+        step=step, position=8 * step, run_id="abc", reward_fingerprints={"gold": "f00d"}, data_fingerprint="da7a"
+    )
 
 
 def write(checkpoints: Checkpoints, step: int) -> None:
@@ -51,6 +53,14 @@ def test_a_checkpoint_that_broke_off_is_never_seen_and_costs_no_older_one(tmp_pa
     assert checkpoints.latest().name == "step_000005"
     write(checkpoints, 10)
     assert not (checkpoints.latest() / "half").exists()
+
+
+def test_foreign_folders_are_no_checkpoints(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    write(checkpoints, 5)
+    (tmp_path / "checkpoints" / "step_old").mkdir()
+
+    assert checkpoints.latest().name == "step_000005"
 
 
 def test_no_checkpoint_says_what_to_do(tmp_path: Path):

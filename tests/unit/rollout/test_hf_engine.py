@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,18 @@ def test_log_probs_are_those_of_the_scored_sequence(model_path: Path):
     for request, completion in zip(requests(6), engine.generate(requests(6)), strict=True):
         scores = engine.score([request.prompt_token_ids + completion.token_ids])[0]
         assert completion.logprobs == pytest.approx(scores[len(request.prompt_token_ids) - 1 :], abs=1e-4)
+
+
+def test_the_models_own_penalties_do_not_change_the_draws(model_path: Path, tmp_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    penalised = shutil.copytree(model_path, tmp_path / "penalised")
+    own = {"repetition_penalty": 3.0, "min_new_tokens": 5, "suppress_tokens": [3, 4, 5], "eos_token_id": 1}
+    (penalised / "generation_config.json").write_text(json.dumps(own))
+
+    answers = [HfEngine(settings(path)).generate(requests(16)) for path in (model_path, penalised)]
+
+    assert answers[0] == answers[1]
 
 
 def test_a_completion_ends_at_its_first_stop_token_or_at_the_limit(model_path: Path):
