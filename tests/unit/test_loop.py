@@ -257,6 +257,14 @@ def test_a_run_that_never_learns_stops_and_says_why(tmp_path: Path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == STEPS_WITHOUT_GRADIENT
 
 
+def test_pairs_that_never_taught_anything_stop_the_run_too(tmp_path: Path):
+    run = paired(tmp_path, "run", steps=40)
+    backend_of(run).gradient = 0.0
+
+    with pytest.raises(LearnerError, match=r"the last 10 steps had no gradient\. Look at the samples"):
+        run.run()
+
+
 def test_a_run_that_has_learned_all_it_can_goes_on_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     run = trainer(tmp_path, steps=14)
     run._train_step(Checkpoints(tmp_path, keep=2))
@@ -292,3 +300,13 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(tmp_path: Path):
     assert (second.step, second.position) == (2, 8)
     second.run()
     assert backend_of(second).requests == backend_of(whole).requests[2:]
+
+
+def test_similarity_between_prompts_is_logged_where_it_is_asked_for(tmp_path: Path):
+    tracking = {"wandb": "off", "similarity_pairs": 8}
+    trainer(tmp_path / "asked", uniform=True, steps=1, tracking=tracking).run()
+    trainer(tmp_path / "not", uniform=True, steps=1).run()
+
+    # Every completion is the one word "7": METEOR 0.5, exact match, one chunk of one word.
+    assert read_metrics(tmp_path / "asked" / "metrics.jsonl")[0]["similarity/meteor"] == 0.5
+    assert "similarity/meteor" not in read_metrics(tmp_path / "not" / "metrics.jsonl")[0]
