@@ -189,10 +189,10 @@ class Trainer:
         self.steps_without_gradient = 0 if self.metrics["optim/grad_norm"] > 0 else self.steps_without_gradient + 1
         if self.steps_without_gradient < STEPS_WITHOUT_GRADIENT:
             return
-        problem = (
-            f"the last {self.steps_without_gradient} steps had no gradient (reward/std is "
-            f"{self.metrics['reward/std']:.3g}): where all samples of a prompt score alike there is nothing to compare"
-        )
+        problem = f"the last {self.steps_without_gradient} steps had no gradient"
+        if "reward/std" in self.metrics:
+            spread = self.metrics["reward/std"]
+            problem += f" (reward/std is {spread:.3g}): samples of a prompt that score alike leave nothing to compare"
         if self.steps_without_gradient == self.step:
             raise LearnerError(
                 f"{problem}. Look at the samples in {self.run_dir / 'samples'}: is the reward constant, or are the "

@@ -80,10 +80,10 @@ class PromptSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every prompt's id and tokens, in order."""
+        """Hash of every prompt's id and tokens, answers included, in order."""
         digest = hashlib.blake2b(digest_size=8)
         for prompt in self._prompts:
-            digest.update(repr((prompt.id, prompt.token_ids)).encode())
+            digest.update(repr((prompt.id, prompt.token_ids, prompt.answers)).encode())
         return digest.hexdigest()
 
     def take(self, position: int, count: int) -> list[Prompt]:
