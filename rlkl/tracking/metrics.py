@@ -277,7 +277,8 @@ def render_docs() -> str:
     lines = [
         "# Metrics",
         "",
-        "Written by `python -m rlkl.tracking.metrics > docs/metrics.md`; edit `rlkl/tracking/{metrics,rule_metrics}.py` instead.",
+        "Written by `python -m rlkl.tracking.metrics > docs/metrics.md`; edit `rlkl/tracking/metrics.py` and",
+        "`rlkl/tracking/rule_metrics.py` instead.",
         "",
         "The same keys stand in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished",
         "training steps from 1. Metrics marked with a clock differ between two otherwise identical runs.",

@@ -105,14 +105,14 @@ class PolicyUpdate(ABC):
         """Per-token numbers ``[B, T]`` of a credited batch that belong beside its samples (masks), by column name."""
         return {}
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
+    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most rules have nothing to note
         """Take note of a finished step's metrics (an adaptive KL coefficient does)."""
 
     def state(self) -> dict[str, float]:
         """What a resumed run must know beside the settings."""
         return {}
 
-    def load_state(self, state: Mapping[str, float]) -> None:
+    def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most rules have no state
         """Take up what `state` handed out."""
 
     @abstractmethod

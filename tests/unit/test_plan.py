@@ -12,6 +12,7 @@ from rlkl.machine import Machine
 from rlkl.plan import Plan, make_plan
 from rlkl.plan_view import show
 from rlkl.recipe_io import load_recipe
+from rlkl.updates.settings import GrpoSettings
 
 PINNED = (
     "steps=100",
@@ -74,8 +75,10 @@ def test_a_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPat
 
 
 def test_recipe_is_resolved() -> None:
-    assert plan("update.variant=dapo").recipe.update.clip_high == 0.28
-    assert plan("update.variant=dapo", "update.clip_high=0.5").recipe.update.clip_high == 0.5
+    for overrides, clip_high in ((), 0.28), (("update.clip_high=0.5",), 0.5):
+        settings = plan("update.variant=dapo", *overrides).recipe.update
+        assert isinstance(settings, GrpoSettings)
+        assert settings.clip_high == clip_high
 
 
 def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
