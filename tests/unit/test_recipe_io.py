@@ -167,7 +167,7 @@ def test_keys_are_few_and_each_is_described() -> None:
     lr = next(key for key in keys if key.name == "learner.lr")
     assert (lr.expects, lr.default) == ("a number >= 0", "1e-06")
     assert next(key for key in keys if key.name == "model.lora.rank").default == "16"
-    assert next(key for key in keys if key.name == "update.kl_coef").rules == ("grpo",)
+    assert next(key for key in keys if key.name == "update.kl_estimator").rules == ("grpo", "papo")
 
 
 def test_pairs_need_a_rule_that_learns_from_them_and_no_worker(minimal: Path) -> None:
