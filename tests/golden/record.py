@@ -1,0 +1,131 @@
+"""Twenty steps of each rule with the real learner: sampling, rewards, credit, optimizer, publishing. No Ray, no vLLM.
+
+``python -m tests.golden.record`` records them anew; do so, and commit the files, after a deliberate change of numbers.
+
+Every step samples from the weights that the step before published, so one number that changes anywhere changes all
+that follow. The model is untrained; the reward is the share of digits among a completion's tokens, so it can rise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import transformers
+
+from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.recipe import Recipe
+from rlkl.rollout.collect import Draw, build_requests, completions_of
+from rlkl.rollout.engine import EngineSettings
+from rlkl.rollout.hf_engine import HfEngine
+from rlkl.tasks.characters import EOS_ID, character_tokenizer
+from rlkl.tasks.teaching import threads
+from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+from rlkl.updates import build_update
+from rlkl.updates.filters import filter_groups
+from tests.models import tiny_qwen3
+
+RECORDED = Path(__file__).parent / "recorded"
+STEPS = 20
+METRICS = ("loss/total", "optim/grad_norm", "kl/policy_to_reference", "reward/mean")
+RULES: dict[str, dict[str, object]] = {
+    "grpo": {"rule": "grpo", "kl_coef": 0.05},
+    "dapo": {"rule": "grpo", "variant": "dapo"},
+    "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
+    "superhf": {"rule": "superhf"},
+    "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
+}
+"""Name of the recorded file -> the recipe's ``update`` section."""
+
+
+def build() -> dict[str, object]:
+    """What two machines must share for the same floating-point sums, and so for the same trajectory bit for bit."""
+    # Core counts may differ: one thread adds.
+    cpu = {name: value for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cpu": " ".join(name if value is True else f"{name}={value}" for name, value in sorted(cpu.items()) if value),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "sampler": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": 1,
+    }
+
+
+def trajectory(name: str) -> list[dict[str, float]]:
+    """`METRICS` of each step of ``RULES[name]``, on one thread."""
+    with TemporaryDirectory() as folder, threads(1):
+        model_path = str(tiny_qwen3(Path(folder) / "model", tied=False, seed=0))
+        recipe = _recipe(model_path, RULES[name])
+        learner = Learner(LearnerSpec(recipe=recipe, model_path=model_path))
+        engine = HfEngine(
+            EngineSettings(
+                model_path=model_path,
+                dtype=recipe.model.dtype,
+                max_prompt_tokens=recipe.data.max_prompt_tokens,
+                max_new_tokens=recipe.rollout.max_new_tokens,
+                temperature=recipe.rollout.temperature,
+                stop_token_ids=(EOS_ID,),
+                memory_fraction=recipe.rollout.memory_fraction,
+                kv_cache_gib=recipe.rollout.kv_cache_gib,
+            )
+        )
+        return [_step(recipe, learner, engine, step) for step in range(STEPS)]
+
+
+def _recipe(model_path: str, update: dict[str, object]) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "steps": STEPS,
+            "model": {"path": model_path},
+            "data": {"source": "unused.jsonl", "max_prompt_tokens": 4},
+            "rollout": {"engine": "hf", "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 6},
+            "update": update,
+            "learner": {"device": "cpu", "threads": 1, "lr": 1e-3, "minibatches": 2, "track_reference_kl": True},
+        }
+    )
+
+
+def _step(recipe: Recipe, learner: Learner, engine: HfEngine, step: int) -> dict[str, float]:
+    groups = _sample(recipe, engine, step)
+    examples = build_update(recipe.update).select(filter_groups(groups, recipe.update.filter))
+    rewards = [rollout.reward for group in groups for rollout in group.rollouts]
+    record = learner.prepare(examples, step=step) | learner.step(step) | {"reward/mean": sum(rewards) / len(rewards)}
+    assert not engine.load_weights(learner.policy.published())
+    return {metric: record[metric] for metric in METRICS}
+
+
+def _sample(recipe: Recipe, engine: HfEngine, step: int) -> list[RolloutGroup]:
+    tokenizer, samples = character_tokenizer(), recipe.rollout.samples_per_prompt
+    texts = [f"{step % 10}+{n}=" for n in range(recipe.rollout.prompts_per_step)]
+    prompts = [Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text))) for text in texts]
+    draws = [Draw(prompt=prompt, position=len(prompts) * step + n) for n, prompt in enumerate(prompts)]
+    completions = engine.generate(build_requests(draws, samples=samples, seed=recipe.seed))
+    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
+    grouped = completions_of(completions, samples=samples, decode=decode)
+    return [
+        RolloutGroup(prompt=prompt, rollouts=tuple(_scored(group, step)))
+        for prompt, group in zip(prompts, grouped, strict=True)
+    ]
+
+
+def _scored(completions: Sequence[Completion], step: int) -> Iterator[Rollout]:
+    for sample, completion in enumerate(completions):
+        reward = sum(character.isdigit() for character in completion.text) / len(completion.token_ids)
+        yield Rollout(sample_index=sample, completion=completion, reward=reward, components={}, weights_version=step)
+
+
+def main() -> None:
+    RECORDED.mkdir(exist_ok=True)
+    for name in RULES:
+        steps = ",\n    ".join(json.dumps(step) for step in trajectory(name))
+        head = json.dumps(build(), indent=4).replace("\n}", "\n  }")
+        (RECORDED / f"{name}.json").write_text(f'{{\n  "build": {head},\n  "steps": [\n    {steps}\n  ]\n}}\n')
+
+
+if __name__ == "__main__":
+    main()
