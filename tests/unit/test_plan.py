@@ -19,6 +19,7 @@ PINNED = (
     "data.max_prompt_tokens=512",
     "rollout.prompts_per_step=32",
     "rollout.samples_per_prompt=8",
+    "rollout.threads=null",
 )
 """The quickstart's sizes as the expectations below have them, whatever it is tuned to."""
 LAPTOP = Machine(cpus=4, memory_gib=16.0)
