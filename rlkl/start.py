@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401 - before transformers, so that rlkl.compat has run when transformers looks around
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.backend import RayBackend
