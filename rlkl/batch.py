@@ -7,7 +7,7 @@ A quantity of token ``t`` stands at position ``t``: ``signals[POLICY_LOGPROBS][b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -113,6 +113,39 @@ class Denominators:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInputs:
+    """The pictures of some sequences as the model's vision tower takes them, each different picture once.
+
+    P patches, D numbers a patch, I pictures.
+    """
+
+    patches_PD: Tensor
+    """float32: the patches of all pictures, one picture after the other, as the model's image processor cuts them."""
+    grids_I3: Tensor
+    """int64: time, height and width of each picture, in patches."""
+    images_B: tuple[tuple[int, ...], ...]
+    """For each sequence the numbers of its pictures, in the order of its placeholder tokens."""
+
+    def rows(self, rows: Iterable[int]) -> ImageInputs | None:
+        """What some sequences need, pictures numbered anew; None where they have no picture."""
+        chosen = [self.images_B[row] for row in rows]
+        kept = sorted({image for images in chosen for image in images})
+        if not kept:
+            return None
+        number_of = {image: number for number, image in enumerate(kept)}
+        patches = self.patches_PD.split(self.grids_I3.prod(dim=1).tolist())
+        return ImageInputs(
+            patches_PD=torch.cat([patches[image] for image in kept]),
+            grids_I3=self.grids_I3[kept],
+            images_B=tuple(tuple(number_of[image] for image in images) for images in chosen),
+        )
+
+    def to(self, device: torch.device) -> ImageInputs:
+        """The same on another device."""
+        return replace(self, patches_PD=self.patches_PD.to(device), grids_I3=self.grids_I3.to(device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Sequences to train on. See the module docstring for shapes and alignment."""
 
@@ -145,6 +178,10 @@ class Batch:
     denominators: Denominators
     signals: Signals = field(default_factory=lambda: Signals({}))
     """Frozen signals, filled once per batch."""
+    images: ImageInputs | None = None
+    """The sequences' pictures; None where none has any."""
+    corrupted_images: ImageInputs | None = None
+    """The same pictures corrupted, for the sequences that ``corrupted_B`` marks and no others."""
 
     @property
     def size(self) -> int:
@@ -168,6 +205,8 @@ class Batch:
             chosen_B=self.chosen_B[rows_B],
             corrupted_B=self.corrupted_B[rows_B],
             signals=self.signals.rows(rows_B, length),
+            images=self.images.rows(rows_B.tolist()) if self.images else None,
+            corrupted_images=self.corrupted_images.rows(rows_B.tolist()) if self.corrupted_images else None,
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -177,7 +216,13 @@ class Batch:
             for name in self.__slots__
             if isinstance(value := getattr(self, name), Tensor)
         }
-        return replace(self, **moved, signals=self.signals.to(device))
+        return replace(
+            self,
+            **moved,
+            signals=self.signals.to(device),
+            images=self.images.to(device) if self.images else None,
+            corrupted_images=self.corrupted_images.to(device) if self.corrupted_images else None,
+        )
 
     def recounted(self) -> Batch:
         """This batch with denominators counted over exactly its own sequences (the start of an optimizer step)."""

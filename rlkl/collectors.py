@@ -71,6 +71,7 @@ class SampledGroups:
                 reward=score.reward,
                 components=score.components,
                 weights_version=step,
+                draw=draw.position,
             )
             for index, (completion, score) in enumerate(zip(completions, scored, strict=True))
         )
@@ -100,6 +101,7 @@ class StoredPairs:
                 reward=1.0 - index,
                 components={},
                 weights_version=step,
+                draw=draw.position,
             )
             for index, (answer, text) in enumerate(zip(draw.prompt.answers, texts, strict=True))
         )

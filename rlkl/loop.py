@@ -20,10 +20,10 @@ from rlkl.rewards import RewardSet
 from rlkl.rollout.collect import Draw
 from rlkl.rollout.engine import Request
 from rlkl.tracking.tracker import RunSummary, Tracker
-from rlkl.types import Completion, Example, RolloutGroup
+from rlkl.types import Completion, Example, Probe, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.filters import filter_groups
-from rlkl.weights import probe_sequences
+from rlkl.weights import build_probes
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,15 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]: ...
+    def prepare(
+        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
+    ) -> dict[str, float]: ...
 
     def token_columns(self) -> Mapping[str, Sequence[Sequence[float]]]: ...
 
     def step(self, step: int) -> dict[str, float]: ...
 
-    def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float: ...
+    def publish(self, version: int, probes: Sequence[Probe]) -> float: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -108,11 +110,11 @@ class Trainer:
             self.position = position
             self._save_once(checkpoints)  # the learner is still as the last step left it
             raise
-        probe = self._probe(groups)
-        metrics |= clock.run("learner", self.backend.prepare, examples, probe, self.step)
+        probes = self._probes(groups)
+        metrics |= clock.run("learner", self.backend.prepare, examples, _left_out(groups, examples), probes, self.step)
         columns = self._token_columns(groups, examples)
         metrics |= clock.run("learner", self.backend.step, self.step)
-        gap = clock.run("publish", self.backend.publish, self.step + 1, probe)
+        gap = clock.run("publish", self.backend.publish, self.step + 1, probes)
         if self.recipe.rollout.workers:
             metrics |= {"weights/verified": 1.0, "weights/probe_max": gap, "weights/version": self.step + 1.0}
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
@@ -163,10 +165,10 @@ class Trainer:
             ]
         return columns
 
-    def _probe(self, groups: Sequence[RolloutGroup]) -> list[tuple[int, ...]]:
+    def _probes(self, groups: Sequence[RolloutGroup]) -> list[Probe]:
         chosen = groups[: self.recipe.weights.probe_prompts] if self.recipe.rollout.workers else []
-        return probe_sequences(
-            [group.prompt.token_ids for group in chosen],
+        return build_probes(
+            [group.prompt for group in chosen],
             [group.rollouts[0].completion.token_ids for group in chosen],
             engine_limit=self._engine_limit,
         )
@@ -179,10 +181,10 @@ class Trainer:
         """Bring every engine to the learner's weights before anything is sampled, after a resume as at the start."""
         if not self.recipe.rollout.workers:
             return
-        prompts = [prompt.token_ids for prompt in self.source.take(0, self.recipe.weights.probe_prompts)]
+        prompts = self.source.take(0, self.recipe.weights.probe_prompts)
         stop = (self.tokenizer.eos_token_id,)
-        probe = probe_sequences(prompts, [stop] * len(prompts), engine_limit=self._engine_limit)
-        self.backend.publish(self.step, probe)
+        probes = build_probes(prompts, [stop] * len(prompts), engine_limit=self._engine_limit)
+        self.backend.publish(self.step, probes)
 
     def _watch_gradient(self) -> None:
         """Say so when steps teach nothing, and stop a run that never learned anything."""
@@ -233,6 +235,17 @@ class Trainer:
 
     def _result(self, status: Literal["done", "interrupted"], exit_code: int) -> RunResult:
         return RunResult(run_dir=self.run_dir, status=status, exit_code=exit_code, metrics=self.metrics)
+
+
+def _left_out(groups: Sequence[RolloutGroup], examples: Sequence[Example]) -> list[Example]:
+    """The rollouts that no example holds."""
+    taken = {(example.group, example.rollout.sample_index) for example in examples}
+    return [
+        Example(prompt=group.prompt, rollout=rollout, group=number)
+        for number, group in enumerate(groups)
+        for rollout in group.rollouts
+        if (number, rollout.sample_index) not in taken
+    ]
 
 
 def _group_count(examples: Sequence[Example]) -> int:

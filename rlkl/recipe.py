@@ -35,6 +35,10 @@ class ModelSection(Section):
     path: str = Field(
         description="Hugging Face name, a local folder, or a built-in base model such as task:arithmetic."
     )
+    reference: str | None = Field(
+        default=None,
+        description="Model that the KL is measured to, written as path; left out: the policy as it starts.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Computing and publishing precision; trained weights are kept in float32."
     )

@@ -43,6 +43,7 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     check_supplied(update)
     checkpoint, state = _checkpoint(resume_from, recipe, reward_set.fingerprints)
     model_path = resolve_model(recipe.model.path)
+    reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
     source = load_prompts(recipe.data, tokenizer, seed=recipe.seed, max_answer_tokens=recipe.rollout.max_new_tokens)
@@ -65,7 +66,7 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     )
     try:
         tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
-        spec = LearnerSpec(recipe=recipe, model_path=model_path)
+        spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
         backend = RayBackend(recipe, spec, _engine_settings(recipe, model_path, tokenizer))
         try:
             trainer = Trainer(
@@ -94,6 +95,29 @@ def resolve_model(path: str) -> str:
     if task is not None:
         return str(base_model(task))
     return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _resolve_reference(recipe: Recipe, model_path: str) -> str | None:
+    """The folder behind ``model.reference``; raises `InputError` when it is no model of the policy's vocabulary."""
+    if recipe.model.reference is None:
+        return None
+    path = resolve_model(recipe.model.reference)
+    sizes = [
+        _config(name, key).get_text_config().vocab_size for key, name in (("path", model_path), ("reference", path))
+    ]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"model.reference = {recipe.model.reference!r} has {sizes[1]} token ids, the policy at model.path = "
+            f"{recipe.model.path!r} has {sizes[0]}; a KL needs one vocabulary, so name a model of the same family"
+        )
+    return path
+
+
+def _config(path: str, key: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.{key} = {path!r}: its config.json cannot be read ({error})") from error
 
 
 def _checkpoint(
@@ -132,10 +156,7 @@ def _load_tokenizer(model_path: str) -> Any:
 
 def _check_length(model_path: str, recipe: Recipe) -> None:
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    try:
-        config = AutoConfig.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.path = {model_path!r}: its config.json cannot be read ({error})") from error
+    config = _config(model_path, "path")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise RecipeError(

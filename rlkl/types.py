@@ -20,12 +20,26 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A picture of a prompt, known to decode. ``data`` is an encoded file (PNG, JPEG, ...) whose pixels are RGB."""
+
+    data: bytes
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    key: str
+    """Hash of ``data``: the same picture in two rows has the same key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One row of the data source, already tokenized.
 
     ``id`` is stable across runs (it seeds the sampling); ``text`` is what ``token_ids`` were made from, chat template
     included; ``columns`` holds every column of the row, for rewards. ``answers``: in a preference data set, the token
-    ids of the chosen and of the rejected answer, end-of-sequence id included.
+    ids of the chosen and of the rejected answer, end-of-sequence id included. ``images``: its pictures in the order in
+    which ``token_ids`` mentions them; each stands there as as many placeholder ids as the model sees tokens of it.
     """
 
     id: str
@@ -33,6 +47,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     answers: tuple[tuple[int, ...], ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +79,8 @@ class Rollout:
     reward: float
     components: Mapping[str, float]
     weights_version: int
+    draw: int = 0
+    """Which draw of a prompt it was sampled for, counted over the whole run: all rollouts of a group share it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +89,14 @@ class RolloutGroup:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A sequence that engine and learner both score, to see that they hold the same weights."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

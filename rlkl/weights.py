@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlkl.errors import WeightSyncError
+from rlkl.types import Probe, Prompt
 
 PROBE_TOKENS = 256
 """Probe sequences are cut to this length."""
@@ -75,7 +76,7 @@ class Receiver(Protocol):
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]: ...
 
-    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]: ...
+    def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]: ...
 
     def readable_weights(self) -> Iterable[tuple[str, Tensor]]: ...
 
@@ -131,10 +132,8 @@ class Outbox:
         return package
 
 
-def receive(
-    engine: Receiver, channel: WeightChannel, package: WeightPackage, probe: Sequence[tuple[int, ...]]
-) -> Receipt:
-    """The engine's side: check the bytes, load them, answer the probe."""
+def receive(engine: Receiver, channel: WeightChannel, package: WeightPackage, probes: Sequence[Probe]) -> Receipt:
+    """The engine's side: check the bytes, load them, answer the probes."""
     tensors = list(channel.unpack(package))
     damaged = [
         packed.name
@@ -146,7 +145,7 @@ def receive(
         version=package.version,
         damaged=tuple(damaged),
         unreached=tuple(sorted(unreached)),
-        scores=engine.score(probe),
+        scores=engine.score(probes),
     )
 
 
@@ -180,16 +179,19 @@ def verify(
     return worst
 
 
-def probe_sequences(
-    prompts: Sequence[tuple[int, ...]], completions: Sequence[tuple[int, ...]], *, engine_limit: int
-) -> list[tuple[int, ...]]:
-    """Sequences of at least two tokens to compare log-probs on: prompts with what was sampled for them.
+def build_probes(
+    prompts: Sequence[Prompt], completions: Sequence[tuple[int, ...]], *, engine_limit: int
+) -> list[Probe]:
+    """Sequences of at least two tokens to compare log-probs on: prompts, pictures included, with what was sampled.
 
     ``engine_limit`` is the longest sequence an engine takes; scoring one needs room for a further token.
     """
     most = min(PROBE_TOKENS, engine_limit - 1)
-    sequences = [(prompt + completion)[:most] for prompt, completion in zip(prompts, completions, strict=True)]
-    return [sequence for sequence in sequences if len(sequence) >= 2]
+    probes = [
+        Probe(token_ids=(prompt.token_ids + completion)[:most], images=prompt.images)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    return [probe for probe in probes if len(probe.token_ids) >= 2]
 
 
 def _check_receipt(name: str, receipt: Receipt, version: int) -> None:

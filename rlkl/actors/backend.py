@@ -17,7 +17,7 @@ from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.types import Completion, Example
+from rlkl.types import Completion, Example, Probe
 from rlkl.weights import ROUNDING_SHARE, TOLERANCE, Expected, Receipt, verify
 
 _LEARNER = "the learner"
@@ -63,9 +63,11 @@ class RayBackend:
         answers = wait_all(refs, who=self._names, what="generate", timeout_s=self._timeout_s)
         return [completion for answer in answers for completion in answer]
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
+    def prepare(
+        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
+    ) -> dict[str, float]:
         """See `Learner.prepare`."""
-        return self._call_learner("prepare", self._learner.prepare.remote(examples, probe, step))
+        return self._call_learner("prepare", self._learner.prepare.remote(examples, left_out, probes, step))
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
         """See `Learner.token_columns`."""
@@ -75,7 +77,7 @@ class RayBackend:
         """See `Learner.step`."""
         return self._call_learner("step", self._learner.step.remote(step))
 
-    def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float:
+    def publish(self, version: int, probes: Sequence[Probe]) -> float:
         """Give every worker the learner's weights and prove it; returns the largest log-prob difference (nats).
 
         Raises `WeightSyncError`. The package goes from the learner to the workers through Ray's object store. Without
@@ -84,8 +86,8 @@ class RayBackend:
         if not self._workers:
             return 0.0
         package = self._learner.pack.remote(version)
-        answers = [worker.receive.remote(package, probe) for worker in self._workers]
-        expected: Expected = self._call_learner("score the probe", self._learner.expect.remote(probe))
+        answers = [worker.receive.remote(package, probes) for worker in self._workers]
+        expected: Expected = self._call_learner("score the probes", self._learner.expect.remote(probes))
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:
             return verify(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
-from rlkl.types import Completion, Example
+from rlkl.types import Completion, Example, Probe
 from rlkl.weights import (
     Expected,
     HostMemoryChannel,
@@ -34,8 +34,8 @@ class RolloutWorker:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return self._engine.generate(requests)
 
-    def receive(self, package: WeightPackage, probe: Sequence[tuple[int, ...]]) -> Receipt:
-        return receive(self._engine, self._channel, package, probe)
+    def receive(self, package: WeightPackage, probes: Sequence[Probe]) -> Receipt:
+        return receive(self._engine, self._channel, package, probes)
 
     def differing_weights(self, package: WeightPackage) -> list[str]:
         return differing_weights(self._engine, self._channel, package)
@@ -48,17 +48,19 @@ class LearnerWorker:
 
     def __init__(self) -> None:
         self._outbox = Outbox(HostMemoryChannel())
-        self._probe: Sequence[tuple[int, ...]] = ()
+        self._probes: Sequence[Probe] = ()
         self._before: list[tuple[float, ...]] | None = None
 
     def start(self, spec: LearnerSpec) -> None:
         """Load the policy. A call of its own, because Ray tells the errors of a constructor as text only."""
         self._learner = Learner(spec)
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
-        """`Learner.prepare`, and the probe's log-probs before the step."""
-        self._probe, self._before = probe, self._learner.probe(probe)
-        return self._learner.prepare(examples, step=step)
+    def prepare(
+        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
+    ) -> dict[str, float]:
+        """`Learner.prepare`, and the probes' log-probs before the step."""
+        self._probes, self._before = probes, self._learner.probe(probes)
+        return self._learner.prepare(examples, left_out, step=step)
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
         return self._learner.token_columns()
@@ -71,10 +73,10 @@ class LearnerWorker:
         must_change, self._learner.moved = self._learner.moved, False
         return self._outbox.pack(self._learner.policy.published(), version=version, must_change=must_change)
 
-    def expect(self, probe: Sequence[tuple[int, ...]]) -> Expected:
+    def expect(self, probes: Sequence[Probe]) -> Expected:
         """What an engine with the weights as they are now must answer."""
-        before = self._before if tuple(probe) == tuple(self._probe) else None
-        return Expected(before=before, after=self._learner.probe(probe))
+        before = self._before if tuple(probes) == tuple(self._probes) else None
+        return Expected(before=before, after=self._learner.probe(probes))
 
     def save(self, folder: str) -> None:
         self._learner.save(Path(folder))

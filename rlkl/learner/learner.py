@@ -26,7 +26,7 @@ from rlkl.learner.signals import (
 )
 from rlkl.models.policy import Policy, build_reference
 from rlkl.recipe import Recipe
-from rlkl.types import Completion, Example, Prompt, Rollout
+from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
 
@@ -35,10 +35,12 @@ _STATE = "learner.pt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
-    """A recipe whose names have been resolved: ``model_path`` is a folder or a Hugging Face name."""
+    """A recipe whose names have been resolved: both paths are folders or Hugging Face names."""
 
     recipe: Recipe
     model_path: str
+    reference_path: str | None = None
+    """Where the reference's weights come from; None: it is the policy as it was before training."""
 
 
 class Learner:
@@ -55,7 +57,7 @@ class Learner:
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
         heads = self._update.build_heads(_shape(self.policy, spec))
         wants_reference = _needs_reference(self._update, heads) or self._section.track_reference_kl
-        reference = build_reference(self.policy, spec.model_path) if wants_reference else None
+        reference = build_reference(self.policy, spec.model_path, spec.reference_path) if wants_reference else None
         self._models = Models(policy=self.policy, reference=reference, heads=heads)
         self._trained = _trained_parameters(self.policy, heads)
         self._optimizer = _build_optimizer(self._trained, recipe, heads)
@@ -71,10 +73,12 @@ class Learner:
         self.moved = False
         """Whether an optimizer step should have changed the weights since this was last set to False."""
 
-    def prepare(self, examples: Sequence[Example], *, step: int) -> dict[str, float]:
+    def prepare(self, examples: Sequence[Example], left_out: Sequence[Example] = (), *, step: int) -> dict[str, float]:
         """Pack the examples, fill the frozen signals, let the rule credit them; returns metrics of the policy as it is.
 
-        No example at all leaves nothing to train on; `step` then does nothing.
+        ``left_out`` are the rollouts that the rule does not train on: they count in the KL to the reference, which is
+        of the policy, not of the best of its samples. No example at all leaves nothing to train on; `step` then does
+        nothing.
         """
         self._batch = None
         if not examples:
@@ -93,9 +97,28 @@ class Learner:
             frozen[Signal.PROXIMAL_HEADS] = self._frozen_heads(batch)
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch = self._update.credit(batch)
-        self._prepared = _state_metrics(batch, entropy_BT, sampled=_sampled(examples))
+        sampled = _sampled(examples)
+        self._prepared = _state_metrics(batch, entropy_BT, sampled=sampled)
+        if sampled and self._models.reference is not None:
+            self._prepared |= self._reference_kl(batch, left_out)
         self._prepared |= self._update.batch_metrics(self._batch)
         return self._prepared
+
+    def _reference_kl(self, batch: Batch, left_out: Sequence[Example]) -> dict[str, float]:
+        """Mean of log pi - log pi_ref over everything sampled; of what is left out the sampler said log pi."""
+        gap_BT = batch.signals[Signal.PROXIMAL_LOGPROBS] - batch.signals[Signal.REFERENCE_LOGPROBS]
+        gap = float(gap_BT[batch.response_BT].sum())
+        counts = batch.denominators
+        sequences, tokens = counts.sequences, counts.tokens
+        if left_out:
+            assert self._models.reference is not None
+            others = pack(left_out, completion_limit=counts.completion_limit)
+            reference_BT, _ = frozen_token_signals(
+                self._models.reference, others, self._signals, device=self._device, entropy=False
+            )
+            gap += float((others.rollout_logprobs_BT - reference_BT)[others.response_BT].sum())
+            sequences, tokens = sequences + others.denominators.sequences, tokens + others.denominators.tokens
+        return {"kl/policy_to_reference": gap / sequences, "kl/policy_to_reference_per_token": gap / tokens}
 
     def _frozen_heads(self, batch: Batch) -> Tensor:
         """What the heads say at the start of the step; before anything was trained, they may start over."""
@@ -146,7 +169,7 @@ class Learner:
         metrics["optim/grad_norm"] = self._clip_gradients(metrics)
         lr = learning_rate(self._section, self._optimizer_steps, self._total_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self._optimizer.step()
         self._optimizer_steps += 1
         self.moved = self.moved or (lr > 0 and metrics["optim/grad_norm"] > 0)
@@ -170,15 +193,15 @@ class Learner:
         return norm
 
     @torch.no_grad()
-    def probe(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+    def probe(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`."""
-        if not sequences:
+        if not probes:
             return []
-        batch = _probe_batch(sequences)
+        batch = _probe_batch(probes)
         settings = replace(self._signals, temperature=1.0)
         logprobs_BT, _ = frozen_token_signals(self.policy, batch, settings, device=self._device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
-        return [tuple(row[: len(sequence) - 1]) for row, sequence in zip(rows, sequences, strict=True)]
+        return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
 
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, and what only a resume needs beside it."""
@@ -245,20 +268,22 @@ def _trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Par
 
 
 def _build_optimizer(trained: Mapping[str, nn.Parameter], recipe: Recipe, heads: Heads | None) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, not on norms and biases; heads name their own."""
+    """AdamW; weight decay on matrices only, not on norms and biases; heads name their own, and their learning rate."""
     section = recipe.learner
-    matrices = {name: p for name, p in trained.items() if p.ndim >= 2}
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for name, p in matrices.items() if name.startswith("policy.")],
-            "weight_decay": section.weight_decay,
-        },
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = _groups(trained, "policy.", weight_decay=section.weight_decay, lr_scale=1.0)
     if heads is not None:
-        own = [p for name, p in matrices.items() if name.startswith("heads.")]
-        groups.append({"params": own, "weight_decay": heads.weight_decay})
+        groups += _groups(trained, "heads.", weight_decay=heads.weight_decay, lr_scale=heads.lr_scale)
     return torch.optim.AdamW(groups, lr=section.lr, betas=(section.beta1, section.beta2), eps=section.adam_eps)
+
+
+def _groups(
+    trained: Mapping[str, nn.Parameter], prefix: str, *, weight_decay: float, lr_scale: float
+) -> list[dict[str, Any]]:
+    own = [p for name, p in trained.items() if name.startswith(prefix)]
+    return [
+        {"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay, "lr_scale": lr_scale},
+        {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr_scale": lr_scale},
+    ]
 
 
 def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
@@ -285,28 +310,22 @@ def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[s
     gap_N = (proximal_BT - batch.rollout_logprobs_BT)[mask_BT]
     metrics["rollout/mismatch_max"] = float(gap_N.abs().max()) if gap_N.numel() else 0.0
     metrics["rollout/mismatch_kl"] = float(-gap_N.sum()) / counts.tokens
-    if Signal.REFERENCE_LOGPROBS in batch.signals:
-        gap = float((proximal_BT - batch.signals[Signal.REFERENCE_LOGPROBS])[mask_BT].sum())
-        metrics["kl/policy_to_reference"] = gap / counts.sequences
-        metrics["kl/policy_to_reference_per_token"] = gap / counts.tokens
     return metrics
 
 
-def _probe_batch(sequences: Sequence[tuple[int, ...]]) -> Batch:
+def _probe_batch(probes: Sequence[Probe]) -> Batch:
     examples = [
         Example(
-            prompt=Prompt(id="probe", text="", token_ids=sequence[:1]),
+            prompt=Prompt(id="probe", text="", token_ids=probe.token_ids[:1], images=probe.images),
             rollout=Rollout(
                 sample_index=0,
-                completion=Completion(
-                    token_ids=sequence[1:], logprobs=(0.0,) * (len(sequence) - 1), finish_reason="stop"
-                ),
+                completion=Completion(token_ids=probe.token_ids[1:], logprobs=None, finish_reason="stop"),
                 reward=0.0,
                 components={},
                 weights_version=0,
             ),
             group=0,
         )
-        for sequence in sequences
+        for probe in probes
     ]
     return pack(examples, completion_limit=1)

@@ -96,11 +96,14 @@ class AdapterOff:
             return self._policy.head(hidden_NH)
 
 
-def build_reference(policy: Policy, path: str) -> Reference:
-    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the computing precision."""
-    if policy.adapter is not None:
+def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:
+    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the computing precision.
+
+    ``other`` names another model to take its place; it must have the policy's vocabulary.
+    """
+    if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    copy = LanguageModel(path, dtype=policy.dtype, weights_dtype=torch.float32, device=policy.device)
+    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=torch.float32, device=policy.device)
     for module in copy.modules():
         if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
             module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))

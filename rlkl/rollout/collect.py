@@ -26,6 +26,7 @@ def build_requests(draws: Sequence[Draw], *, samples: int, seed: int) -> list[Re
     return [
         Request(
             prompt_token_ids=draw.prompt.token_ids,
+            images=draw.prompt.images,
             seed=derive_seed(seed, "rollout", draw.position, draw.prompt.id, sample),
         )
         for draw in draws

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from rlkl.errors import RecipeError
-from rlkl.types import Completion
+from rlkl.types import Completion, Image, Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,10 @@ class EngineSettings:
     stop_token_ids: tuple[int, ...]
     memory_fraction: float
     kv_cache_gib: int
+    images_per_prompt: int = 0
+    """The most pictures that a prompt has; 0 leaves the vision tower idle."""
+    image_token_id: int | None = None
+    """The placeholder that stands in token ids once for each token of a picture; None for a text model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,8 @@ class Request:
 
     prompt_token_ids: tuple[int, ...]
     seed: int
+    images: tuple[Image, ...] = ()
+    """The pictures that the placeholders in ``prompt_token_ids`` stand for, in order."""
 
 
 class Engine(Protocol):
@@ -44,7 +50,7 @@ class Engine(Protocol):
         """One completion a request, in order, without text. Log-probs: sampling temperature, full vocabulary, nats."""
         ...
 
-    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+    def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         """Log-probabilities at temperature 1 of each token after the first, given those before it."""
         ...
 

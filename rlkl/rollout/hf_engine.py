@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.types import Completion
+from rlkl.types import Completion, Probe
 
 _ROWS_PER_CALL = 64
 
@@ -80,10 +80,10 @@ class HfEngine:
             )
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+    def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         scores = []
-        for sequence in sequences:
-            ids_T = torch.tensor(sequence, device=self._device)
+        for probe in probes:
+            ids_T = torch.tensor(probe.token_ids, device=self._device)
             logits_TV = self._model(ids_T[None]).logits[0, :-1].float()
             scores.append(tuple(logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0].tolist()))
         return scores

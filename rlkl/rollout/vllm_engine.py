@@ -10,7 +10,7 @@ import torch
 
 from rlkl.errors import RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.types import Completion
+from rlkl.types import Completion, Probe
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -95,14 +95,17 @@ class VllmEngine:
         prompts = [request.prompt_token_ids for request in requests]
         return [_completion(output) for output in self._run(prompts, parameters)]
 
-    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
+    def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self._run(sequences, [parameters] * len(sequences))
+        outputs = self._run([probe.token_ids for probe in probes], [parameters] * len(probes))
         return [
-            tuple(_chosen(position, token) for position, token in zip(_positions(output), sequence[1:], strict=True))
-            for output, sequence in zip(outputs, sequences, strict=True)
+            tuple(
+                _chosen(position, token)
+                for position, token in zip(_positions(output), probe.token_ids[1:], strict=True)
+            )
+            for output, probe in zip(outputs, probes, strict=True)
         ]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:

@@ -40,15 +40,16 @@ METRICS: tuple[MetricDefinition, ...] = (
         key="kl/policy_to_reference",
         unit="nats per sequence",
         formula=(
-            "Mean over the trained sequences of the sum over their response tokens of log policy - log reference, "
-            "weights at the start of the step, tokens sampled by the policy (k1, unclipped; KL(policy || reference))."
+            "Mean over all rollouts of the step, trained on or not, of the sum over their response tokens of "
+            "log policy - log reference, weights at the start of the step, tokens sampled by the policy (k1, "
+            "unclipped; KL(policy || reference))."
         ),
         bad="Growing faster than the reward; clearly below 0 means that tokens and weights do not belong together.",
     ),
     MetricDefinition(
         key="kl/policy_to_reference_per_token",
         unit="nats per token",
-        formula="The same differences summed over all trained response tokens, divided by their number.",
+        formula="The same differences summed over all response tokens, divided by their number.",
         bad="As above; use it to compare runs whose completions differ in length.",
     ),
     MetricDefinition(

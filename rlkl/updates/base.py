@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.types import Example, RolloutGroup
+from rlkl.updates.settings import CorruptionSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Heads(nn.Module, ABC):
     reads: ClassVar[HeadInput]
     weight_decay: float = 0.0
     """AdamW's weight decay on the heads' matrices; their biases and norms have none."""
+    lr_scale: float = 1.0
+    """The heads' learning rate as a multiple of the policy's."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -79,6 +82,16 @@ class PolicyUpdate(ABC):
     @property
     def kl_top_k(self) -> int | None:
         """Exact KLs over the reference's k likeliest tokens and one bucket for the rest; None: the whole vocabulary."""
+        return None
+
+    @property
+    def recomputed(self) -> frozenset[Signal]:
+        """Of the frozen signals in `needs`, those to compute anew in each pass, with gradient."""
+        return frozenset()
+
+    @property
+    def corruption(self) -> CorruptionSettings | None:
+        """How to corrupt pictures for ``Signal.CORRUPTED_LOGPROBS``."""
         return None
 
     def build_heads(self, model: ModelShape) -> Heads | None:

@@ -26,7 +26,7 @@ from rlkl.functional import perception, reduce, surrogate
 from rlkl.functional.reduce import masked
 from rlkl.updates.grpo import WEIGHTS, Grpo
 from rlkl.updates.loss_hacking import HISTORY, loss_hacking_alarms
-from rlkl.updates.settings import PapoSettings
+from rlkl.updates.settings import CorruptionSettings, PapoSettings
 
 DUAL_CLIP = 3.0
 """Where A < 0 the surrogate is at most -3 A: a bad token gets no gradient once its ratio exceeds 3, as in the code."""
@@ -48,6 +48,14 @@ class Papo(Grpo):
     @property
     def needs(self) -> frozenset[Signal]:
         return super().needs | {Signal.CORRUPTED_LOGPROBS}
+
+    @property
+    def recomputed(self) -> frozenset[Signal]:
+        return frozenset({Signal.CORRUPTED_LOGPROBS}) if self.settings.recompute else frozenset()
+
+    @property
+    def corruption(self) -> CorruptionSettings:
+        return self.settings.corruption
 
     def annealing(self, progress: float) -> float:
         """gamma now over gamma at the start: 1, or falling linearly until ``anneal_over`` of the run is done."""

@@ -75,6 +75,20 @@ class FilterSettings(Section):
         return self
 
 
+class CorruptionSettings(Section):
+    """How a rule's pictures are corrupted; see `rlkl.data.corruption`."""
+
+    kind: Literal["patches", "black", "noise", "saliency"] = Field(
+        default="patches",
+        description="Black cells drawn at random, all black, Gaussian noise, or black where it looks.",
+    )
+    fraction: float = Field(
+        default=0.6, ge=0, le=1, description="Chance of each cell to turn black; share of the cells for saliency."
+    )
+    cell: int = Field(default=14, ge=1, description="Side of a cell in pixels of the original picture.")
+    noise_std: float = Field(default=0.6, ge=0, description="Standard deviation of the noise; colours lie in 0 to 1.")
+
+
 class RuleSettings(Section):
     """What every rule has."""
 
@@ -168,6 +182,9 @@ class PapoSettings(GrpoSettings):
     entropy_coef: float = Field(default=0.0, ge=0, description="eta1: weight of the clean image's entropy, minimised.")
     corrupted_entropy_coef: float = Field(
         default=0.0, ge=0, description="eta2: weight of the corrupted image's entropy, minimised; needs recompute."
+    )
+    corruption: CorruptionSettings = Field(
+        default_factory=lambda: CorruptionSettings(), description="How the pictures are corrupted."
     )
     recompute: bool = Field(
         default=False, description="Corrupted log-probs anew, with gradient, in each pass instead of once a step."

@@ -8,6 +8,7 @@ import sys
 
 from rlkl.rollout.engine import EngineSettings
 from rlkl.rollout.vllm_engine import VllmEngine
+from rlkl.types import Probe
 
 if __name__ == "__main__":
     engine = VllmEngine(
@@ -22,4 +23,4 @@ if __name__ == "__main__":
             kv_cache_gib=1,
         )
     )
-    print(json.dumps(engine.score([tuple(map(int, sys.argv[2:]))])[0]))
+    print(json.dumps(engine.score([Probe(token_ids=tuple(map(int, sys.argv[2:])))])[0]))

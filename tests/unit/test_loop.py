@@ -20,7 +20,7 @@ from rlkl.rollout.engine import Request
 from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.tracker import Tracker
-from rlkl.types import Completion, Example
+from rlkl.types import Completion, Example, Probe
 from rlkl.updates import build_update
 
 
@@ -32,6 +32,7 @@ class ScriptedBackend:
         self._uniform = uniform
         self.requests: list[list[Request]] = []
         self.trained: list[list[Example]] = []
+        self.left_out: list[list[Example]] = []
         self.published: list[tuple[int, int]] = []
         self.stop_at_step: int | None = None
         self.gradient = 0.5
@@ -43,8 +44,11 @@ class ScriptedBackend:
             Completion(token_ids=self._answers[pick], logprobs=(-1.0, -1.0), finish_reason="stop") for pick in picked
         ]
 
-    def prepare(self, examples: Sequence[Example], probe: Sequence[tuple[int, ...]], step: int) -> dict[str, float]:
+    def prepare(
+        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
+    ) -> dict[str, float]:
         self.trained.append(list(examples))
+        self.left_out.append(list(left_out))
         return {}
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
@@ -57,8 +61,8 @@ class ScriptedBackend:
         skipped = float(not self.trained[-1])
         return {"loss/total": 0.5, "optim/skipped": skipped, "optim/grad_norm": self.gradient * (1 - skipped)}
 
-    def publish(self, version: int, probe: Sequence[tuple[int, ...]]) -> float:
-        self.published.append((version, len(probe)))
+    def publish(self, version: int, probes: Sequence[Probe]) -> float:
+        self.published.append((version, len(probes)))
         return 1e-6
 
     def save(self, folder: Path) -> None:
@@ -166,6 +170,12 @@ def test_best_and_worst_train_and_the_rest_has_no_token_columns(tmp_path: Path):
         (1, True, 1.0),
         (1, False, 0.0),
     ]
+    taken, left_out = (
+        {(e.group, e.rollout.sample_index) for e in found[0]}
+        for found in (backend_of(run).trained, backend_of(run).left_out)
+    )
+    assert not taken & left_out
+    assert len(taken | left_out) == 16
     masks = pq.read_table(tmp_path / "samples" / "step_000001.parquet")["reward_mask"].to_pylist()
     assert sorted(mask for mask in masks if mask is not None) == [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     assert masks.count(None) == 12

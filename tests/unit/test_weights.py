@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rlkl.errors import WeightSyncError
+from rlkl.types import Image, Probe, Prompt
 from rlkl.weights import (
     ROUNDING_SHARE,
     TOLERANCE,
@@ -13,8 +14,8 @@ from rlkl.weights import (
     Outbox,
     Receipt,
     WeightPackage,
+    build_probes,
     differing_weights,
-    probe_sequences,
     receive,
     verify,
 )
@@ -34,8 +35,8 @@ class DictEngine:
         self.weights = {name: tensor.clone() for name, tensor in tensors}
         return frozenset({"a", "b"} - set(self.weights))
 
-    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[float, ...]]:
-        return [tuple(-float(self.weights["a"][1]) for _ in sequence[1:]) for sequence in sequences]
+    def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
+        return [tuple(-float(self.weights["a"][1]) for _ in probe.token_ids[1:]) for probe in probes]
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         return self.weights.items()
@@ -69,7 +70,7 @@ def test_tensors_arrive_bit_for_bit_in_both_precisions():
 def test_an_engine_reports_what_it_received():
     channel = HostMemoryChannel()
 
-    answer = receive(DictEngine(), channel, channel.pack(tensors(), 3), [(5, 6, 7)])
+    answer = receive(DictEngine(), channel, channel.pack(tensors(), 3), [Probe(token_ids=(5, 6, 7))])
 
     assert answer == Receipt(version=3, damaged=(), unreached=(), scores=[(-1.0, -1.0)])
 
@@ -81,7 +82,7 @@ def test_bytes_that_change_on_the_way_are_named():
     flipped[2] ^= 1
     broken = WeightPackage(version=3, tensors=(_replace_data(package, flipped), package.tensors[1]))
 
-    answer = receive(DictEngine(), channel, broken, [(5, 6)])
+    answer = receive(DictEngine(), channel, broken, [Probe(token_ids=(5, 6))])
 
     assert answer.damaged == ("a",)
     with pytest.raises(WeightSyncError, match=r"rollout worker 0 received other bytes .* a"):
@@ -179,8 +180,12 @@ def test_weights_that_can_be_read_back_are_compared():
 
 
 def test_probes_hold_prompt_and_completion_and_are_cut():
-    long = tuple(range(400))
+    picture = Image(data=b"", width=1, height=1, key="k")
+    two = Prompt(id="two", text="", token_ids=(1, 2), images=(picture,))
+    one = Prompt(id="one", text="", token_ids=(3,))
+    long = Prompt(id="long", text="", token_ids=tuple(range(400)))
 
-    assert probe_sequences([(1, 2), (3,)], [(4,), ()], engine_limit=8) == [(1, 2, 4)]
-    assert [len(sequence) for sequence in probe_sequences([long], [(1,)], engine_limit=500)] == [256]
-    assert probe_sequences([(1, 2)], [(3, 4)], engine_limit=4) == [(1, 2, 3)]  # scoring needs room for one more
+    assert build_probes([two, one], [(4,), ()], engine_limit=8) == [Probe(token_ids=(1, 2, 4), images=(picture,))]
+    assert [len(probe.token_ids) for probe in build_probes([long], [(1,)], engine_limit=500)] == [256]
+    cut = build_probes([two], [(3, 4)], engine_limit=4)  # scoring needs room for one more
+    assert cut == [Probe(token_ids=(1, 2, 3), images=(picture,))]

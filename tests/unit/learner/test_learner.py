@@ -1,12 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rlkl.errors import CheckpointError, LearnerError
-from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.learner import Learner, LearnerSpec, _build_optimizer
 from rlkl.recipe import Recipe
-from rlkl.types import Completion, Example, Prompt, Rollout
+from rlkl.types import Completion, Example, Probe, Prompt, Rollout
+from rlkl.updates.base import HeadInput, Heads
 from tests.models import tiny_qwen3
 
 
@@ -74,13 +76,78 @@ def test_a_step_moves_the_policy_away_from_the_reference(model_path: str):
     )
 
 
+def test_the_kl_is_of_all_rollouts_whatever_the_rule_selects(model_path: str):
+    """Half of the examples left out: the same KL, but for the sampler's rounding, as with all of them trained on."""
+    whole, half = build(model_path), build(model_path)
+    train(whole)
+    train(half)  # both off the reference, by the same step
+    sampled = scored_by(whole, examples(1))
+
+    wanted = whole.prepare(sampled, step=1)
+    record = half.prepare(sampled[::2], sampled[1::2], step=1)
+
+    assert wanted["kl/policy_to_reference"] != 0.0
+    for key in ("kl/policy_to_reference", "kl/policy_to_reference_per_token"):
+        assert record[key] == pytest.approx(wanted[key], rel=1e-4)
+        assert half.prepare(sampled[::2], step=1)[key] != pytest.approx(wanted[key], rel=1e-2)
+
+
+def scored_by(learner: Learner, found: list[Example]) -> list[Example]:
+    """The examples with the log-probs that a sampler with the learner's weights would have told."""
+    answers = learner.probe([Probe(token_ids=e.prompt.token_ids + e.rollout.completion.token_ids) for e in found])
+    sampled = []
+    for example, row in zip(found, answers, strict=True):
+        logprobs = row[len(example.prompt.token_ids) - 1 :]
+        completion = replace(example.rollout.completion, logprobs=logprobs)
+        sampled.append(replace(example, rollout=replace(example.rollout, completion=completion)))
+    return sampled
+
+
+def test_a_reference_of_its_own_takes_the_place_of_the_start(model_path: str, tmp_path: Path):
+    other = str(tiny_qwen3(tmp_path / "other", tied=False, seed=1))
+    recipe = Recipe.model_validate(
+        {
+            "model": {"path": model_path},
+            "data": {"source": "unused.jsonl"},
+            "learner": {"track_reference_kl": True},
+        }
+    )
+    to_other = Learner(LearnerSpec(recipe=recipe, model_path=model_path, reference_path=other))
+
+    sampled = scored_by(to_other, examples())
+
+    assert to_other.prepare(sampled, step=0)["kl/policy_to_reference"] != 0.0
+    assert build(model_path).prepare(sampled, step=0)["kl/policy_to_reference"] == 0.0
+
+
+class FastHead(Heads):
+    """Learns at five times the policy's rate."""
+
+    reads = HeadInput.POLICY_HIDDEN
+    lr_scale = 5.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_heads_may_learn_at_a_rate_of_their_own():
+    policy, head = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    recipe = Recipe.model_validate({"model": {"path": "m"}, "data": {"source": "d.jsonl"}})
+
+    optimizer = _build_optimizer({"policy.w": policy, "heads.b": head}, recipe, FastHead())
+
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert scales == {id(policy): 1.0, id(head): 5.0}
+
+
 def test_the_probe_is_what_transformers_computes(model_path: str):
     from transformers import AutoModelForCausalLM
 
     sequences = [(3, 4, 5, 6), (7, 8)]
     model = AutoModelForCausalLM.from_pretrained(model_path)
 
-    for sequence, scores in zip(sequences, build(model_path).probe(sequences), strict=True):
+    probes = [Probe(token_ids=sequence) for sequence in sequences]
+    for sequence, scores in zip(sequences, build(model_path).probe(probes), strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
         wanted = [float(logprobs[t, token]) for t, token in enumerate(sequence[1:])]

@@ -7,6 +7,7 @@ import torch
 
 from rlkl.errors import RecipeError
 from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from rlkl.types import Probe
 from tests.models import tiny_qwen3
 
 STOP = 1
@@ -50,7 +51,7 @@ def test_log_probs_are_those_of_the_scored_sequence(model_path: Path):
 
     engine = HfEngine(settings(model_path))
     for request, completion in zip(requests(6), engine.generate(requests(6)), strict=True):
-        scores = engine.score([request.prompt_token_ids + completion.token_ids])[0]
+        scores = engine.score([Probe(token_ids=request.prompt_token_ids + completion.token_ids)])[0]
         assert completion.logprobs == pytest.approx(scores[len(request.prompt_token_ids) - 1 :], abs=1e-4)
 
 
@@ -95,12 +96,12 @@ def test_new_weights_are_taken_in_and_what_none_reached_is_told(model_path: Path
     from rlkl.rollout.hf_engine import HfEngine
 
     engine = HfEngine(settings(model_path))
-    before = engine.score([(4, 5, 6)])
+    before = engine.score([Probe(token_ids=(4, 5, 6))])
     tensors = [(name, tensor * 1.5) for name, tensor in engine.readable_weights()]
 
     assert engine.load_weights(tensors[1:]) == {tensors[0][0]}
     assert engine.load_weights(tensors) == frozenset()
-    assert engine.score([(4, 5, 6)]) != before
+    assert engine.score([Probe(token_ids=(4, 5, 6))]) != before
 
 
 def test_an_unknown_engine_lists_what_there_is():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.learner.learner import Learner
-from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup
+from rlkl.types import Completion, Example, Probe, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.base import ModelShape
 from rlkl.updates.mask_heads import MaskHead, MaskHeads
@@ -384,7 +384,10 @@ def test_a_restored_learner_goes_on_with_its_heads(model_path: str, tmp_path: Pa
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_decisive_token_is_learned(model_path: str, mask: TokenMask) -> None:
     learner = learner_with(model_path, mask=mask, learner={"lr": 2e-3})
-    probes = [example.prompt.token_ids + example.rollout.completion.token_ids[:1] for example in pairs(seed=99)]
+    probes = [
+        Probe(token_ids=example.prompt.token_ids + example.rollout.completion.token_ids[:1])
+        for example in pairs(seed=99)
+    ]
 
     def preferred_by() -> float:
         last = [row[-1] for row in learner.probe(probes)]
