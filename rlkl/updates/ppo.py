@@ -92,11 +92,13 @@ class Ppo(PolicyUpdate):
     def build_heads(self, model: ModelShape) -> Heads | None:
         match self.settings.critic:
             case "head":
-                return ValueHead(model.hidden_size)
+                heads: Heads = ValueHead(model.hidden_size)
             case "model":
-                return Critic(model)
+                heads = Critic(model)
             case "none":
                 return None
+        heads.lr_scale = self.settings.value_lr_scale
+        return heads
 
     def credit(self, batch: Batch) -> Batch:
         """Fill ``advantages_BT`` and ``returns_BT``; whitening sees the whole batch."""

@@ -224,6 +224,7 @@ class PpoSettings(RuleSettings):
         default=0.2, gt=0, description="Values move at most this far per step; None: free."
     )
     value_coef: float = Field(default=0.1, ge=0, description="Weight of the value loss.")
+    value_lr_scale: float = Field(default=1.0, gt=0, description="The values' learning rate, in units of learner.lr.")
     critic: Literal["head", "model", "none"] = Field(
         default="head", description="A value head on the policy, a separate model, or no values (REINFORCE)."
     )
