@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
 from rlkl.schema import Section
+from rlkl.updates.outside import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
 
 
@@ -221,6 +223,11 @@ class ClusterSection(Section):
     call_timeout_s: float = Field(default=1800.0, gt=0, description="Deadline for any one call to an actor.")
 
 
+def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
+    """Settings of a rule from outside are checked where the recipe is read (`rlkl.recipe_io`)."""
+    return value if isinstance(value, OutsideSettings) else built_in(value)
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -233,7 +240,9 @@ class Recipe(Section):
     rewards: list[RewardSection] = Field(
         default_factory=list, description="Rewards; the update sees their weighted sum."
     )
-    update: UpdateSettings = Field(default_factory=lambda: GrpoSettings(), description="The update rule.")
+    update: SerializeAsAny[Annotated[UpdateSettings, WrapValidator(_or_outside)]] = Field(
+        default_factory=lambda: GrpoSettings(), description="The update rule."
+    )
     learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="Optimisation.")
     weights: WeightsSection = Field(default_factory=lambda: WeightsSection(), description="Publish and prove.")
     tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="What is recorded.")

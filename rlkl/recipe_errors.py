@@ -17,6 +17,14 @@ _LONGEST_VALUE = 80
 
 
 @dataclass(frozen=True, slots=True)
+class _Root:
+    """The section that was checked, and where it stands in the recipe."""
+
+    section: type[Section]
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Place:
     """Where an error is: the dotted key as the user wrote it, as the schema names it, and the sections around it."""
 
@@ -25,18 +33,24 @@ class _Place:
     sections: tuple[type[Section], ...]
 
 
-def explain(error: ValidationError, source: str) -> str:
-    """All problems, one a line; ``source`` names the file."""
-    keys = {key.name: key for key in describe_keys()}
-    problems = list(dict.fromkeys(_problem(detail, keys) for detail in error.errors()))
+def explain(error: ValidationError, source: str, root: _Root | None = None) -> str:
+    """All problems, one a line; ``source`` names the file. ``root``: the section that was checked, if not all."""
+    root = root or _Root(Recipe, "")
+    keys = {key.name: key for key in describe_keys(root.section, f"{root.at}.".lstrip("."))}
+    problems = list(dict.fromkeys(_problem(detail, keys, root) for detail in error.errors()))
     if len(problems) == 1:
         return f"{source}: {problems[0]}"
     return "\n".join([f"{source}: {len(problems)} problems", *(f"  {problem}" for problem in problems)])
 
 
-def _problem(detail: ErrorDetails, keys: dict[str, Key]) -> str:
+def explain_outside(error: ValidationError, source: str, section: type[Section]) -> str:
+    """The same for the settings of a rule from outside."""
+    return explain(error, source, _Root(section, "update"))
+
+
+def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     kind = detail["type"]
-    place = _locate(detail["loc"])
+    place = _locate(detail["loc"], root)
     if kind == "extra_forbidden":
         return f"{place.written}: unknown key. {_suggestion(place, keys)}"
     if kind == "missing":
@@ -62,10 +76,10 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key]) -> str:
     return f"{got}: {detail['msg'].lower()}"
 
 
-def _locate(loc: tuple[int | str, ...]) -> _Place:
+def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
     """Follow pydantic's location through the schema, leaving out the names it inserts for members of a union."""
-    sections: tuple[type[Section], ...] = (Recipe,)
-    written = schema_name = ""
+    sections: tuple[type[Section], ...] = (root.section,)
+    written = schema_name = root.at
     for position, part in enumerate(loc):
         if isinstance(part, int):
             written, schema_name = f"{written}[{part}]", f"{schema_name}[]"

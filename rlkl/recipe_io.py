@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from rlkl.errors import RecipeError
 from rlkl.recipe import Recipe
-from rlkl.recipe_errors import explain
+from rlkl.recipe_errors import explain, explain_outside
+from rlkl.updates.outside import is_outside, settings_class
 
 _BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
 _OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
@@ -52,9 +53,21 @@ def recipe_from(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
         RecipeError: Lists every problem found.
     """
     try:
-        return Recipe.model_validate(dict(values))
+        return Recipe.model_validate(_with_outside_rule(dict(values), source))
     except ValidationError as error:
         raise RecipeError(explain(error, source)) from None
+
+
+def _with_outside_rule(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values with ``update`` checked by the settings of the rule from outside that it names, if it names one."""
+    update = values.get("update")
+    if not isinstance(update, dict) or not is_outside(update.get("rule")):
+        return values
+    settings = settings_class(update["rule"])
+    try:
+        return {**values, "update": settings.model_validate(update)}
+    except ValidationError as error:
+        raise RecipeError(explain_outside(error, source, settings)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

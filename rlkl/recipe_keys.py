@@ -30,10 +30,13 @@ class Key:
     """For a key of ``update``: the rules that have it."""
 
 
-def describe_keys() -> list[Key]:
-    """All keys in the order of the schema. A key that several update rules share comes once."""
+def describe_keys(section: type[Section] = Recipe, prefix: str = "") -> list[Key]:
+    """All keys in the order of the schema. A key that several update rules share comes once.
+
+    ``section`` may be one that stands in the recipe at ``prefix`` (``update.``).
+    """
     keys: dict[str, Key] = {}
-    for key in _walk(Recipe, "", ()):
+    for key in _walk(section, prefix, ()):
         keys[key.name] = _merged(keys[key.name], key) if key.name in keys else key
     return list(keys.values())
 

@@ -260,7 +260,10 @@ def find_definition(key: str) -> MetricDefinition | None:
 def check_known(keys: Iterable[str]) -> None:
     """Raises AssertionError for a metric without a definition: whoever logs a new one defines it in `METRICS`."""
     unknown = sorted(key for key in keys if find_definition(key) is None)
-    assert not unknown, f"metrics without a definition: {', '.join(unknown)}; define them in rlkl/tracking/metrics.py"
+    assert not unknown, (
+        f"metrics without a definition: {', '.join(unknown)}; define them in rlkl/tracking/metrics.py, or call them "
+        "rule/<name> where a rule from outside logs them"
+    )
 
 
 def without_timings(record: Mapping[str, float]) -> dict[str, float]:

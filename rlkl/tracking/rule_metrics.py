@@ -116,4 +116,10 @@ RULE_METRICS: tuple[MetricDefinition, ...] = (
         formula="Pairs of an optimizer step whose masks are all 0, mean over optimizer steps: their loss is log 2.",
         bad="Above 0 for long: such pairs teach nothing.",
     ),
+    MetricDefinition(
+        key="rule/<name>",
+        unit="the rule's own",
+        formula="What an update rule from outside rlkl logs under this name, summed over micro-batches.",
+        bad="Ask its author.",
+    ),
 )

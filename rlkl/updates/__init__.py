@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rlkl.updates.outside import OutsideSettings, rule_of
+
 if TYPE_CHECKING:
     from rlkl.updates.base import PolicyUpdate
     from rlkl.updates.settings import UpdateSettings
@@ -16,10 +18,12 @@ RULES = {
     "sparsepo": "rlkl.updates.sparsepo:SparsePo",
     "superhf": "rlkl.updates.superhf:SuperHf",
 }
-"""Rule name in the recipe -> where its class lives."""
+"""Rule name in the recipe -> where its class lives. Rules from outside: `rlkl.updates.outside`."""
 
 
-def build_update(settings: UpdateSettings) -> PolicyUpdate:
+def build_update(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:
     """The rule that ``update.rule`` names, with its settings."""
+    if isinstance(settings, OutsideSettings):
+        return rule_of(settings)(settings)
     module, _, name = RULES[settings.rule].partition(":")
     return getattr(import_module(module), name)(settings)

@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.types import Example, RolloutGroup
-from rlkl.updates.settings import CorruptionSettings
+from rlkl.updates.settings import CorruptionSettings, RuleSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,15 @@ class PolicyUpdate(ABC):
     """
 
     rule: ClassVar[str]
-    """The name in the recipe (``update.rule``), for messages."""
+    """The name in the recipe (``update.rule``), for messages; the class's own name unless it says otherwise."""
+    Settings: ClassVar[type[RuleSettings]] = RuleSettings
+    """The keys of ``update`` for a rule from outside the package; it is constructed as ``Rule(settings)``."""
+
+    def __init_subclass__(cls) -> None:
+        cls.rule = cls.__dict__.get("rule", cls.__name__)
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
 
     @property
     @abstractmethod

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    {"types", "errors", "seeds", "schema", "clock", "compat", "machine", "interrupt"},
+    {"types", "errors", "seeds", "schema", "clock", "compat", "machine", "interrupt", "importing"},
     {"batch", "functional"},
     {"updates"},
     {"recipe", "recipe_keys", "recipe_errors", "recipe_io", "resources", "run_dir"},

@@ -165,6 +165,28 @@ def test_padding_does_not_matter(settings: UpdateSettings) -> None:
 
 
 @each_rule
+def test_the_side_of_the_padding_does_not_matter(settings: UpdateSettings) -> None:
+    """Every sequence moved to the right end of its row."""
+    batch = example()
+    learned_BTK = learned_of(batch)
+    shift = (batch.response_BT.shape[1] - batch.attention_BT.sum(dim=1)).tolist()
+
+    def moved(x: Tensor) -> Tensor:
+        return torch.stack([row.roll(by, dims=0) for row, by in zip(x, shift, strict=True)])
+
+    left = replace(
+        with_frozen(batch, {signal: moved(batch.signals[signal]) for signal in batch.signals}),
+        token_ids_BT=moved(batch.token_ids_BT),
+        attention_BT=moved(batch.attention_BT),
+        response_BT=moved(batch.response_BT),
+        rollout_logprobs_BT=moved(batch.rollout_logprobs_BT),
+    )
+    whole = evaluate(settings, prepared(settings, batch), learned_BTK)
+    ours = evaluate(settings, prepared(settings, left), moved(learned_BTK))
+    assert_same(ours, replace(whole, gradient_BTK=moved(whole.gradient_BTK)))
+
+
+@each_rule
 def test_the_order_of_rows_and_the_numbers_of_groups_do_not_matter(settings: UpdateSettings) -> None:
     order = torch.tensor([4, 6, 0, 3, 2, 5, 1])
     renumbered = torch.tensor([40, 7, 19])

@@ -135,7 +135,7 @@ def test_a_changed_source_changes_the_fingerprint(tmp_path):
         ("async def f(): ...\n", "own.py:f", "async"),
         ("", "owm.py:f", r"no reward file.*did you mean 'own\.py'"),
         ("", "nowhere/own.py:f", "nor the folder"),
-        ("", "own.py", "names no function; expected path/to/file.py:function"),
+        ("", "own.py", "names nothing to call; expected path/to/file.py:function"),
         ("", "no_such_module_here:f", "no_such_module_here.*raised ModuleNotFoundError"),
     ],
 )

@@ -1,0 +1,97 @@
+"""Importing what a recipe refers to: ``path/to/file.py:name`` or ``package.module:name``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlkl.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importer:
+    """Imports what one recipe key refers to, and words the errors for it. Looks things up from the working directory.
+
+    A file may import others beside it.
+    """
+
+    key: str
+    """``update.rule``"""
+    noun: str
+    """What such a file is: ``reward``."""
+    forms: str
+    """What the key may say, for messages."""
+    error: type[InputError]
+
+    def callable_at(self, reference: str) -> Any:
+        """The function or class that ``reference`` names; raises ``error`` where there is none."""
+        location, _, attribute = reference.rpartition(":")
+        if not location or not attribute:
+            raise self.error(f"{self.key} = '{reference}' names nothing to call; expected {self.forms}")
+        module = self._file(file_of(reference)) if is_file(reference) else self._module(location)
+        found = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("__")}
+        if attribute not in found:
+            problem = "is not callable" if hasattr(module, attribute) else "does not exist"
+            raise self.error(
+                f"{self.key} = '{reference}': '{attribute}' {problem} in {location}; {did_you_mean(attribute, found)}"
+            )
+        return found[attribute]
+
+    def _file(self, path: Path) -> ModuleType:
+        if not path.is_file():
+            if not path.parent.is_dir():
+                raise self.error(f"there is no {self.noun} file '{path}', nor the folder '{path.parent}'")
+            files = (file.name for file in path.parent.glob("*.py"))
+            raise self.error(f"there is no {self.noun} file '{path}'; {did_you_mean(path.name, files)}")
+        return self.source(path, path.read_bytes())
+
+    def source(self, path: Path, text: bytes) -> ModuleType:
+        """The module that ``text``, the contents of ``path``, makes; one module for the same path and text."""
+        content_hash = hashlib.blake2b(str(path).encode() + text, digest_size=8).hexdigest()
+        name = f"rlkl_file_{path.stem}_{content_hash}"
+        if name in sys.modules:  # two references into one file share its module, an edited file gets a new one
+            return sys.modules[name]
+        _make_importable(path.parent)
+        spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        module.__file__ = str(path)
+        sys.modules[name] = module
+        try:
+            exec(compile(text, path, "exec"), module.__dict__)
+        except Exception as error:  # whatever a user's file raises is told with its path
+            del sys.modules[name]
+            raise self.error(f"importing '{path}' raised {type(error).__name__}: {error}") from error
+        return module
+
+    def _module(self, name: str) -> ModuleType:
+        _make_importable(Path.cwd())
+        try:
+            return importlib.import_module(name)
+        except Exception as error:  # whatever a user's module raises is told with its name
+            raise self.error(
+                f"importing '{name}' (from {Path.cwd()} or an installed package) raised {type(error).__name__}: {error}"
+            ) from error
+
+
+def is_file(reference: str) -> bool:
+    """Whether ``reference`` names a file rather than an importable module."""
+    location = reference.rpartition(":")[0]
+    return location.endswith(".py") or "/" in location
+
+
+def file_of(reference: str) -> Path:
+    """The file that ``reference`` names, absolute."""
+    return Path(reference.rpartition(":")[0]).expanduser().absolute()
+
+
+def _make_importable(folder: Path) -> None:
+    """Put a folder last on the import path, as Python does with a script's own, but without hiding anything."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
