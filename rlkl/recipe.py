@@ -45,6 +45,9 @@ class ModelSection(Section):
         default="float32", description="Computing and publishing precision; trained weights are kept in float32."
     )
     lora: LoraSection | None = Field(default=None, description="Train low-rank adapters instead of all weights.")
+    freeze_vision: bool = Field(
+        default=False, description="Leave a vision-language model's vision tower and projector as they are."
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass to save memory."
     )
@@ -58,6 +61,10 @@ class DataSection(Section):
     split: str = Field(default="train", description="Split of a Hugging Face data set.")
     prompt_column: str = Field(
         default="prompt", description="Column with the prompt: plain text or a list of chat messages."
+    )
+    image_column: str = Field(
+        default="images",
+        description="Column with a prompt's picture or list of pictures (vision-language models).",
     )
     chosen_column: str | None = Field(
         default=None,

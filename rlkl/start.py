@@ -10,8 +10,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.backend import RayBackend
-from rlkl.data.prompts import load_prompts
-from rlkl.errors import CheckpointError, InputError, RecipeError
+from rlkl.batch import Signal
+from rlkl.data.prompts import Encoder, PromptSource, load_prompts
+from rlkl.data.vision import load_picture_processor
+from rlkl.errors import CheckpointError, InputError, MissingSignalError, RecipeError
 from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
@@ -24,6 +26,7 @@ from rlkl.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.updates import build_update
+from rlkl.updates.base import PolicyUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,8 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
-    source = load_prompts(recipe.data, tokenizer, seed=recipe.seed, max_answer_tokens=recipe.rollout.max_new_tokens)
+    source = _load_data(recipe, model_path, tokenizer)
+    _check_pictures(update, source)
     reward_set.check(source.take(0, 2))
     if state is not None and state.data_fingerprint != source.fingerprint:
         raise CheckpointError(
@@ -67,7 +71,7 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     try:
         tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
         spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
-        backend = RayBackend(recipe, spec, _engine_settings(recipe, model_path, tokenizer))
+        backend = RayBackend(recipe, spec, _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt))
         try:
             trainer = Trainer(
                 recipe=recipe,
@@ -95,6 +99,26 @@ def resolve_model(path: str) -> str:
     if task is not None:
         return str(base_model(task))
     return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _load_data(recipe: Recipe, model_path: str, tokenizer: Any) -> PromptSource:
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        pictures=load_picture_processor(model_path),
+        max_answer_tokens=recipe.rollout.max_new_tokens,
+    )
+    return load_prompts(recipe.data, encoder, seed=recipe.seed)
+
+
+def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:
+    """Refuse a rule that corrupts pictures where no prompt has one; raises `MissingSignalError`."""
+    if Signal.CORRUPTED_LOGPROBS in update.needs and not source.images_per_prompt:
+        raise MissingSignalError(
+            update.rule,
+            Signal.CORRUPTED_LOGPROBS.name,
+            "No prompt has a picture to corrupt: take a vision-language model and a data set with pictures "
+            "(data.image_column), or update.rule = grpo",
+        )
 
 
 def _resolve_reference(recipe: Recipe, model_path: str) -> str | None:
@@ -166,7 +190,7 @@ def _check_length(model_path: str, recipe: Recipe) -> None:
         )
 
 
-def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any) -> EngineSettings:
+def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: int) -> EngineSettings:
     return EngineSettings(
         model_path=model_path,
         dtype=recipe.model.dtype,
@@ -176,6 +200,8 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any) -> EngineS
         stop_token_ids=_stop_token_ids(model_path, tokenizer),
         memory_fraction=recipe.rollout.memory_fraction,
         kv_cache_gib=recipe.rollout.kv_cache_gib,
+        images_per_prompt=images,
+        image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
     )
 
 

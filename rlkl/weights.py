@@ -184,13 +184,16 @@ def build_probes(
 ) -> list[Probe]:
     """Sequences of at least two tokens to compare log-probs on: prompts, pictures included, with what was sampled.
 
-    ``engine_limit`` is the longest sequence an engine takes; scoring one needs room for a further token.
+    ``engine_limit`` is the longest sequence an engine takes; scoring one needs room for a further token. A prompt with
+    pictures stays whole.
     """
-    most = min(PROBE_TOKENS, engine_limit - 1)
-    probes = [
-        Probe(token_ids=(prompt.token_ids + completion)[:most], images=prompt.images)
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+
+    def probe(prompt: Prompt, completion: tuple[int, ...]) -> Probe:
+        wanted = max(PROBE_TOKENS, len(prompt.token_ids) + 1) if prompt.images else PROBE_TOKENS
+        most = min(wanted, engine_limit - 1)
+        return Probe(token_ids=(prompt.token_ids + completion)[:most], images=prompt.images)
+
+    probes = [probe(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
     return [probe for probe in probes if len(probe.token_ids) >= 2]
 
 

@@ -7,13 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlkl.batch import Batch, Denominators
+from rlkl.batch import Batch, Denominators, ImageInputs
+from rlkl.data.vision import PictureProcessor, image_inputs
 from rlkl.seeds import derive_seed
 from rlkl.types import Example
 
 
-def pack(examples: Sequence[Example], *, completion_limit: int, progress: float = 0.0) -> Batch:
-    """Right-padded tensors of some examples, at least one. Denominators count all of them."""
+def pack(
+    examples: Sequence[Example],
+    *,
+    completion_limit: int,
+    progress: float = 0.0,
+    pictures: PictureProcessor | None = None,
+) -> Batch:
+    """Right-padded tensors of some examples, at least one. Denominators count all of them.
+
+    ``pictures`` cuts the prompts' pictures into patches; a picture that several sequences share is cut once.
+    """
     assert examples, "an empty batch has no tensors"
     prompts = [example.prompt.token_ids for example in examples]
     completions = [example.rollout.completion for example in examples]
@@ -44,7 +54,15 @@ def pack(examples: Sequence[Example], *, completion_limit: int, progress: float 
         corrupted_B=torch.zeros(len(examples), dtype=torch.bool),
         progress=progress,
         denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=completion_limit),
+        images=_images(examples, pictures),
     ).recounted()
+
+
+def _images(examples: Sequence[Example], pictures: PictureProcessor | None) -> ImageInputs | None:
+    if pictures is None:
+        assert not any(example.prompt.images for example in examples), "prompts without a picture for a text model"
+        return None
+    return image_inputs([[(i.key, pictures.patches(i)) for i in example.prompt.images] for example in examples])
 
 
 def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:

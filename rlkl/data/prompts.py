@@ -9,20 +9,24 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlkl.data.images import BadImage, read_image
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
 from rlkl.errors import DataError, did_you_mean
 from rlkl.recipe import DataSection
 from rlkl.seeds import derive_seed
-from rlkl.types import Prompt
+from rlkl.types import Image, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rlkl.data.vision import PictureProcessor
+
 logger = logging.getLogger(__name__)
 
-Problem = Literal["empty", "malformed", "too_long"]
+Problem = Literal["empty", "malformed", "too_long", "image"]
 
 EXAMPLES_PER_PROBLEM = 3
 
@@ -41,13 +45,15 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """What became of the rows: ``total = kept + empty + malformed + too_long``."""
+    """What became of the rows: ``total = kept + empty + malformed + too_long + image``."""
 
     total: int
     kept: int
     empty: int
     malformed: int
     too_long: int
+    image: int
+    """Rows with a picture that is missing or does not decode, or with more or fewer than their prompt mentions."""
     examples: tuple[BadRow, ...]
     """The first few bad rows of each kind."""
 
@@ -60,9 +66,9 @@ class DataReport:
         counts = f"{self.kept} of {self.total} rows kept"
         if self.kept == self.total:
             return counts
-        return f"{counts} ({self.empty} empty, {self.malformed} malformed, {self.too_long} too long): " + "; ".join(
-            map(str, self.examples)
-        )
+        images = f", {self.image} with bad images" if self.image else ""
+        kinds = f"{self.empty} empty, {self.malformed} malformed, {self.too_long} too long{images}"
+        return f"{counts} ({kinds}): " + "; ".join(map(str, self.examples))
 
 
 class PromptSource:
@@ -80,11 +86,17 @@ class PromptSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every prompt's id and tokens, answers included, in order."""
+        """Hash of every prompt's id, tokens and pictures, answers included, in order."""
         digest = hashlib.blake2b(digest_size=8)
         for prompt in self._prompts:
-            digest.update(repr((prompt.id, prompt.token_ids, prompt.answers)).encode())
+            keys = [image.key for image in prompt.images]
+            digest.update(repr((prompt.id, prompt.token_ids, prompt.answers, *([keys] if keys else []))).encode())
         return digest.hexdigest()
+
+    @property
+    def images_per_prompt(self) -> int:
+        """The most pictures that a prompt has."""
+        return max(len(prompt.images) for prompt in self._prompts)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """The prompts number ``position`` to ``position + count - 1`` of an endless stream of epochs.
@@ -108,9 +120,17 @@ class PromptSource:
         return self._order_of[1]
 
 
-def load_prompts(
-    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, max_answer_tokens: int = sys.maxsize
-) -> PromptSource:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """What turns a row into token ids."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pictures: PictureProcessor | None = None
+    """Of a vision-language model."""
+    max_answer_tokens: int = sys.maxsize
+
+
+def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> PromptSource:
     """Read, check and tokenize every row of ``section.source``.
 
     Plain text is encoded as the tokenizer does it by default, so a base model sees the beginning-of-sequence token that
@@ -120,11 +140,15 @@ def load_prompts(
 
     Where ``section`` names columns of answers, each prompt gets both: the text (of a list of messages, the last one's)
     encoded as a continuation, and the end-of-sequence token. Rows whose answers are the same, empty, or longer than
-    ``max_answer_tokens`` are bad.
+    ``encoder.max_answer_tokens`` are bad.
+
+    For a vision-language model, each picture in ``section.image_column`` belongs to one placeholder of the prompt, in
+    order; the placeholder is repeated for each token that the model sees of the picture. The column itself is not among
+    the prompt's columns: rewards get the pictures as ``images``.
 
     Raises:
-        DataError: the source cannot be read, lacks the prompt column, holds too many bad rows or no good one; or the
-            prompts are chat messages and the tokenizer has no chat template.
+        DataError: the source cannot be read, lacks the prompt column, holds too many bad rows or no good one; the
+            prompts are chat messages and the tokenizer has no chat template; or there are pictures for a text model.
     """
     rows = read_rows(section)
     for key in ("prompt_column", "chosen_column", "rejected_column"):
@@ -134,16 +158,14 @@ def load_prompts(
                 f"data.{key} = '{column}' is not a column of data.source = '{section.source}'; "
                 f"{did_you_mean(column, rows.columns)}"
             )
-    prompts, report = _tokenize_rows(rows, section, tokenizer, max_answer_tokens)
+    prompts, report = _tokenize_rows(rows, section, encoder)
     _refuse_bad_data(section, report)
     log = logger.info if report.kept == report.total else logger.warning
     log("data.source = %s: %s", section.source, report)
     return PromptSource(prompts, report, shuffle=section.shuffle, seed=seed)
 
 
-def _tokenize_rows(
-    rows: Rows, section: DataSection, tokenizer: PreTrainedTokenizerBase, max_answer_tokens: int
-) -> tuple[list[Prompt], DataReport]:
+def _tokenize_rows(rows: Rows, section: DataSection, encoder: Encoder) -> tuple[list[Prompt], DataReport]:
     kept: list[tuple[int, Prompt]] = []
     counts: Counter[Problem] = Counter()
     examples: list[BadRow] = []
@@ -151,14 +173,13 @@ def _tokenize_rows(
         try:
             if isinstance(row, UnreadableRow):
                 raise _BadPrompt("malformed", row.reason)
-            text, token_ids = _tokenize(row, section, tokenizer)
-            answers = _tokenize_answers(row, section, tokenizer, max_answer_tokens) if section.has_pairs else ()
+            prompt = _prompt(row, section, encoder)
         except _BadPrompt as bad:
             counts[bad.problem] += 1
             if counts[bad.problem] <= EXAMPLES_PER_PROBLEM:
                 examples.append(BadRow(row=number, problem=bad.problem, detail=bad.detail))
         else:
-            kept.append((number, Prompt(id="", text=text, token_ids=token_ids, columns=row, answers=answers)))
+            kept.append((number, prompt))
     ids = _prompt_ids([(number, prompt.columns) for number, prompt in kept])
     prompts = [replace(prompt, id=prompt_id) for prompt_id, (_, prompt) in zip(ids, kept, strict=True)]
     report = DataReport(
@@ -167,6 +188,7 @@ def _tokenize_rows(
         empty=counts["empty"],
         malformed=counts["malformed"],
         too_long=counts["too_long"],
+        image=counts["image"],
         examples=tuple(examples),
     )
     return prompts, report
@@ -205,6 +227,55 @@ class _BadPrompt(Exception):
         self.detail = detail
 
 
+def _prompt(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> Prompt:
+    """A row's prompt, its id left open."""
+    text, token_ids = _tokenize(row, section, encoder.tokenizer)
+    images = _images(row, section, encoder)
+    if encoder.pictures is not None:
+        token_ids = _with_image_tokens(token_ids, images, encoder.pictures)
+    if len(token_ids) > section.max_prompt_tokens:
+        raise _BadPrompt("too_long", f"{len(token_ids)} tokens")
+    return Prompt(
+        id="",
+        text=text,
+        token_ids=token_ids,
+        columns={name: value for name, value in row.items() if name != section.image_column},
+        answers=_tokenize_answers(row, section, encoder) if section.has_pairs else (),
+        images=images,
+    )
+
+
+def _images(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> tuple[Image, ...]:
+    value = row.get(section.image_column)
+    values = value if isinstance(value, list | tuple) else [value]
+    values = [value for value in values if value is not None]
+    if values and encoder.pictures is None:
+        raise DataError(
+            f"the column '{section.image_column}' of data.source = '{section.source}' holds pictures, but the model "
+            "has no vision tower; take a vision-language model, or name another column with data.image_column"
+        )
+    folder = Path(section.source).expanduser().parent
+    try:
+        return tuple(read_image(value, folder) for value in values)
+    except BadImage as error:
+        raise _BadPrompt("image", f"'{section.image_column}': a picture {error}") from error
+
+
+def _with_image_tokens(
+    token_ids: tuple[int, ...], images: tuple[Image, ...], pictures: PictureProcessor
+) -> tuple[int, ...]:
+    """The ids with each picture's placeholder repeated for each of its tokens."""
+    mentioned = token_ids.count(pictures.image_token_id)
+    if mentioned != len(images):
+        raise _BadPrompt("image", f"the prompt mentions {mentioned} pictures and the row has {len(images)}")
+    counts = iter([pictures.token_count(image) for image in images])
+    return tuple(
+        repeated
+        for token in token_ids
+        for repeated in [token] * (next(counts) if token == pictures.image_token_id else 1)
+    )
+
+
 def _tokenize(
     row: Mapping[str, Any], section: DataSection, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, tuple[int, ...]]:
@@ -222,16 +293,13 @@ def _tokenize(
         raise _BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
     if not token_ids:
         raise _BadPrompt("empty", "no tokens")
-    if len(token_ids) > section.max_prompt_tokens:
-        raise _BadPrompt("too_long", f"{len(token_ids)} tokens")
     return text, token_ids
 
 
-def _tokenize_answers(
-    row: Mapping[str, Any], section: DataSection, tokenizer: PreTrainedTokenizerBase, max_answer_tokens: int
-) -> tuple[tuple[int, ...], ...]:
+def _tokenize_answers(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> tuple[tuple[int, ...], ...]:
     """Chosen, then rejected, as a sampler would have returned them."""
     answers = []
+    tokenizer = encoder.tokenizer
     stop = tokenizer.eos_token_id
     assert isinstance(stop, int), "a tokenizer without an end-of-sequence token is refused before data are read"
     for column in (section.chosen_column, section.rejected_column):
@@ -241,7 +309,7 @@ def _tokenize_answers(
             token_ids.append(stop)
         if len(token_ids) == 1:
             raise _BadPrompt("empty", f"'{column}' has no tokens")
-        if len(token_ids) > max_answer_tokens:
+        if len(token_ids) > encoder.max_answer_tokens:
             raise _BadPrompt("too_long", f"'{column}' has {len(token_ids)} tokens")
         answers.append(tuple(token_ids))
     if answers[0] == answers[1]:
@@ -308,4 +376,12 @@ def _checked_messages(messages: list[Any]) -> list[dict[str, Any]]:
         raise _BadPrompt("empty", "no message says anything")
     if messages[-1]["role"] == "assistant":
         raise _BadPrompt("malformed", "the last message is the assistant's, so the answer is already given")
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+    return [_without_nulls(message) for message in messages]
+
+
+def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:
+    """The message, and the parts of its content, without null fields."""
+    kept = {key: value for key, value in message.items() if value is not None}
+    if isinstance(kept.get("content"), list):
+        kept["content"] = [_without_nulls(part) if isinstance(part, dict) else part for part in kept["content"]]
+    return kept

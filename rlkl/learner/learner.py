@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +15,23 @@ from torch import Tensor, nn
 
 from rlkl.batch import NEEDS_REFERENCE, Batch, LossOutput, Signal, Signals
 from rlkl.data.packing import micro_batches, minibatches, pack
-from rlkl.errors import CheckpointError, LearnerError
+from rlkl.data.vision import load_picture_processor
+from rlkl.errors import CheckpointError, LearnerError, MissingSignalError
+from rlkl.learner.corrupting import Corrupter
 from rlkl.learner.schedule import learning_rate
 from rlkl.learner.signals import (
     Models,
     SignalSettings,
     check_supplied,
     differentiable_signals,
+    frozen_corrupted_logprobs,
     frozen_heads,
     frozen_token_signals,
 )
 from rlkl.models.policy import Policy, build_reference
+from rlkl.models.saliency import received_attention
 from rlkl.recipe import Recipe
-from rlkl.types import Completion, Example, Probe, Prompt, Rollout
+from rlkl.types import Completion, Example, Image, Probe, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
 
@@ -68,6 +73,9 @@ class Learner:
         )
         self._total_steps = recipe.steps * self._section.epochs * self._section.minibatches
         self._optimizer_steps = 0
+        self._pictures = load_picture_processor(spec.model_path)
+        self._corrupter = self._build_corrupter()
+        self._corrupted_pictures: dict[int, tuple[Image, ...]] = {}
         self._batch: Batch | None = None
         self._prepared: dict[str, float] = {}
         self.moved = False
@@ -84,7 +92,7 @@ class Learner:
         if not examples:
             return {}
         progress = step / self._recipe.steps
-        batch = pack(examples, completion_limit=self._recipe.rollout.max_new_tokens, progress=progress)
+        batch = self._pack(examples, progress=progress)
         proximal_BT, entropy_BT = frozen_token_signals(
             self.policy, batch, self._signals, device=self._device, entropy=True
         )
@@ -95,12 +103,23 @@ class Learner:
             )
         if Signal.PROXIMAL_HEADS in self._update.needs:
             frozen[Signal.PROXIMAL_HEADS] = self._frozen_heads(batch)
+        corrupted_s = 0.0
+        if self._corrupter is not None:
+            started = time.perf_counter()
+            corrupted = self._corrupter.corrupt(batch, examples)
+            batch, self._corrupted_pictures = corrupted.batch, corrupted.pictures
+            frozen[Signal.CORRUPTED_LOGPROBS] = frozen_corrupted_logprobs(
+                self.policy, batch, self._signals, device=self._device
+            )
+            corrupted_s = time.perf_counter() - started
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch = self._update.credit(batch)
         sampled = _sampled(examples)
         self._prepared = _state_metrics(batch, entropy_BT, sampled=sampled)
         if sampled and self._models.reference is not None:
             self._prepared |= self._reference_kl(batch, left_out)
+        if self._corrupter is not None:
+            self._prepared["time/corrupted_s"] = corrupted_s
         self._prepared |= self._update.batch_metrics(self._batch)
         return self._prepared
 
@@ -112,13 +131,40 @@ class Learner:
         sequences, tokens = counts.sequences, counts.tokens
         if left_out:
             assert self._models.reference is not None
-            others = pack(left_out, completion_limit=counts.completion_limit)
+            others = self._pack(left_out)
             reference_BT, _ = frozen_token_signals(
                 self._models.reference, others, self._signals, device=self._device, entropy=False
             )
             gap += float((others.rollout_logprobs_BT - reference_BT)[others.response_BT].sum())
             sequences, tokens = sequences + others.denominators.sequences, tokens + others.denominators.tokens
         return {"kl/policy_to_reference": gap / sequences, "kl/policy_to_reference_per_token": gap / tokens}
+
+    def _pack(self, examples: Sequence[Example], *, progress: float = 0.0) -> Batch:
+        limit = self._recipe.rollout.max_new_tokens
+        return pack(examples, completion_limit=limit, progress=progress, pictures=self._pictures)
+
+    def _build_corrupter(self) -> Corrupter | None:
+        """For a rule that corrupts pictures. Where it looks is asked of the policy as it is then."""
+        if self._update.corruption is None:
+            return None
+        if self._pictures is None:
+            raise MissingSignalError(
+                self._update.rule,
+                Signal.CORRUPTED_LOGPROBS.name,
+                "The model has no vision tower: take a vision-language model, or update.rule = grpo",
+            )
+        pictures = self._pictures
+
+        def saliency(picture: Any) -> Any:
+            patches_PD, grid_3 = pictures.process(picture)
+            tower = self.policy.model.base_model.visual
+            return received_attention(tower, patches_PD.to(self._device), grid_3.to(self._device))
+
+        return Corrupter(settings=self._update.corruption, pictures=pictures, seed=self._recipe.seed, saliency=saliency)
+
+    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
+        """The corrupted pictures of the prepared batch, by group."""
+        return self._corrupted_pictures
 
     def _frozen_heads(self, batch: Batch) -> Tensor:
         """What the heads say at the start of the step; before anything was trained, they may start over."""
@@ -197,7 +243,7 @@ class Learner:
         """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`."""
         if not probes:
             return []
-        batch = _probe_batch(probes)
+        batch = self._pack(_probe_examples(probes))
         settings = replace(self._signals, temperature=1.0)
         logprobs_BT, _ = frozen_token_signals(self.policy, batch, settings, device=self._device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
@@ -313,8 +359,8 @@ def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[s
     return metrics
 
 
-def _probe_batch(probes: Sequence[Probe]) -> Batch:
-    examples = [
+def _probe_examples(probes: Sequence[Probe]) -> list[Example]:
+    return [
         Example(
             prompt=Prompt(id="probe", text="", token_ids=probe.token_ids[:1], images=probe.images),
             rollout=Rollout(
@@ -328,4 +374,3 @@ def _probe_batch(probes: Sequence[Probe]) -> Batch:
         )
         for probe in probes
     ]
-    return pack(examples, completion_limit=1)

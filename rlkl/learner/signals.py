@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkl.batch import DIFFERENTIABLE, NEEDS_REFERENCE, Batch, Signal, Signals
+from rlkl.batch import DIFFERENTIABLE, NEEDS_REFERENCE, Batch, ImageInputs, Signal, Signals
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import (
@@ -19,18 +19,18 @@ from rlkl.functional.logprobs import (
 )
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
-SUPPLIED = DIFFERENTIABLE | {Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS, Signal.PROXIMAL_HEADS}
-"""What this learner can compute."""
+SUPPLIED = frozenset(Signal)
+"""What this learner can compute. Of corrupted pictures only where there are pictures; set-up looks at the data."""
 
 
 class Scorer(Protocol):
     """A model that signals are computed from."""
 
-    def hidden(self, token_ids_BT: Tensor) -> Tensor: ...
+    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
 
-    def layers(self, token_ids_BT: Tensor) -> Tensor: ...
+    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def check_supplied(update: PolicyUpdate) -> None:
 def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entropy: bool) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies ``[B, T]`` of one micro-batch's response tokens, zero elsewhere."""
     predicted = batch.response_BT[:, 1:]
-    hidden_NH = model.hidden(batch.token_ids_BT)[:, :-1][predicted]
+    hidden_NH = model.hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
     logprobs_N, entropy_N = chunked_logprobs_and_entropy(
         hidden_NH,
         model.head,
@@ -74,6 +74,32 @@ def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entr
         with_entropy=entropy,
     )
     return _spread(logprobs_N, predicted), _spread(entropy_N, predicted)
+
+
+def corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings) -> Tensor:
+    """Log-probabilities ``[B, T]`` of the response given the corrupted pictures, zero for sequences without any."""
+    logprobs_BT = torch.zeros(batch.response_BT.shape, device=batch.response_BT.device)
+    rows_B = batch.corrupted_B.nonzero()[:, 0]
+    if not len(rows_B):
+        return logprobs_BT
+    seen = batch.rows(rows_B)
+    seen_BT, _ = token_signals(model, replace(seen, images=seen.corrupted_images), settings, entropy=False)
+    return logprobs_BT.index_put((rows_B,), pad_to(seen_BT, logprobs_BT.shape[1]))
+
+
+@torch.no_grad()
+def frozen_corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
+    """The same for a whole batch, without gradient."""
+    logprobs_BT = torch.zeros(batch.response_BT.shape)
+    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
+        micro_BT = corrupted_logprobs(model, batch.rows(rows_B).to(device), settings).cpu()
+        logprobs_BT[rows_B, : micro_BT.shape[1]] = micro_BT
+    return logprobs_BT
+
+
+def pad_to(x_BT: Tensor, length: int) -> Tensor:
+    """Zeros on the right up to ``length``."""
+    return F.pad(x_BT, (0, length - x_BT.shape[1]))
 
 
 @torch.no_grad()
@@ -95,13 +121,13 @@ def frozen_token_signals(
 def differentiable_signals(models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate) -> Signals:
     """The signals with gradient that a rule needs, for one micro-batch."""
     predicted = batch.response_BT[:, 1:]
-    hidden_BTH = models.policy.hidden(batch.token_ids_BT)
+    hidden_BTH = models.policy.hidden(batch.token_ids_BT, batch.images)
     hidden_NH, targets_N = hidden_BTH[:, :-1][predicted], batch.token_ids_BT[:, 1:][predicted]
     values: dict[Signal, Tensor] = {}
     if update.needs & NEEDS_REFERENCE & DIFFERENTIABLE:
         assert models.reference is not None
         with torch.no_grad():
-            reference_NH = models.reference.hidden(batch.token_ids_BT)[:, :-1][predicted]
+            reference_NH = models.reference.hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
         scores = chunked_scores_against_reference(
             (hidden_NH, reference_NH),
             (models.policy.head, models.reference.head),
@@ -127,6 +153,8 @@ def differentiable_signals(models: Models, batch: Batch, settings: SignalSetting
             chunk_tokens=settings.chunk_tokens,
             with_entropy=Signal.POLICY_ENTROPY in update.needs,
         )
+    if Signal.CORRUPTED_LOGPROBS in update.recomputed:
+        values[Signal.CORRUPTED_LOGPROBS] = corrupted_logprobs(models.policy, batch, settings)
     values[Signal.POLICY_LOGPROBS] = _spread(logprobs_N, predicted)
     values[Signal.POLICY_ENTROPY] = _spread(entropy_N, predicted)
     if models.heads is not None:
@@ -141,7 +169,7 @@ def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, devi
     for rows_B in micro_batches(batch, settings.micro_batch_tokens):
         micro = batch.rows(rows_B).to(device)
         reads_policy = models.heads is not None and models.heads.reads is HeadInput.POLICY_HIDDEN
-        hidden_BTH = models.policy.hidden(micro.token_ids_BT) if reads_policy else None
+        hidden_BTH = models.policy.hidden(micro.token_ids_BT, micro.images) if reads_policy else None
         parts.append((rows_B, _heads(models, micro, hidden_BTH).cpu()))
     heads_BTK = torch.zeros(*batch.response_BT.shape, parts[0][1].shape[-1])
     for rows_B, micro_BTK in parts:
@@ -160,7 +188,7 @@ def _heads(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
     elif models.heads.reads is HeadInput.REFERENCE_LAYERS:
         assert models.reference is not None
         with torch.no_grad():
-            layers_BTLH = models.reference.layers(batch.token_ids_BT)
+            layers_BTLH = models.reference.layers(batch.token_ids_BT, batch.images)
         said_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
     else:
         assert hidden_BTH is not None

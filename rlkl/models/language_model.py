@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from rlkl.batch import ImageInputs
 from rlkl.errors import EnvironmentProblem
 
 _LOGITS_TOLERANCE = 1e-4
@@ -21,23 +22,58 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.device = device
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=weights_dtype, attn_implementation="sdpa")
+        loader = model_class(AutoConfig.from_pretrained(path))
+        model = loader.from_pretrained(path, dtype=weights_dtype, attn_implementation="sdpa")
         self.model: Any = _without_dropout(model).to(device)
         self._check_head()
 
-    def hidden(self, token_ids_BT: Tensor) -> Tensor:
+    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
         """Last hidden states ``[B, T, H]``, after the final norm.
 
-        Sequences are padded on the right, where causal attention cannot see, so there is no attention mask.
+        Sequences are padded on the right, where causal attention cannot see, so there is no attention mask. ``images``
+        stand at the first placeholder ids of their sequences; a placeholder id that comes later is an ordinary token,
+        as it is for the sampler that drew it.
         """
         with self._autocast():
-            return self.model.base_model(input_ids=token_ids_BT, use_cache=False).last_hidden_state
+            inputs = self._inputs(token_ids_BT, images)
+            return self.model.base_model(**inputs, use_cache=False).last_hidden_state
 
-    def layers(self, token_ids_BT: Tensor) -> Tensor:
+    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
         """Hidden states after each block ``[B, T, L, H]``, the last after the final norm."""
         with self._autocast():
-            output = self.model.base_model(input_ids=token_ids_BT, use_cache=False, output_hidden_states=True)
+            inputs = self._inputs(token_ids_BT, images)
+            output = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True)
         return torch.stack(output.hidden_states[1:], dim=2)
+
+    def _inputs(self, token_ids_BT: Tensor, images: ImageInputs | None) -> dict[str, Tensor]:
+        """Token ids; with pictures the embeddings that these become, and each place's position in text and picture."""
+        if images is None:
+            return {"input_ids": token_ids_BT} | self._text_positions(token_ids_BT)
+        body = self.model.base_model
+        features = body.get_image_features(images.patches_PD, images.grids_I3, return_dict=True).pooler_output
+        places = image_places(token_ids_BT, self.model.config.image_token_id, [len(f) for f in features], images)
+        order = [image for of_sequence in images.images_B for image in of_sequence]
+        embedded_BTH = body.get_input_embeddings()(token_ids_BT)
+        seen_NH = torch.cat([features[image] for image in order]).to(embedded_BTH.dtype)
+        positions_3BT, _ = body.get_rope_index(
+            token_ids_BT, mm_token_type_ids=places.int(), image_grid_thw=images.grids_I3[order]
+        )
+        return {
+            "inputs_embeds": embedded_BTH.masked_scatter(places.unsqueeze(-1), seen_NH),
+            "position_ids": positions_3BT,
+        }
+
+    def _text_positions(self, token_ids_BT: Tensor) -> dict[str, Tensor]:
+        """Named outright for a vision-language model, which otherwise may go on counting from an earlier call."""
+        if not self.sees:
+            return {}
+        rows, length = token_ids_BT.shape
+        return {"position_ids": torch.arange(length, device=token_ids_BT.device).expand(3, rows, length)}
+
+    @property
+    def sees(self) -> bool:
+        """Whether it is a vision-language model."""
+        return getattr(self.model.config, "vision_config", None) is not None
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Logits ``[N, V]`` of hidden states ``[N, H]``."""
@@ -69,6 +105,26 @@ class LanguageModel(nn.Module):
                 f"{type(self.model).__name__} changes its logits after the output head (soft-capping or scaling), so "
                 "chunked log-probs would be wrong. Choose a model without it (Qwen, Llama, Mistral, ...)."
             )
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class that a model of this configuration is loaded by, with its output head."""
+    sees = getattr(config, "vision_config", None) is not None
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def image_places(token_ids_BT: Tensor, image_token_id: int, sizes: list[int], images: ImageInputs) -> Tensor:
+    """Where pictures stand, ``[B, T]`` bool: of each sequence's placeholders the first ones, as many as it needs.
+
+    ``sizes``: tokens of each picture.
+    """
+    placeholder_BT = token_ids_BT == image_token_id
+    needed_B1 = torch.tensor(
+        [[sum(sizes[image] for image in of_sequence)] for of_sequence in images.images_B], device=token_ids_BT.device
+    )
+    places_BT = placeholder_BT & (placeholder_BT.cumsum(dim=1) <= needed_B1)
+    assert torch.equal(places_BT.sum(dim=1, keepdim=True), needed_B1), "counted when the prompts were read"
+    return places_BT
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rlkl.models.language_model import LanguageModel
+from rlkl.batch import ImageInputs
+from rlkl.models.language_model import LanguageModel, model_class
 from rlkl.recipe import LoraSection, ModelSection
 from rlkl.seeds import derive_seed
 
@@ -17,9 +18,9 @@ from rlkl.seeds import derive_seed
 class Reference(Protocol):
     """What the learner asks of a reference model."""
 
-    def hidden(self, token_ids_BT: Tensor) -> Tensor: ...
+    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
-    def layers(self, token_ids_BT: Tensor) -> Tensor: ...
+    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
 
@@ -41,6 +42,8 @@ class Policy(LanguageModel):
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
                 self.adapter = _add_adapter(self.model, section.lora)
+        if section.freeze_vision and self.sees:
+            self.model.base_model.visual.requires_grad_(False)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
@@ -55,13 +58,13 @@ class Policy(LanguageModel):
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder (without tokenizer), adapters merged in, in the publishing precision."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.published()}
         config = AutoConfig.for_model(**self.model.config.to_dict())
         config.dtype = self.dtype
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(config)
+            shell = model_class(config).from_config(config)
         shell.generation_config = self.model.generation_config
         shell.save_pretrained(folder, state_dict=tensors)
 
@@ -83,13 +86,13 @@ class AdapterOff:
         assert policy.adapter is not None
         self._policy = policy
 
-    def hidden(self, token_ids_BT: Tensor) -> Tensor:
+    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
         with self._policy.adapter.disable_adapter():
-            return self._policy.hidden(token_ids_BT)
+            return self._policy.hidden(token_ids_BT, images)
 
-    def layers(self, token_ids_BT: Tensor) -> Tensor:
+    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
         with self._policy.adapter.disable_adapter():
-            return self._policy.layers(token_ids_BT)
+            return self._policy.layers(token_ids_BT, images)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         with self._policy.adapter.disable_adapter():

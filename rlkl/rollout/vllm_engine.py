@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlkl.data.images import open_image
 from rlkl.errors import RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.types import Completion, Probe
+from rlkl.types import Completion, Image, Probe
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+
+_SeenPrompt = tuple[tuple[int, ...], tuple[Image, ...]]
+"""Token ids, and the pictures that their placeholders stand for."""
 
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 
@@ -35,8 +40,6 @@ class WeightReceiver:
         loaded = model.load_weights(iter(tensors))
         finalize_layerwise_reload(model, self.vllm_config.model_config)
         self.model_runner.reset_lora_state()
-        self.model_runner.reset_encoder_cache()
-        self.model_runner.reset_mm_cache()
         if current_platform.is_cpu():
             self._repack_tied_head(model)
         return sorted(expected - set(loaded))
@@ -65,15 +68,20 @@ class VllmEngine:
 
         on_cpu = not torch.cuda.is_available()
         self._settings = settings
+        sees = settings.image_token_id is not None
         self._llm: LLM = LLM(
             model=settings.model_path,
             dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
+            limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
             generation_config="vllm",
             max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
             logprobs_mode="processed_logprobs",
             gpu_memory_utilization=settings.memory_fraction,
             enforce_eager=on_cpu,
+            # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
+            enable_chunked_prefill=False if on_cpu else None,
+            disable_chunked_mm_input=on_cpu,
             worker_extension_cls=_EXTENSION,
             disable_log_stats=True,
         )
@@ -92,14 +100,15 @@ class VllmEngine:
             )
             for request in requests
         ]
-        prompts = [request.prompt_token_ids for request in requests]
+        prompts = [(request.prompt_token_ids, request.images) for request in requests]
         return [_completion(output) for output in self._run(prompts, parameters)]
 
     def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self._run([probe.token_ids for probe in probes], [parameters] * len(probes))
+        prompts = [(probe.token_ids, probe.images) for probe in probes]
+        outputs = self._run(prompts, [parameters] * len(probes))
         return [
             tuple(
                 _chosen(position, token)
@@ -111,14 +120,45 @@ class VllmEngine:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
         stale: list[list[str]] = self._llm.collective_rpc("receive_weights", args=(list(tensors),))
         self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()  # what the old weights saw of each picture
         return frozenset(name for names in stale for name in names)
 
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def _run(self, prompts: Sequence[tuple[int, ...]], parameters: Sequence[Any]) -> list[RequestOutput]:
-        inputs: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return self._llm.generate(inputs, list(parameters), use_tqdm=False)
+    def _run(self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any]) -> list[RequestOutput]:
+        inputs: list[Any] = [self._input(token_ids, images) for token_ids, images in prompts]
+        outputs = self._llm.generate(inputs, list(parameters), use_tqdm=False)
+        for output, (token_ids, images) in zip(outputs, prompts, strict=True):
+            if images and tuple(output.prompt_token_ids or ()) != token_ids:
+                raise RolloutError(
+                    f"vLLM made {len(output.prompt_token_ids or ())} tokens of a prompt that has {len(token_ids)} with "
+                    f"its {len(images)} pictures: its picture processor is set otherwise than the model folder's"
+                )
+        return outputs
+
+    def _input(self, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> dict[str, Any]:
+        """vLLM repeats the placeholder itself, so each picture goes in with one. Its key spares it a second look."""
+        if not images:
+            return {"prompt_token_ids": list(token_ids)}
+        assert self._settings.image_token_id is not None
+        return {
+            "prompt_token_ids": _one_placeholder_each(token_ids, self._settings.image_token_id, len(images)),
+            "multi_modal_data": {"image": [open_image(image) for image in images]},
+            "multi_modal_uuids": {"image": [image.key for image in images]},
+        }
+
+
+def _one_placeholder_each(token_ids: tuple[int, ...], placeholder: int, images: int) -> list[int]:
+    """The ids with the first ``images`` runs of the placeholder shortened to one; later ones are ordinary tokens."""
+    kept: list[int] = []
+    runs = 0
+    for before, token in pairwise((-1, *token_ids)):
+        starts = token == placeholder and before != placeholder
+        runs += starts
+        if token != placeholder or starts or runs > images:
+            kept.append(token)
+    return kept
 
 
 def _set_environment(settings: EngineSettings) -> None:

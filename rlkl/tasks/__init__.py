@@ -11,6 +11,7 @@ from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.reviews import Reviews
+from rlkl.tasks.shapes import Shapes
 
 __all__ = ["TASKS", "Task", "base_model", "get_task", "task_name", "task_reward", "task_rows"]
 
@@ -20,6 +21,7 @@ _T = TypeVar("_T")
 TASKS: dict[str, Task] = {
     "arithmetic": Arithmetic(),
     "reviews": Reviews(),
+    "shapes": Shapes(),
 }
 
 

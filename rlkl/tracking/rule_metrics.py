@@ -117,6 +117,13 @@ RULE_METRICS: tuple[MetricDefinition, ...] = (
         bad="Above 0 for long: such pairs teach nothing.",
     ),
     MetricDefinition(
+        key="time/corrupted_s",
+        unit="seconds",
+        formula="Corrupting the pictures and scoring the responses given them, once a step: a part of time/learner_s.",
+        bad="Far above a fifth of time/step_s: lower update.corruption's cost, or the pictures' size.",
+        timing=True,
+    ),
+    MetricDefinition(
         key="rule/<name>",
         unit="the rule's own",
         formula="What an update rule from outside rlkl logs under this name, summed over micro-batches.",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rlkl.data.prompts import PromptSource, load_prompts
+from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.errors import LearnerError, RewardError
 from rlkl.learner.checkpoint import Checkpoints, read_state
 from rlkl.loop import STEPS_WITHOUT_GRADIENT, Trainer
@@ -92,7 +92,7 @@ def trainer(
     }
     recipe = Recipe.model_validate(values | sections)
     tokenizer = character_tokenizer()
-    source: PromptSource = load_prompts(recipe.data, tokenizer, seed=0)
+    source: PromptSource = load_prompts(recipe.data, Encoder(tokenizer=tokenizer), seed=0)
     return Trainer(
         recipe=recipe,
         run_dir=run_dir,

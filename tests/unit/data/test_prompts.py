@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlkl.data.prompts import BadRow, DataReport, PromptSource, load_prompts
+from rlkl.data.prompts import BadRow, DataReport, Encoder, PromptSource, load_prompts
 from rlkl.errors import DataError
 from rlkl.recipe import DataSection
 from rlkl.tasks.characters import character_tokenizer
@@ -56,7 +56,7 @@ def section(source: str, **keys: Any) -> DataSection:
 
 
 def load(source: str, tokenizer: Any, **keys: Any) -> PromptSource:
-    return load_prompts(section(source, **keys), tokenizer, seed=0)
+    return load_prompts(section(source, **keys), Encoder(tokenizer=tokenizer), seed=0)
 
 
 def test_plain_text_rows_become_prompts_with_all_their_columns(tmp_path, tokenizer):
@@ -201,7 +201,7 @@ def test_a_system_prompt_for_plain_text_is_refused(tmp_path, tokenizer):
 def source_of(count: int, *, shuffle: bool = True, seed: int = 0) -> PromptSource:
     from rlkl.types import Prompt
 
-    report = DataReport(total=count, kept=count, empty=0, malformed=0, too_long=0, examples=())
+    report = DataReport(total=count, kept=count, empty=0, malformed=0, too_long=0, image=0, examples=())
     prompts = [Prompt(id=str(number), text="x", token_ids=(1,)) for number in range(count)]
     return PromptSource(prompts, report, shuffle=shuffle, seed=seed)
 
@@ -241,7 +241,7 @@ def test_a_clean_source_is_reported_without_a_warning(tmp_path, tokenizer, caplo
 
 def test_a_report_shows_its_examples():
     bad = BadRow(row=4, problem="too_long", detail="900 tokens")
-    report = DataReport(total=2, kept=1, empty=0, malformed=0, too_long=1, examples=(bad,))
+    report = DataReport(total=2, kept=1, empty=0, malformed=0, too_long=1, image=0, examples=(bad,))
     assert str(report) == "1 of 2 rows kept (0 empty, 0 malformed, 1 too long): row 4 (too_long: 900 tokens)"
 
 
@@ -280,9 +280,8 @@ def test_bad_answers_are_counted_with_bad_prompts(tmp_path: Path, tokenizer: Any
         {**good, "chosen": [{"role": "user", "content": "abc"}]},
         {**good, "prompt": ""},
     ]
-    source = load_prompts(
-        section(write_jsonl(tmp_path, *rows), max_bad_fraction=1, **PAIRS), tokenizer, seed=0, max_answer_tokens=4
-    )
+    encoder = Encoder(tokenizer=tokenizer, max_answer_tokens=4)
+    source = load_prompts(section(write_jsonl(tmp_path, *rows), max_bad_fraction=1, **PAIRS), encoder, seed=0)
     report = source.report
     assert (report.total, report.kept, report.empty, report.malformed, report.too_long) == (8, 1, 3, 3, 1)
     assert "'chosen' has 5 tokens" in str(report)

@@ -1,0 +1,100 @@
+"""The model's own picture processing: how many tokens a picture takes, and the patches that its vision tower reads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor
+
+from rlkl.batch import ImageInputs
+from rlkl.data.images import open_image
+from rlkl.errors import InputError
+from rlkl.types import Image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_KEPT_BYTES = 1 << 30
+"""Patches kept for pictures that come again."""
+
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
+"""``model_type`` of the vision-language models whose pictures rlkl can place."""
+
+
+class PictureProcessor:
+    """A vision-language model's picture processor. Patches of the pictures used last are kept, up to a gigabyte."""
+
+    def __init__(self, processor: Any, image_token_id: int) -> None:
+        self.image_token_id = image_token_id
+        """What stands in token ids once for each token of a picture."""
+        self._processor = processor.image_processor
+        self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def token_count(self, image: Image) -> int:
+        """Tokens that the model sees of a picture; no pixel is looked at."""
+        patches = self._processor.get_number_of_image_patches(image.height, image.width)
+        return patches // self._processor.merge_size**2
+
+    def patches(self, image: Image) -> tuple[Tensor, Tensor]:
+        """Patches ``[P, D]`` float32 and the grid ``[3]`` (time, height, width in patches) of one picture."""
+        if image.key in self._kept:
+            self._kept.move_to_end(image.key)
+            return self._kept[image.key]
+        made = self.process(open_image(image))
+        self._kept[image.key] = made
+        self._kept_bytes += made[0].nbytes
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1][0].nbytes
+        return made
+
+    def process(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """The same of a picture that does not come again, such as a corrupted one."""
+        made = self._processor(images=[picture], return_tensors="pt")
+        return made["pixel_values"].float(), made["image_grid_thw"][0]
+
+
+def image_inputs(made: Sequence[Sequence[tuple[str, tuple[Tensor, Tensor]]]]) -> ImageInputs | None:
+    """Each sequence's pictures, as keys with patches and grid; one key is taken once. None: there is no picture."""
+    numbers: dict[str, int] = {}
+    pictures: list[tuple[Tensor, Tensor]] = []
+    for sequence in made:
+        for key, picture in sequence:
+            if key not in numbers:
+                numbers[key] = len(pictures)
+                pictures.append(picture)
+    if not pictures:
+        return None
+    return ImageInputs(
+        patches_PD=torch.cat([patches for patches, _ in pictures]),
+        grids_I3=torch.stack([grid for _, grid in pictures]),
+        images_B=tuple(tuple(numbers[key] for key, _ in sequence) for sequence in made),
+    )
+
+
+def load_picture_processor(model_path: str) -> PictureProcessor | None:
+    """The model's picture processor; None for a text model.
+
+    Raises:
+        InputError: a vision-language model of a kind that rlkl does not know, or without its processor.
+    """
+    config = AutoConfig.from_pretrained(model_path)
+    if getattr(config, "vision_config", None) is None:
+        return None
+    if config.model_type not in SUPPORTED:
+        raise InputError(
+            f"model.path = {model_path!r} is a vision-language model of type {config.model_type}; rlkl knows "
+            f"{', '.join(SUPPORTED)}. Take one of these, or a text model"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.path = {model_path!r}: its picture processor cannot be loaded ({error}); the folder needs "
+            "preprocessor_config.json beside the model"
+        ) from error
+    return PictureProcessor(processor, config.image_token_id)
