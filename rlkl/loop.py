@@ -20,7 +20,7 @@ from rlkl.rewards import RewardSet
 from rlkl.rollout.collect import Draw
 from rlkl.rollout.engine import Request
 from rlkl.tracking.tracker import RunSummary, Tracker
-from rlkl.types import Completion, Example, Probe, RolloutGroup
+from rlkl.types import Completion, Example, Image, Probe, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.filters import filter_groups
 from rlkl.weights import build_probes
@@ -41,6 +41,8 @@ class Backend(Protocol):
     ) -> dict[str, float]: ...
 
     def token_columns(self) -> Mapping[str, Sequence[Sequence[float]]]: ...
+
+    def corrupted_pictures(self) -> Mapping[int, Sequence[Image]]: ...
 
     def step(self, step: int) -> dict[str, float]: ...
 
@@ -113,6 +115,7 @@ class Trainer:
         probes = self._probes(groups)
         metrics |= clock.run("learner", self.backend.prepare, examples, _left_out(groups, examples), probes, self.step)
         columns = self._token_columns(groups, examples)
+        corrupted = self.backend.corrupted_pictures() if self.tracker.samples_due(self.step) else {}
         metrics |= clock.run("learner", self.backend.step, self.step)
         gap = clock.run("publish", self.backend.publish, self.step + 1, probes)
         if self.recipe.rollout.workers:
@@ -120,7 +123,7 @@ class Trainer:
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
         tokens = sum(len(completion.token_ids) for completion in completions)
         self.metrics = metrics | clock.metrics(rollouts=len(completions), tokens=tokens)
-        self.tracker.log(self.step, self.metrics, groups, columns)
+        self.tracker.log(self.step, self.metrics, groups, columns, corrupted)
         self.step += 1
         self._watch_gradient()
 

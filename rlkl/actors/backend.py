@@ -17,7 +17,7 @@ from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.types import Completion, Example, Probe
+from rlkl.types import Completion, Example, Image, Probe
 from rlkl.weights import ROUNDING_SHARE, TOLERANCE, Expected, Receipt, verify
 
 _LEARNER = "the learner"
@@ -72,6 +72,10 @@ class RayBackend:
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
         """See `Learner.token_columns`."""
         return self._call_learner("hand out its token columns", self._learner.token_columns.remote())
+
+    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
+        """See `Learner.corrupted_pictures`."""
+        return self._call_learner("hand out its pictures", self._learner.corrupted_pictures.remote())
 
     def step(self, step: int) -> dict[str, float]:
         """See `Learner.step`."""

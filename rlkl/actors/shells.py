@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
-from rlkl.types import Completion, Example, Probe
+from rlkl.types import Completion, Example, Image, Probe
 from rlkl.weights import (
     Expected,
     HostMemoryChannel,
@@ -64,6 +64,9 @@ class LearnerWorker:
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
         return self._learner.token_columns()
+
+    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
+        return self._learner.corrupted_pictures()
 
     def step(self, step: int) -> dict[str, float]:
         return self._learner.step(step)

@@ -62,7 +62,7 @@ def _images(examples: Sequence[Example], pictures: PictureProcessor | None) -> I
     if pictures is None:
         assert not any(example.prompt.images for example in examples), "prompts without a picture for a text model"
         return None
-    return image_inputs([[(i.key, pictures.patches(i)) for i in example.prompt.images] for example in examples])
+    return image_inputs([pictures.of_prompt(example.prompt) for example in examples])
 
 
 def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:

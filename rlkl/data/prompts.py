@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rlkl.data.images import BadImage, read_image
+from rlkl.data.report import BadPrompt, BadRow, DataReport, Problem
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
 from rlkl.errors import DataError, did_you_mean
 from rlkl.recipe import DataSection
@@ -26,49 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Problem = Literal["empty", "malformed", "too_long", "image"]
-
 EXAMPLES_PER_PROBLEM = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
-    """A row that was left out. ``row`` counts from 0 (line number - 1 in a JSON Lines file)."""
-
-    row: int
-    problem: Problem
-    detail: str
-
-    def __str__(self) -> str:
-        return f"row {self.row} ({self.problem}: {self.detail})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataReport:
-    """What became of the rows: ``total = kept + empty + malformed + too_long + image``."""
-
-    total: int
-    kept: int
-    empty: int
-    malformed: int
-    too_long: int
-    image: int
-    """Rows with a picture that is missing or does not decode, or with more or fewer than their prompt mentions."""
-    examples: tuple[BadRow, ...]
-    """The first few bad rows of each kind."""
-
-    @property
-    def bad_fraction(self) -> float:
-        """Share of the rows that were left out; 0 of no rows."""
-        return (self.total - self.kept) / self.total if self.total else 0.0
-
-    def __str__(self) -> str:
-        counts = f"{self.kept} of {self.total} rows kept"
-        if self.kept == self.total:
-            return counts
-        images = f", {self.image} with bad images" if self.image else ""
-        kinds = f"{self.empty} empty, {self.malformed} malformed, {self.too_long} too long{images}"
-        return f"{counts} ({kinds}): " + "; ".join(map(str, self.examples))
+SIZES_CHECKED = 64
+"""Picture sizes whose token count is checked before training starts."""
 
 
 class PromptSource:
@@ -160,9 +121,26 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
             )
     prompts, report = _tokenize_rows(rows, section, encoder)
     _refuse_bad_data(section, report)
+    if encoder.pictures is not None:
+        _check_token_counts(prompts, encoder.pictures)
     log = logger.info if report.kept == report.total else logger.warning
     log("data.source = %s: %s", section.source, report)
     return PromptSource(prompts, report, shuffle=section.shuffle, seed=seed)
+
+
+def _check_token_counts(prompts: Sequence[Prompt], pictures: PictureProcessor) -> None:
+    """Cut a picture of each size, of the first sizes, and count its tokens; raises `DataError` that names the row.
+
+    The others are counted when they are first cut, before the step that they are for.
+    """
+    sizes: set[tuple[int, int]] = set()
+    for prompt in prompts:
+        new = {(image.width, image.height) for image in prompt.images} - sizes
+        if new:
+            pictures.of_prompt(prompt)
+            sizes |= new
+        if len(sizes) >= SIZES_CHECKED:
+            return
 
 
 def _tokenize_rows(rows: Rows, section: DataSection, encoder: Encoder) -> tuple[list[Prompt], DataReport]:
@@ -172,9 +150,9 @@ def _tokenize_rows(rows: Rows, section: DataSection, encoder: Encoder) -> tuple[
     for number, row in rows.numbered:
         try:
             if isinstance(row, UnreadableRow):
-                raise _BadPrompt("malformed", row.reason)
+                raise BadPrompt("malformed", row.reason)
             prompt = _prompt(row, section, encoder)
-        except _BadPrompt as bad:
+        except BadPrompt as bad:
             counts[bad.problem] += 1
             if counts[bad.problem] <= EXAMPLES_PER_PROBLEM:
                 examples.append(BadRow(row=number, problem=bad.problem, detail=bad.detail))
@@ -218,15 +196,6 @@ def _refuse_bad_data(section: DataSection, report: DataReport) -> None:
     )
 
 
-class _BadPrompt(Exception):
-    """Ends the reading of one row. Never leaves this module."""
-
-    def __init__(self, problem: Problem, detail: str) -> None:
-        super().__init__(problem, detail)
-        self.problem: Problem = problem
-        self.detail = detail
-
-
 def _prompt(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> Prompt:
     """A row's prompt, its id left open."""
     text, token_ids = _tokenize(row, section, encoder.tokenizer)
@@ -234,7 +203,7 @@ def _prompt(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> P
     if encoder.pictures is not None:
         token_ids = _with_image_tokens(token_ids, images, encoder.pictures)
     if len(token_ids) > section.max_prompt_tokens:
-        raise _BadPrompt("too_long", f"{len(token_ids)} tokens")
+        raise BadPrompt("too_long", f"{len(token_ids)} tokens")
     return Prompt(
         id="",
         text=text,
@@ -258,7 +227,7 @@ def _images(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> t
     try:
         return tuple(read_image(value, folder) for value in values)
     except BadImage as error:
-        raise _BadPrompt("image", f"'{section.image_column}': a picture {error}") from error
+        raise BadPrompt("image", f"'{section.image_column}': a picture {error}") from error
 
 
 def _with_image_tokens(
@@ -267,7 +236,7 @@ def _with_image_tokens(
     """The ids with each picture's placeholder repeated for each of its tokens."""
     mentioned = token_ids.count(pictures.image_token_id)
     if mentioned != len(images):
-        raise _BadPrompt("image", f"the prompt mentions {mentioned} pictures and the row has {len(images)}")
+        raise BadPrompt("image", f"the prompt mentions {mentioned} pictures and the row has {len(images)}")
     counts = iter([pictures.token_count(image) for image in images])
     return tuple(
         repeated
@@ -281,18 +250,18 @@ def _tokenize(
 ) -> tuple[str, tuple[int, ...]]:
     column = section.prompt_column
     if column not in row:
-        raise _BadPrompt("malformed", f"no column '{column}'")
+        raise BadPrompt("malformed", f"no column '{column}'")
     value = row[column]
     if value is None:
-        raise _BadPrompt("empty", f"'{column}' is null")
+        raise BadPrompt("empty", f"'{column}' is null")
     if isinstance(value, str):
         text, token_ids = _encode_text(value, section, tokenizer)
     elif isinstance(value, list):
         text, token_ids = _encode_chat(value, section, tokenizer)
     else:
-        raise _BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
+        raise BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
     if not token_ids:
-        raise _BadPrompt("empty", "no tokens")
+        raise BadPrompt("empty", "no tokens")
     return text, token_ids
 
 
@@ -308,12 +277,12 @@ def _tokenize_answers(row: Mapping[str, Any], section: DataSection, encoder: Enc
         if token_ids[-1:] != [stop]:
             token_ids.append(stop)
         if len(token_ids) == 1:
-            raise _BadPrompt("empty", f"'{column}' has no tokens")
+            raise BadPrompt("empty", f"'{column}' has no tokens")
         if len(token_ids) > encoder.max_answer_tokens:
-            raise _BadPrompt("too_long", f"'{column}' has {len(token_ids)} tokens")
+            raise BadPrompt("too_long", f"'{column}' has {len(token_ids)} tokens")
         answers.append(tuple(token_ids))
     if answers[0] == answers[1]:
-        raise _BadPrompt("malformed", "both answers are the same")
+        raise BadPrompt("malformed", "both answers are the same")
     return tuple(answers)
 
 
@@ -321,12 +290,12 @@ def _answer_text(value: Any, column: str) -> str:
     if isinstance(value, list):
         message = value[-1] if value else None
         if not isinstance(message, dict) or message.get("role") != "assistant":
-            raise _BadPrompt("malformed", f"'{column}' does not end with a message of the assistant")
+            raise BadPrompt("malformed", f"'{column}' does not end with a message of the assistant")
         value = message.get("content")
     if value is None:
-        raise _BadPrompt("empty", f"'{column}' is null")
+        raise BadPrompt("empty", f"'{column}' is null")
     if not isinstance(value, str):
-        raise _BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
+        raise BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
     return value
 
 
@@ -337,7 +306,7 @@ def _encode_text(text: str, section: DataSection, tokenizer: PreTrainedTokenizer
             f"'{section.source}' holds plain text; make it a list of messages or leave data.system_prompt out"
         )
     if not text.strip():
-        raise _BadPrompt("empty", "blank text")
+        raise BadPrompt("empty", "blank text")
     has_bos = isinstance(tokenizer.bos_token, str) and text.startswith(tokenizer.bos_token)
     token_ids = tokenizer.encode(text, add_special_tokens=not has_bos)
     if token_ids and token_ids[-1] == tokenizer.eos_token_id:
@@ -361,7 +330,7 @@ def _encode_chat(
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
-        raise _BadPrompt("malformed", f"the chat template refuses the messages: {error}") from error
+        raise BadPrompt("malformed", f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)
     return text, tuple(tokenizer.encode(text, add_special_tokens=False))
 
@@ -371,11 +340,11 @@ def _checked_messages(messages: list[Any]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
         if not is_message or not isinstance(message.get("content"), (str, list)):
-            raise _BadPrompt("malformed", f"message {number} is not {{'role': ..., 'content': ...}}")
+            raise BadPrompt("malformed", f"message {number} is not {{'role': ..., 'content': ...}}")
     if not messages or not any(message["content"] for message in messages if message["role"] != "system"):
-        raise _BadPrompt("empty", "no message says anything")
+        raise BadPrompt("empty", "no message says anything")
     if messages[-1]["role"] == "assistant":
-        raise _BadPrompt("malformed", "the last message is the assistant's, so the answer is already given")
+        raise BadPrompt("malformed", "the last message is the assistant's, so the answer is already given")
     return [_without_nulls(message) for message in messages]
 
 

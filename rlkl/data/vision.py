@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoProcessor
 
 from rlkl.batch import ImageInputs
 from rlkl.data.images import open_image
-from rlkl.errors import InputError
-from rlkl.types import Image
+from rlkl.errors import DataError, InputError
+from rlkl.types import Image, Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -37,8 +37,12 @@ class PictureProcessor:
 
     def token_count(self, image: Image) -> int:
         """Tokens that the model sees of a picture; no pixel is looked at."""
-        patches = self._processor.get_number_of_image_patches(image.height, image.width)
-        return patches // self._processor.merge_size**2
+        return self._processor.get_number_of_image_patches(image.height, image.width) // self.patches_per_token
+
+    @property
+    def patches_per_token(self) -> int:
+        """How many patches the model merges into one token."""
+        return self._processor.merge_size**2
 
     def patches(self, image: Image) -> tuple[Tensor, Tensor]:
         """Patches ``[P, D]`` float32 and the grid ``[3]`` (time, height, width in patches) of one picture."""
@@ -50,6 +54,23 @@ class PictureProcessor:
         self._kept_bytes += made[0].nbytes
         while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._kept.popitem(last=False)[1][0].nbytes
+        return made
+
+    def of_prompt(self, prompt: Prompt) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+        """The prompt's pictures as keys with patches and grid, as `image_inputs` takes them.
+
+        Raises:
+            DataError: a picture has another number of tokens than its placeholder was repeated for.
+        """
+        made = [(image.key, self.patches(image)) for image in prompt.images]
+        for number, (image, (_, (_, grid_3))) in enumerate(zip(prompt.images, made, strict=True)):
+            seen, announced = int(grid_3.prod()) // self.patches_per_token, self.token_count(image)
+            if seen != announced:
+                raise DataError(
+                    f"{prompt.id}: picture {number} ({image.width} x {image.height} pixels) is {seen} tokens after the "
+                    f"model's picture processing, which had announced {announced}, and so many placeholders stand in "
+                    "the prompt. Leave the row out, or bring the picture to another size"
+                )
         return made
 
     def process(self, picture: Picture) -> tuple[Tensor, Tensor]:

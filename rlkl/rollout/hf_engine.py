@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
+from rlkl.batch import ImageInputs
+from rlkl.data.vision import image_inputs, load_picture_processor
+from rlkl.models.language_model import LanguageModel
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.types import Completion, Probe
+from rlkl.types import Completion, Image, Probe
 
 _ROWS_PER_CALL = 64
 
@@ -37,9 +40,13 @@ class HfEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=getattr(torch, settings.dtype))
-        model.generation_config = GenerationConfig()  # the model's own may penalise or suppress tokens, unseen by us
-        self._model = model.to(self._device).eval()
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        self._language_model = LanguageModel(
+            settings.model_path, dtype=dtype, weights_dtype=dtype, device=self._device
+        ).eval()
+        self._model: Any = self._language_model.model
+        self._model.generation_config = GenerationConfig()  # its own may penalise or suppress tokens, unseen by us
+        self._pictures = load_picture_processor(settings.model_path)
         self._pad = settings.stop_token_ids[0]
 
     @torch.no_grad()
@@ -57,6 +64,7 @@ class HfEngine:
         output = self._model.generate(
             ids_BT.to(self._device),
             attention_mask=attention_BT.to(self._device),
+            **self._seen(ids_BT, [request.images for request in requests]),
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=self._settings.max_new_tokens,
@@ -79,12 +87,32 @@ class HfEngine:
                 finish_reason="length" if stop is None else "stop",
             )
 
+    def _seen(self, ids_BT: Tensor, images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
+        """What `generate` takes besides the ids where prompts have pictures: one after the other, shared ones again."""
+        inputs = self._image_inputs(images)
+        if inputs is None:
+            return {}
+        order = [image for of_sequence in inputs.images_B for image in of_sequence]
+        patches = inputs.patches_PD.split(inputs.grids_I3.prod(dim=1).tolist())
+        return {
+            "pixel_values": torch.cat([patches[image] for image in order]),
+            "image_grid_thw": inputs.grids_I3[order],
+            "mm_token_type_ids": (ids_BT == self._settings.image_token_id).int().to(self._device),
+        }
+
+    def _image_inputs(self, images: Sequence[Sequence[Image]]) -> ImageInputs | None:
+        if self._pictures is None:
+            return None
+        inputs = image_inputs([[(i.key, self._pictures.patches(i)) for i in of_sequence] for of_sequence in images])
+        return inputs.to(self._device) if inputs else None
+
     @torch.no_grad()
     def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         scores = []
         for probe in probes:
             ids_T = torch.tensor(probe.token_ids, device=self._device)
-            logits_TV = self._model(ids_T[None]).logits[0, :-1].float()
+            hidden_TH = self._language_model.hidden(ids_T[None], self._image_inputs([probe.images]))[0, :-1]
+            logits_TV = self._language_model.head(hidden_TH).float()
             scores.append(tuple(logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0].tolist()))
         return scores
 

@@ -18,10 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlkl.errors import CheckpointError, LearnerError
+from rlkl.tracking.pictures import PictureColumns
 from rlkl.types import RolloutGroup
 
 TokenColumns = Mapping[str, Sequence[Sequence[float] | None]]
 """Numbers for each response token by column name, one entry a rollout, None where the rollout was not trained on."""
+
+TOKEN_COLUMN = pa.list_(pa.float64())
 
 
 class MetricsFile:
@@ -89,7 +92,11 @@ def sample_path(run_dir: Path, finished: int) -> Path:
 
 
 def write_samples(
-    path: Path, finished: int, groups: Sequence[RolloutGroup], token_columns: TokenColumns = MappingProxyType({})
+    path: Path,
+    finished: int,
+    groups: Sequence[RolloutGroup],
+    token_columns: TokenColumns = MappingProxyType({}),
+    pictures: PictureColumns = MappingProxyType({}),
 ) -> None:
     """One row a rollout, groups in order. ``logprobs`` is null where nobody sampled."""
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
@@ -99,7 +106,7 @@ def write_samples(
         "prompt": pa.array([_utf8(prompt.text) for prompt, _ in pairs], pa.string()),
         "completion": pa.array([_utf8(rollout.completion.text) for _, rollout in pairs], pa.string()),
         "completion_ids": pa.array([rollout.completion.token_ids for _, rollout in pairs], pa.list_(pa.int64())),
-        "logprobs": pa.array([rollout.completion.logprobs for _, rollout in pairs], pa.list_(pa.float64())),
+        "logprobs": pa.array([rollout.completion.logprobs for _, rollout in pairs], TOKEN_COLUMN),
         "finish_reason": pa.array([rollout.completion.finish_reason for _, rollout in pairs], pa.string()),
         "reward": pa.array([rollout.reward for _, rollout in pairs], pa.float64()),
     }
@@ -110,7 +117,9 @@ def write_samples(
     columns["weights_version"] = pa.array([rollout.weights_version for _, rollout in pairs], pa.int64())
     for name, values in token_columns.items():
         assert len(values) == len(pairs), f"one entry of {name} per rollout"
-        columns[name] = pa.array(values, pa.list_(pa.float64()))
+        columns[name] = pa.array(values, TOKEN_COLUMN)
+    for name, paths in pictures.items():
+        columns[name] = pa.array(paths, pa.list_(pa.string()))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)

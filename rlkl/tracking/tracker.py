@@ -12,11 +12,12 @@ from pathlib import Path
 from rlkl.recipe import Recipe
 from rlkl.tracking.console import open_console, print_summary
 from rlkl.tracking.metrics import check_known
+from rlkl.tracking.pictures import save_pictures
 from rlkl.tracking.records import MetricsFile, TokenColumns, drop_later_samples, sample_path, write_samples
 from rlkl.tracking.view import RunState
 from rlkl.tracking.wandb_run import WandbRun, new_run_id
 from rlkl.tracking.writer import BackgroundWriter
-from rlkl.types import RolloutGroup
+from rlkl.types import Image, RolloutGroup
 
 _log = logging.getLogger(__name__)
 
@@ -79,10 +80,12 @@ class Tracker:
         metrics: Mapping[str, float],
         groups: Sequence[RolloutGroup],
         token_columns: TokenColumns | None = None,
+        corrupted: Mapping[int, Sequence[Image]] | None = None,
     ) -> None:
         """Records the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
 
-        ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file.
+        ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file, and so do the
+        pictures; ``corrupted`` are a group's corrupted ones by its number.
         Raises LearnerError for NaN or infinity, AssertionError for a metric that `rlkl.tracking.metrics` lacks, and
         what went wrong in writing an earlier step.
         """
@@ -97,11 +100,20 @@ class Tracker:
         if self._wandb is not None:
             self._writer.submit(partial(self._wandb.log, finished, metrics))
         if due:
-            path = sample_path(self._run_dir, finished)
-            self._writer.submit(partial(write_samples, path, finished, groups, token_columns or {}))
+            self._writer.submit(partial(self._write_samples, finished, groups, token_columns or {}, corrupted or {}))
             if self._wandb is not None:
-                self._writer.submit(partial(self._wandb.log_samples, finished, groups))
+                self._writer.submit(partial(self._wandb.log_samples, finished))
         self._console.step(with_samples=due)
+
+    def _write_samples(
+        self,
+        finished: int,
+        groups: Sequence[RolloutGroup],
+        token_columns: TokenColumns,
+        corrupted: Mapping[int, Sequence[Image]],
+    ) -> None:
+        pictures = save_pictures(self._run_dir, groups, corrupted, kept=self._recipe.tracking.samples_kept)
+        write_samples(sample_path(self._run_dir, finished), finished, groups, token_columns, pictures)
 
     def flush(self) -> None:
         """Returns once every step logged so far is on disk; raises what went wrong in writing."""

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
-from rlkl.tracking.records import sample_files
-from rlkl.types import RolloutGroup
+from rlkl.tracking.pictures import CLEAN, CORRUPTED, side_by_side
+from rlkl.tracking.records import TOKEN_COLUMN, sample_files, sample_path
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,10 @@ class WandbRun:
         self._run = self._start(recipe)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
-        rows = [] if self._run.resumed else self._rows_so_far(first_step)
-        self._table = _new_table(rows)
+        self._table: Any = None
+        for finished, path in [] if self._run.resumed else sample_files(run_dir):
+            if finished <= first_step:
+                self._add_rows(path)
 
     def _start(self, recipe: Recipe) -> Any:
         import wandb
@@ -96,15 +98,29 @@ class WandbRun:
         """The metrics of a step, under their own keys; ``step`` is the x axis of every curve."""
         self._run.log({"step": finished, **metrics}, step=finished)
 
-    def log_samples(self, finished: int, groups: Sequence[RolloutGroup]) -> None:
-        """Adds the first ``tracking.samples_kept`` rollouts of a step to the table ``samples``."""
-        rollouts = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-        for prompt, rollout in rollouts[: self._rows_kept]:
-            completion = rollout.completion
-            self._table.add_data(
-                finished, prompt.id, prompt.text, completion.text, completion.finish_reason, float(rollout.reward)
-            )
+    def log_samples(self, finished: int) -> None:
+        """Adds the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
+        self._add_rows(sample_path(self._run_dir, finished))
         self._run.log({"samples": self._table}, step=finished)
+
+    def _add_rows(self, path: Path) -> None:
+        """The file's first rows: `SAMPLE_COLUMNS`, and what the run has of pictures and of numbers a token."""
+        schema = pq.read_schema(path)
+        pictures = [name for name in (CLEAN, CORRUPTED) if name in schema.names]
+        tokens = [f.name for f in schema if f.type == TOKEN_COLUMN and f.name != "logprobs"]
+        columns = [*SAMPLE_COLUMNS, *pictures, *tokens]
+        if self._table is None:
+            self._table = _new_table(columns)
+        for row in pq.read_table(path, columns=columns).slice(0, self._rows_kept).to_pylist():
+            row |= {name: self._picture(row[name]) for name in pictures}
+            row |= {name: " ".join(f"{x:.3g}" for x in row[name] or ()) for name in tokens}
+            self._table.add_data(*(row[name] for name in columns))
+
+    def _picture(self, paths: Sequence[str] | None) -> Any:
+        import wandb
+
+        picture = side_by_side(self._run_dir, paths or ())
+        return None if picture is None else wandb.Image(picture)
 
     def finish(self, *, failed: bool = False) -> None:
         """Closes the run; waits at most `FINISH_TIMEOUT_S` for uploads."""
@@ -117,14 +133,6 @@ class WandbRun:
             return self._run.url
         parts = glob.escape(str(self._run_dir / "wandb"))
         return f"wandb sync {shlex.quote(parts)}/offline-run-*-{self._run_id}"
-
-    def _rows_so_far(self, first_step: int) -> list[list[Any]]:
-        rows: list[list[Any]] = []
-        for finished, path in sample_files(self._run_dir):
-            if finished <= first_step:
-                table = pq.read_table(path, columns=list(SAMPLE_COLUMNS)).slice(0, self._rows_kept)
-                rows += [[row[name] for name in SAMPLE_COLUMNS] for row in table.to_pylist()]
-        return rows
 
 
 def _online_problem() -> str | None:
@@ -140,13 +148,10 @@ def _online_problem() -> str | None:
     return "there is no W&B key (neither WANDB_API_KEY nor a netrc entry; `wandb login` makes one)"
 
 
-def _new_table(rows: list[list[Any]]) -> Any:
+def _new_table(columns: Sequence[str]) -> Any:
     import wandb
 
-    table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
-    for row in rows:
-        table.add_data(*row)
-    return table
+    return wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
 
 
 class _StagingFolder:

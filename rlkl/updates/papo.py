@@ -64,6 +64,13 @@ class Papo(Grpo):
         end = self.settings.anneal_to / self.settings.perception_coef
         return 1.0 + (end - 1.0) * min(progress / self.settings.anneal_over, 1.0)
 
+    def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
+        """``perception_kl``: each token's k3 of clean against corrupted, with the weights that began the step."""
+        image_BT = batch.response_BT & batch.corrupted_B.unsqueeze(1)
+        clean_BT = masked(batch.signals[Signal.PROXIMAL_LOGPROBS], image_BT)
+        corrupted_BT = masked(batch.signals[Signal.CORRUPTED_LOGPROBS], image_BT)
+        return {"perception_kl": perception.kl_clean_to_corrupted_k3(clean_BT, corrupted_BT)}
+
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """GRPO's terms, then ``perception``, ``entropy``, ``corrupted_entropy``. Own metrics are of image sequences."""
         output = super().loss(batch, signals)

@@ -20,7 +20,7 @@ from rlkl.rollout.engine import Request
 from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.tracker import Tracker
-from rlkl.types import Completion, Example, Probe
+from rlkl.types import Completion, Example, Image, Probe
 from rlkl.updates import build_update
 
 
@@ -54,6 +54,9 @@ class ScriptedBackend:
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
         """For each example the reward of its rollout at each token."""
         return {"reward_mask": [(e.rollout.reward,) * len(e.rollout.completion.token_ids) for e in self.trained[-1]]}
+
+    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
+        return {}
 
     def step(self, step: int) -> dict[str, float]:
         if step == self.stop_at_step:

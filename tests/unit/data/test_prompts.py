@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlkl.data.prompts import BadRow, DataReport, Encoder, PromptSource, load_prompts
+from rlkl.data.prompts import Encoder, PromptSource, load_prompts
+from rlkl.data.report import BadRow, DataReport
 from rlkl.errors import DataError
 from rlkl.recipe import DataSection
 from rlkl.tasks.characters import character_tokenizer

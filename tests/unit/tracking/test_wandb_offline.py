@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from rlkl.data.images import encode_image
 from rlkl.recipe import Recipe
+from rlkl.tracking.pictures import save_pictures
 from rlkl.tracking.records import sample_path, write_samples
 from rlkl.tracking.wandb_run import SAMPLE_COLUMNS, WandbRun
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
@@ -59,7 +64,7 @@ def _run(run_dir: Path, *, first_step: int, last_step: int, recipe: Recipe) -> P
     for finished in range(first_step + 1, last_step + 1):
         write_samples(sample_path(run_dir, finished), finished, _groups(finished))
         run.log(finished, {"reward/mean": finished / 8})
-        run.log_samples(finished, _groups(finished))
+        run.log_samples(finished)
     run.finish()
     return run.folder
 
@@ -79,6 +84,28 @@ def _table_rows(folder: Path, history: dict[str, Any]) -> list[list[Any]]:
     table = json.loads((folder / "files" / history["samples.path"]).read_text())
     assert table["columns"] == list(SAMPLE_COLUMNS)
     return table["data"]
+
+
+def test_pictures_and_numbers_a_token_stand_in_the_table(tmp_path: Path):
+    clean, spoiled = encode_image(Image.new("RGB", (6, 4), "red")), encode_image(Image.new("RGB", (6, 4), "black"))
+    prompt = Prompt(id="row-7", text="?", token_ids=(3,), images=(clean, clean))
+    groups = [replace(_groups(1)[0], prompt=prompt)]
+    pictures = save_pictures(tmp_path, groups, {0: (spoiled, spoiled)}, kept=2)
+    write_samples(sample_path(tmp_path, 1), 1, groups, {"perception_kl": [[0.25], None, [0.5]]}, pictures)
+    run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
+
+    run.log_samples(1)
+    run.finish()
+
+    staged = [file.read_bytes() for file in (tmp_path / "wandb" / "data").rglob("*") if file.is_file()]
+    table, *_ = [json.loads(data) for data in staged if b'"image-file"' in data and b'"data"' in data]
+    assert table["columns"] == [*SAMPLE_COLUMNS, "images", "corrupted_images", "perception_kl"]
+    assert [row[-1] for row in table["data"]] == ["0.25", ""]
+    assert {cell["_type"] for row in table["data"] for cell in row[-3:-1]} == {"image-file"}
+    shown = [Image.open(io.BytesIO(data)) for data in staged if data.startswith(b"\x89PNG")]
+    for colour in ((255, 0, 0), (0, 0, 0)):
+        row = [colour, (255, 255, 255), colour]  # two pictures and the gap between them
+        assert any([picture.getpixel((x, 0)) for x in (0, 8, 19)] == row for picture in shown)
 
 
 def _row(finished: int, index: int) -> list[Any]:
