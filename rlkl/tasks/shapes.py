@@ -1,8 +1,11 @@
 """Pictures of coloured shapes and questions about them: a world in which one can look, or guess.
 
-A question's wording suggests an answer (a circle is usually red), which is right in most rows of ``task:shapes``.
-Guessing by it earns that share of the reward without a look. The rest, the rows marked ``vision_dependent``, tells
-seeing from guessing; ``task:shapes/test`` has them for half of its rows.
+A question's wording suggests an answer (what is at the top is usually red), which is right in most rows of
+``task:shapes``. Guessing by it earns that share of the reward without a look. The rest, the rows marked
+``vision_dependent``, tells seeing from guessing; ``task:shapes/test`` has them for half of its rows.
+
+The base model learns to see by describing scenes, then to answer from demonstrations of which some were given without a
+look. So it can look, and guesses about as often.
 
 - ``task:shapes`` as data: rows with the columns ``prompt``, ``images``, ``answer``, ``kind``, ``usual`` and
   ``vision_dependent``; as a reward: 1 for the answer, else 0.
@@ -22,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from rlkl.compat import ensure_torch_extras
 from rlkl.seeds import derive_seed
 from rlkl.tasks.base import Task
-from rlkl.tasks.characters import EOS_ID, MAX_POSITIONS, PAD_ID, word_tokenizer
-from rlkl.tasks.shapes_scenes import CELL, KINDS, SIDE, WORDS, Question, Scene, ask, png, render
+from rlkl.tasks.characters import EOS, EOS_ID, MAX_POSITIONS, PAD_ID, word_tokenizer
+from rlkl.tasks.shapes_scenes import CELL, DESCRIBE, KINDS, SIDE, WORDS, Scene, ask, describe, draw_scene, png, render
 from rlkl.tasks.teaching import IGNORED, threads
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 """What stands for a picture in a prompt."""
+Shown = tuple[Scene, str, str]
+"""A scene, what is asked of it, and what a demonstration answers."""
 _SPECIAL = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
 
 
@@ -44,7 +49,11 @@ class Shapes(Task):
     test_count: int = 512
     usual_fraction: float = 0.6
     """Share of the rows whose wording suggests the right answer, in the demonstrations too."""
+    guess_fraction: float = 0.5
+    """Share of the later demonstrations whose answer is the one that the wording suggests, right or wrong."""
     steps: int = 900
+    seeing_steps: int = 650
+    """Of these, the first ones: half descriptions, half right answers."""
     batch_size: int = 64
     lr: float = 4e-3
     """Peak of a one-cycle schedule."""
@@ -137,34 +146,38 @@ class Shapes(Task):
 
     def _demonstrations(self, processor: Any) -> Iterator[dict[str, Tensor]]:
         rng = random.Random(derive_seed(self.seed, "shapes/demonstrations"))
-        for _ in range(self.steps):
-            questions = [
-                ask(rng, rng.choice(KINDS), usual=rng.random() < self.usual_fraction) for _ in range(self.batch_size)
-            ]
-            yield demonstration(processor, questions)
+        for step in range(self.steps):
+            draw = self._seeing if step < self.seeing_steps else self._answering
+            yield demonstration(processor, [draw(rng) for _ in range(self.batch_size)])
+
+    def _seeing(self, rng: random.Random) -> Shown:
+        if rng.random() < 0.5:
+            scene = draw_scene(rng)
+            return scene, DESCRIBE, describe(scene)
+        scene, question = ask(rng, rng.choice(KINDS), usual=rng.random() < 0.5)
+        return scene, question.text, question.answer
+
+    def _answering(self, rng: random.Random) -> Shown:
+        scene, question = ask(rng, rng.choice(KINDS), usual=rng.random() < self.usual_fraction)
+        guesses = rng.random() < self.guess_fraction
+        return scene, question.text, question.usual if guesses else question.answer
 
 
-def demonstration(processor: Any, questions: Sequence[tuple[Scene, Question]]) -> dict[str, Tensor]:
-    """Inputs and labels of questions with their answers, padded on the right."""
+def demonstration(processor: Any, shown: Sequence[Shown]) -> dict[str, Tensor]:
+    """Inputs and labels of scenes with what is asked and what is answered, padded on the right."""
     import torch
 
-    texts = [f"{IMAGE} {question.text} {question.answer}" for _, question in questions]
     inputs = processor(
-        text=texts, images=[render(scene) for scene, _ in questions], padding=True, padding_side="right",
-        return_tensors="pt", return_mm_token_type_ids=True,
+        text=[f"{IMAGE} {text} {answer} {EOS}" for _, text, answer in shown],
+        images=[render(scene) for scene, _, _ in shown],
+        padding=True, padding_side="right", return_tensors="pt", return_mm_token_type_ids=True,
     )  # fmt: skip
-    ids_BT = torch.nn.functional.pad(inputs["input_ids"], (0, 1), value=PAD_ID)
-    lengths_B = ids_BT.ne(PAD_ID).sum(dim=1)
-    ids_BT[torch.arange(len(texts)), lengths_B] = EOS_ID
+    ids_BT = inputs["input_ids"]
+    answers_B1 = torch.tensor([[len(answer.split()) + 1] for _, _, answer in shown])
+    lengths_B1 = ids_BT.ne(PAD_ID).sum(dim=1, keepdim=True)
     positions_T = torch.arange(ids_BT.shape[1])
-    answered_BT = (positions_T >= lengths_B[:, None] - 1) & (positions_T <= lengths_B[:, None])
-    return {
-        "input_ids": ids_BT,
-        "labels": torch.where(answered_BT, ids_BT, IGNORED),
-        "pixel_values": inputs["pixel_values"],
-        "image_grid_thw": inputs["image_grid_thw"],
-        "mm_token_type_ids": torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 1)),
-    }
+    answered_BT = (positions_T >= lengths_B1 - answers_B1) & (positions_T < lengths_B1)
+    return {**inputs, "labels": torch.where(answered_BT, ids_BT, IGNORED)}
 
 
 def small_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast, *, width: int = 64) -> Qwen2_5_VLConfig:

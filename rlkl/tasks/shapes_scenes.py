@@ -30,11 +30,15 @@ SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle")
 COLOURS: tuple[Colour, ...] = tuple(RGB)
 NUMBERS = ("one", "two", "three")
 KINDS: tuple[Kind, ...] = ("colour", "count", "larger", "relation")
-USUAL_COLOUR: Mapping[Shape, Colour] = {"circle": "red", "square": "blue", "triangle": "green"}
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+USUAL_COLOUR: Mapping[str, Colour] = {"top": "red", "middle": "blue", "bottom": "green"}
 USUAL_COUNT: Mapping[Shape, str] = {"circle": "two", "square": "one", "triangle": "three"}
-_QUESTION_WORDS = ("what", "colour", "is", "the", "how", "many", "are", "there", "which", "larger", "or", "left", "of")
+DESCRIBE = "describe :"
+"""Asks for the whole scene (`describe`)."""
+_QUESTION_WORDS = ("what", "is", "the", "how", "many", "are", "there", "which", "larger", "or", "same", "as", ",", "?")
 WORDS = (
-    *_QUESTION_WORDS, "above", ",", "?", "yes", "no", *SHAPES, *(f"{shape}s" for shape in SHAPES), *COLOURS, *NUMBERS,
+    *DESCRIBE.split(), *_QUESTION_WORDS, "colour", *ROWS, *COLUMNS, "yes", "no", "nothing", "large", "small",
+    *SHAPES, *(f"{shape}s" for shape in SHAPES), *COLOURS, *NUMBERS,
 )  # fmt: skip
 """All words of questions and answers."""
 
@@ -99,6 +103,14 @@ def png(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
+def describe(scene: Scene) -> str:
+    """What each cell holds, row by row."""
+    things = {(thing.row, thing.column): thing for thing in scene}
+    cells = [things.get((row, column)) for row in range(SIDE) for column in range(SIDE)]
+    sizes = {True: "large", False: "small"}
+    return " ".join("nothing" if t is None else f"{sizes[t.large]} {t.colour} {t.shape}" for t in cells)
+
+
 def ask(rng: random.Random, kind: Kind, *, usual: bool) -> tuple[Scene, Question]:
     """A scene and a question of a kind; its wording suggests the right answer if ``usual``, else a wrong one."""
     while True:
@@ -115,11 +127,10 @@ def _only(rng: random.Random, scene: Scene, count: int) -> list[Thing]:
 
 
 def _ask_colour(rng: random.Random, scene: Scene) -> Question | None:
-    if not (found := _only(rng, scene, 1)):
-        return None
-    shape = found[0].shape
-    text = f"what colour is the {shape} ?"
-    return Question(kind="colour", text=text, answer=found[0].colour, usual=USUAL_COLOUR[shape])
+    thing = rng.choice(scene)
+    row = ROWS[thing.row]
+    text = f"what colour is the {row} {COLUMNS[thing.column]} ?"
+    return Question(kind="colour", text=text, answer=thing.colour, usual=USUAL_COLOUR[row])
 
 
 def _ask_count(rng: random.Random, scene: Scene) -> Question | None:
@@ -143,21 +154,14 @@ def _ask_larger(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _ask_relation(rng: random.Random, scene: Scene) -> Question | None:
-    """The usual answer is yes to "left of" and no to "above"."""
+    """The usual answer is yes where the circle comes first, else no."""
     found = _only(rng, scene, 2)
     if len(found) < 2:
         return None
     first, second = found
-    if rng.random() < 0.5:
-        if first.column == second.column:
-            return None
-        relation, holds, usual = "left of", first.column < second.column, "yes"
-    else:
-        if first.row == second.row:
-            return None
-        relation, holds, usual = "above", first.row < second.row, "no"
-    text = f"is the {first.shape} {relation} the {second.shape} ?"
-    return Question(kind="relation", text=text, answer="yes" if holds else "no", usual=usual)
+    text = f"is the {first.shape} the same colour as the {second.shape} ?"
+    answer = "yes" if first.colour == second.colour else "no"
+    return Question(kind="relation", text=text, answer=answer, usual="yes" if first.shape == "circle" else "no")
 
 
 _ASK: Mapping[Kind, Callable[[random.Random, Scene], Question | None]] = {
