@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlkl.updates import RULES as UPDATES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 FUNCTION_LINES = 60
@@ -67,3 +69,29 @@ def test_only_the_command_line_and_the_console_print() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
     assert printing <= set(PRINTING)
+
+
+RULES = frozenset({"GrpoSettings", "PapoSettings", "PpoSettings", "SparsePoSettings", "SuperHfSettings", *UPDATES})
+"""Built-in rules, as the recipe names them and by their settings."""
+
+
+def tells_rules_apart(node: ast.AST) -> bool:
+    """A comparison, a match case or an isinstance that mentions a rule."""
+    if isinstance(node, ast.Call):
+        branches = isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
+    else:
+        branches = isinstance(node, ast.Compare | ast.MatchValue | ast.MatchClass)
+    mentioned = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    mentioned |= {str(inner.value) for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+    return branches and bool(mentioned & RULES)
+
+
+def test_rules_are_told_apart_in_updates_alone() -> None:
+    branching = {
+        str(file.relative_to(ROOT))
+        for file in source_files()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if tells_rules_apart(node)
+    }
+    assert {file for file in branching if not file.startswith("rlkl/updates/")} == set()
+    assert branching, "rlkl/updates/cautions.py should have been found"

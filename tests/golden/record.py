@@ -3,7 +3,8 @@
 ``python -m tests.golden.record`` records them anew; do so, and commit the files, after a deliberate change of numbers.
 
 Every step samples from the weights that the step before published, so one number that changes anywhere changes all
-that follow. The model is untrained; the reward is the share of digits among a completion's tokens, so it can rise.
+that follow. The model is untrained; the reward is the share of digits among a completion's tokens, so it can rise. A
+rule that corrupts pictures is recorded with a model that sees (`tests.golden.seeing`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from rlkl.tasks.teaching import threads
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.filters import filter_groups
-from tests.models import tiny_qwen3
+from tests.golden.seeing import SeeingEngine
+from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 
 RECORDED = Path(__file__).parent / "recorded"
 STEPS = 20
@@ -38,6 +40,8 @@ RULES: dict[str, dict[str, object]] = {
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},
     "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
+    "papo": {"rule": "papo", "perception_coef": 0.1, "entropy_coef": 0.02, "anneal_to": 0.05},
+    "papo_recompute": {"rule": "papo", "perception_coef": 0.2, "corrupted_entropy_coef": 0.02, "recompute": True},
 }
 """Name of the recorded file -> the recipe's ``update`` section."""
 
@@ -59,22 +63,26 @@ def build() -> dict[str, object]:
 def trajectory(name: str) -> list[dict[str, float]]:
     """`METRICS` of each step of ``RULES[name]``, on one thread."""
     with TemporaryDirectory() as folder, threads(1):
-        model_path = str(tiny_qwen3(Path(folder) / "model", tied=False, seed=0))
+        sees = build_update(_recipe("", RULES[name]).update).corruption is not None
+        path = Path(folder) / "model"
+        model_path = str(tiny_qwen2_5_vl(path, seed=0) if sees else tiny_qwen3(path, tied=False, seed=0))
         recipe = _recipe(model_path, RULES[name])
         learner = Learner(LearnerSpec(recipe=recipe, model_path=model_path))
-        engine = HfEngine(
-            EngineSettings(
-                model_path=model_path,
-                dtype=recipe.model.dtype,
-                max_prompt_tokens=recipe.data.max_prompt_tokens,
-                max_new_tokens=recipe.rollout.max_new_tokens,
-                temperature=recipe.rollout.temperature,
-                stop_token_ids=(EOS_ID,),
-                memory_fraction=recipe.rollout.memory_fraction,
-                kv_cache_gib=recipe.rollout.kv_cache_gib,
-            )
-        )
+        engine = (SeeingEngine if sees else HfEngine)(_engine_settings(recipe))
         return [_step(recipe, learner, engine, step) for step in range(STEPS)]
+
+
+def _engine_settings(recipe: Recipe) -> EngineSettings:
+    return EngineSettings(
+        model_path=recipe.model.path,
+        dtype=recipe.model.dtype,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        temperature=recipe.rollout.temperature,
+        stop_token_ids=(EOS_ID,),
+        memory_fraction=recipe.rollout.memory_fraction,
+        kv_cache_gib=recipe.rollout.kv_cache_gib,
+    )
 
 
 def _recipe(model_path: str, update: dict[str, object]) -> Recipe:
@@ -90,7 +98,7 @@ def _recipe(model_path: str, update: dict[str, object]) -> Recipe:
     )
 
 
-def _step(recipe: Recipe, learner: Learner, engine: HfEngine, step: int) -> dict[str, float]:
+def _step(recipe: Recipe, learner: Learner, engine: HfEngine | SeeingEngine, step: int) -> dict[str, float]:
     groups = _sample(recipe, engine, step)
     examples = build_update(recipe.update).select(filter_groups(groups, recipe.update.filter))
     rewards = [rollout.reward for group in groups for rollout in group.rollouts]
@@ -99,10 +107,14 @@ def _step(recipe: Recipe, learner: Learner, engine: HfEngine, step: int) -> dict
     return {metric: record[metric] for metric in METRICS}
 
 
-def _sample(recipe: Recipe, engine: HfEngine, step: int) -> list[RolloutGroup]:
+def _sample(recipe: Recipe, engine: HfEngine | SeeingEngine, step: int) -> list[RolloutGroup]:
     tokenizer, samples = character_tokenizer(), recipe.rollout.samples_per_prompt
-    texts = [f"{step % 10}+{n}=" for n in range(recipe.rollout.prompts_per_step)]
-    prompts = [Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text))) for text in texts]
+    numbers = range(recipe.rollout.prompts_per_step)
+    if isinstance(engine, SeeingEngine):
+        prompts = [engine.prompt(step, number) for number in numbers]
+    else:
+        texts = [f"{step % 10}+{number}=" for number in numbers]
+        prompts = [Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text))) for text in texts]
     draws = [Draw(prompt=prompt, position=len(prompts) * step + n) for n, prompt in enumerate(prompts)]
     completions = engine.generate(build_requests(draws, samples=samples, seed=recipe.seed))
     decode = partial(tokenizer.batch_decode, skip_special_tokens=True)

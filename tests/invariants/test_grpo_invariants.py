@@ -235,6 +235,25 @@ def test_equal_rewards_give_exactly_no_gradient(settings: UpdateSettings) -> Non
     assert not evaluate(settings, batch, learned_of(batch)).gradient_BTK.any()
 
 
+@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, GrpoSettings | PpoSettings)], ids=name)
+def test_zero_advantages_give_the_policy_exactly_no_gradient(settings: UpdateSettings) -> None:
+    """Everything else that pulls at the policy is switched off: the KL in the loss, perception, entropy."""
+    others = {"kl_coef": 0.0, "perception_coef": 0.0, "entropy_coef": 0.0, "anneal_to": None}
+    alone = settings.model_copy(update={key: value for key, value in others.items() if hasattr(settings, key)})
+    batch = prepared(alone, example())
+    to_policy_BT = evaluate(alone, batch, learned_of(batch)).gradient_BTK[..., 0]
+    still = replace(batch, advantages_BT=torch.zeros_like(batch.advantages_BT))
+    assert not evaluate(alone, still, learned_of(batch)).gradient_BTK[..., 0].any()
+    clips_all = isinstance(alone, GrpoSettings) and alone.choices().ratio == "sequence_mean"  # in this example
+    assert to_policy_BT.any() or clips_all
+
+
+@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, SparsePoSettings)], ids=name)
+def test_without_a_preference_there_is_exactly_no_gradient(settings: UpdateSettings) -> None:
+    batch = replace(example(), pair_B=torch.full((7,), -1)).recounted()
+    assert not evaluate(settings, prepared(settings, batch), learned_of(batch)).gradient_BTK.any()
+
+
 @pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, GrpoSettings) and s.mask_truncated], ids=name)
 def test_masked_truncated_rows_give_exactly_no_gradient(settings: UpdateSettings) -> None:
     batch = example()

@@ -21,7 +21,7 @@ from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.tracker import Tracker
 from rlkl.types import Completion, Example, Image, Probe
-from rlkl.updates import build_update
+from rlkl.updates import RULES, build_update
 
 
 class ScriptedBackend:
@@ -152,6 +152,23 @@ def test_dropped_groups_are_refilled_up_to_a_full_step(tmp_path: Path):
     assert line["rollout/rounds"] == 2
     assert line["update/selected_fraction"] == 0.5
     assert run.position == 8
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "sparsepo"])
+@pytest.mark.parametrize(
+    ("keep", "value", "kept", "right"), [("top_k", 2, 8, 8), ("top_fraction", 0.75, 12, 10), ("threshold", 1, 12, 12)]
+)
+def test_a_filter_may_stand_in_front_of_any_rule(
+    tmp_path: Path, rule: str, keep: str, value: float, kept: int, right: int
+):
+    """Of four groups of four, two are right and two half right."""
+    run = trainer(tmp_path, update={"rule": rule, "filter": {"keep": keep, "value": value}}, steps=1)
+    run.run()
+
+    trained, left_out = backend_of(run).trained[0], backend_of(run).left_out[0]
+    assert (len(trained), len(left_out)) == (kept, 16 - kept)
+    assert {example.group for example in trained} == {0, 1, 2, 3}
+    assert sum(example.rollout.reward for example in trained) == right
 
 
 def test_without_any_spread_the_step_trains_on_nothing_and_says_so(tmp_path: Path):

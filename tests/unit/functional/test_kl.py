@@ -241,6 +241,17 @@ def test_what_top_k_misses_is_the_tails_share_of_the_kl_within_the_tail() -> Non
     assert share * within > 0.001
 
 
+def test_the_tail_sees_what_renormalising_the_likeliest_tokens_does_not() -> None:
+    """The policy takes a tenth of the two likeliest tokens' mass to the third: among the two nothing has changed."""
+    reference_V = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).log()
+    policy_V = torch.tensor([0.45, 0.36, 0.19], dtype=torch.float64).log()
+    renormalised = exact_kl(reference_V[:2].log_softmax(0), policy_V[:2].log_softmax(0))
+    with_tail = both(*top_k_and_tail(policy_V, reference_V, 2))
+    assert renormalised.item() == pytest.approx(0.0, abs=1e-15)
+    assert (with_tail > 0.02).all()
+    torch.testing.assert_close(with_tail, both(policy_V, reference_V))
+
+
 def test_a_small_tail_keeps_its_digits_in_float32() -> None:
     """One minus the kept mass would be rounding error here: the tails are 1e-9 and 1e-10."""
     reference_V = torch.tensor([0.0, math.log(1e-9)]).log_softmax(0)

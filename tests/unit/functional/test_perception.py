@@ -38,6 +38,13 @@ def test_k3_by_hand(clean: float, corrupted: float, k: float, gradient: float) -
     assert k3_and_gradients(clean, corrupted) == pytest.approx((k, gradient, -gradient), rel=1e-5, abs=1e-6)
 
 
+def test_k3_is_never_negative_and_never_above_ten() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean_BT, corrupted_BT = (-15 * torch.rand(50, 40, generator=generator) for _ in range(2))
+    k_BT = kl_clean_to_corrupted_k3(clean_BT, corrupted_BT)
+    assert (k_BT.min() >= 0, k_BT.max()) == (True, 10)
+
+
 def test_bfloat16_stays_finite() -> None:
     clean_BT = torch.tensor([[-0.1, -80.0, -2.0]], dtype=torch.bfloat16)
     assert kl_clean_to_corrupted_k3(clean_BT, clean_BT.flip(1)).isfinite().all()

@@ -41,12 +41,13 @@ def test_at_the_start_the_kl_is_zero_and_the_loss_is_the_cross_entropy(model_pat
     assert record["loss/total"] == record["loss/cross_entropy"] > 1.0
 
 
-def test_at_the_start_the_gradient_is_that_without_a_kl(model_path: str):
+@pytest.mark.parametrize("model", [{}, LORA], ids=["all weights", "LoRA"])
+def test_at_the_start_the_gradient_is_that_without_a_kl(model_path: str, model: dict):
     gradients = []
     for coef in (0.5, 0.0):
-        learner = superhf(model_path, update={"kl_coef": coef}, lr=0.0, max_grad_norm=1e6)
+        learner = superhf(model_path, model=model, update={"kl_coef": coef}, lr=0.0, max_grad_norm=1e6)
         train(learner)
-        gradients.append({name: p.grad for name, p in learner.policy.named_parameters()})
+        gradients.append({name: p.grad for name, p in learner.policy.named_parameters() if p.grad is not None})
 
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -92,10 +93,30 @@ def test_a_stronger_kl_holds_the_policy_nearer(model_path: str):
 
 
 def test_without_a_kl_there_is_no_reference(model_path: str):
-    record = train(superhf(model_path, update={"kl_coef": 0.0}, track_reference_kl=False))[0]
+    learner = superhf(model_path, update={"kl_coef": 0.0}, track_reference_kl=False)
+    record = train(learner)[0]
 
+    assert learner._models.reference is None
     assert record["loss/total"] == record["loss/cross_entropy"]
     assert not [key for key in record if key.startswith("kl/")]
+
+
+def test_a_kl_that_is_only_logged_changes_no_weight(model_path: str):
+    logging, silent = (superhf(model_path, update={"kl_coef": 0.0}, track_reference_kl=logs) for logs in (True, False))
+    records = [train(learner, steps=3)[-1] for learner in (logging, silent)]
+
+    assert records[0]["kl/policy_to_reference"] != 0.0
+    assert records[0]["loss/total"] == records[1]["loss/total"]
+    after = weights(silent)
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights(logging).items())
+
+
+def test_two_learners_of_one_seed_end_in_the_same_weights(model_path: str):
+    one, other = superhf(model_path, model=LORA), superhf(model_path, model=LORA)
+
+    assert train(one, steps=3) == train(other, steps=3)
+    after = weights(other)
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights(one).items())
 
 
 def test_lora_trains_its_adapters_against_the_base_and_leaves_it_as_it_is(model_path: str):

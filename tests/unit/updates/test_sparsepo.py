@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.learner.learner import Learner
+from rlkl.learner.signals import differentiable_signals
+from rlkl.models.language_model import LanguageModel
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.base import ModelShape
@@ -127,6 +129,45 @@ def test_swapping_the_pairs_turns_the_margin_around() -> None:
     assert ours["update/preference_margin"] == -swapped["update/preference_margin"] != 0
     assert ours["update/chosen_length_gap"] == -swapped["update/chosen_length_gap"] == ((3 - 2) + 6 + (5 - 1)) / 3
     assert ours["update/preference_accuracy"] + swapped["update/preference_accuracy"] == 1
+
+
+def shared_first_token() -> tuple[Batch, Signals]:
+    """One pair whose responses begin alike: same log-ratio, KL and mask at the first token; the second ones differ."""
+    batch = make_batch(lengths=[2, 2], rewards=[1, 0], groups=[0, 0])
+    batch = replace(batch, pair_B=torch.tensor([0, 0]), chosen_B=torch.tensor([True, False])).recounted()
+
+    def spread(values: list[list[float]]) -> Tensor:
+        return torch.zeros(2, 4).masked_scatter(batch.response_BT, torch.tensor(values))
+
+    return batch, batch.signals.merged(
+        Signals(
+            {
+                Signal.POLICY_LOGPROBS: spread([[-0.5, -1.0], [-0.5, -2.0]]),
+                Signal.REFERENCE_LOGPROBS: spread([[-0.9, -1.5], [-0.9, -1.2]]),
+                Signal.KL_REFERENCE_TO_POLICY: spread([[0.3, 0.1], [0.3, 0.2]]),
+                Signal.HEADS: spread([[2.0, 1.0], [2.0, 0.5]]).unsqueeze(-1).expand(-1, -1, 2),
+                Signal.PROXIMAL_HEADS: spread([[2.0, 1.0], [2.0, 4.0]]).unsqueeze(-1),
+            }
+        )
+    )
+
+
+def test_a_shared_beginning_cancels_under_trained_masks_and_l1_counts_it() -> None:
+    batch, signals = shared_first_token()
+    settings = SparsePoSettings(mask="sparse_common", beta=0.5, l1_reward=0.1, l1_kl=0.1)
+    output = run(settings, batch, signals)
+    margin = 0.5 * (1.0 * (0.5 + 0.1) - 0.5 * (-0.8 + 0.2))
+    assert output.metrics["update/preference_margin"].item() == pytest.approx(margin)
+    assert output.terms["preference"].item() == pytest.approx(math.log1p(math.exp(-margin)))
+    assert output.terms["l1"].item() == pytest.approx(0.1 * (2.0 + 1.0 + 2.0 + 0.5))
+
+
+def test_a_shared_beginning_does_not_cancel_under_mapo() -> None:
+    """Its masks are stretched over each response, so the same token weighs 1 in one of them and 0 in the other."""
+    batch, signals = shared_first_token()
+    output = run(SparsePoSettings(mask="mapo", beta=0.5), batch, signals)
+    margin = 0.5 * ((0.4 + 0.3) - (-0.8 + 0.2))
+    assert output.metrics["update/preference_margin"].item() == pytest.approx(margin)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -326,6 +367,18 @@ def test_heads_train_and_the_reference_does_not(model_path: str, model: dict) ->
         learner.step(step)
     assert all(not torch.equal(p, before[name]) for name, p in heads.named_parameters())
     assert torch.equal(reference.layers(torch.tensor([[3, 4, 5]])), reference_before)
+
+
+def test_masks_are_no_way_back_into_policy_or_reference(model_path: str) -> None:
+    learner = learner_with(model_path, mask="sparse_independent", mask_init="paper")
+    learner.prepare(pairs(), step=0)
+    assert learner._batch is not None
+    said_BTK = differentiable_signals(learner._models, learner._batch, learner._signals, learner._update)[Signal.HEADS]
+    reference = learner._models.reference
+    assert isinstance(reference, LanguageModel)
+    backbones = [*learner.policy.parameters(), *reference.requires_grad_(True).parameters()]
+    assert set(torch.autograd.grad(said_BTK.sum(), backbones, retain_graph=True, allow_unused=True)) == {None}
+    assert all(gradient.any() for gradient in torch.autograd.grad(said_BTK.sum(), [*heads_of(learner).parameters()]))
 
 
 def test_head_matrices_alone_decay_and_every_parameter_is_in_one_group(model_path: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from rlkl.batch import Batch, Signal, Signals
@@ -79,6 +80,23 @@ def test_without_a_kl_coefficient_no_reference_is_asked_for_and_the_gradient_is_
     assert rule.needs == {Signal.POLICY_LOGPROBS}
     assert set(output.terms) == {"cross_entropy"}
     assert torch.equal(gradient_BT, torch.where(batch.response_BT, torch.tensor(-1 / 5), 0.0))
+
+
+def test_one_sample_a_prompt_without_a_kl_is_self_training() -> None:
+    """Every sample is learned, whatever its reward: the gradient is that of their mean likelihood loss."""
+    settings = SuperHfSettings(kl_coef=0.0)
+    rule, groups = SuperHf(settings), [answered([answer]) for answer in (0, 3, 5, 3)]
+    batch = rule.credit(pack(rule.select(filter_groups(groups, settings.filter)), completion_limit=1))
+    logits_V = START_V.log().requires_grad_()
+    (ours_V,) = torch.autograd.grad(rule.loss(batch, signals_of(logits_V, START_V.log(), batch)).loss, logits_V)
+    plain = torch.nn.functional.cross_entropy(logits_V.expand(4, -1), torch.tensor([0, 3, 5, 3]))
+
+    torch.testing.assert_close(ours_V, torch.autograd.grad(plain, logits_V)[0])
+
+
+def test_a_negative_kl_coefficient_is_refused() -> None:
+    with pytest.raises(ValidationError, match="kl_coef"):
+        SuperHfSettings(kl_coef=-1.0)
 
 
 def test_rewards_do_not_enter_the_loss() -> None:
