@@ -78,6 +78,8 @@ class Trainer:
     update: PolicyUpdate
     tracker: Tracker
     tokenizer: Any
+    processor: Any
+    """What is saved beside the policy: the tokenizer, of a vision-language model with its picture processor."""
     step: int = 0
     position: int = 0
     steps_without_gradient: int = 0
@@ -220,7 +222,7 @@ class Trainer:
         )
         with checkpoints.writing(state) as folder:
             self.backend.save(folder)
-            self.tokenizer.save_pretrained(folder / "policy")
+            self.processor.save_pretrained(folder / "policy")
 
     def _export(self, checkpoints: Checkpoints) -> Path:
         """The final policy, complete or absent."""

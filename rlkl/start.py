@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from rlkl.actors.backend import RayBackend
 from rlkl.batch import Signal
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
-from rlkl.data.vision import load_picture_processor
+from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import CheckpointError, InputError, MissingSignalError, RecipeError
 from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
 from rlkl.learner.learner import LearnerSpec
@@ -49,7 +49,8 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
-    source = _load_data(recipe, model_path, tokenizer)
+    pictures = load_picture_processor(model_path)
+    source = _load_data(recipe, tokenizer, pictures)
     _check_pictures(update, source)
     reward_set.check(source.take(0, 2))
     if state is not None and state.data_fingerprint != source.fingerprint:
@@ -82,6 +83,7 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
                 update=update,
                 tracker=tracker,
                 tokenizer=tokenizer,
+                processor=tokenizer if pictures is None else pictures.whole,
             )
             if checkpoint is not None and state is not None:
                 trainer.resume(checkpoint, state)
@@ -101,12 +103,8 @@ def resolve_model(path: str) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def _load_data(recipe: Recipe, model_path: str, tokenizer: Any) -> PromptSource:
-    encoder = Encoder(
-        tokenizer=tokenizer,
-        pictures=load_picture_processor(model_path),
-        max_answer_tokens=recipe.rollout.max_new_tokens,
-    )
+def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None) -> PromptSource:
+    encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
     return load_prompts(recipe.data, encoder, seed=recipe.seed)
 
 

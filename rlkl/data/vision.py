@@ -31,6 +31,8 @@ class PictureProcessor:
     def __init__(self, processor: Any, image_token_id: int) -> None:
         self.image_token_id = image_token_id
         """What stands in token ids once for each token of a picture."""
+        self.whole = processor
+        """The model's processor with its tokenizer, to be saved beside a trained policy."""
         self._processor = processor.image_processor
         self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
         self._kept_bytes = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -15,17 +16,29 @@ from rlkl.types import Completion
 
 LOST = "model.layers.1.mlp.down_proj.weight"
 STALE = "model.embed_tokens.weight"
+PROJECTOR = "model.visual.merger.mlp.2.weight"
+"""The last matrix between a Qwen2.5-VL's vision tower and its language model."""
 
 
 class LosesOneTensor(VllmEngine):
     """A real vLLM that never hands one tensor on."""
 
+    lost: ClassVar[str] = LOST
+
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
-        return super().load_weights((name, tensor) for name, tensor in tensors if name != LOST)
+        return super().load_weights((name, tensor) for name, tensor in tensors if name != self.lost)
+
+
+class LosesTheProjector(LosesOneTensor):
+    """The same with a tensor of the vision tower."""
+
+    lost = PROJECTOR
 
 
 class KeepsOneTensor(VllmEngine):
     """A real vLLM that takes in the first value of one tensor again and again, and says that all is well."""
+
+    stale: ClassVar[str] = STALE
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
@@ -33,8 +46,14 @@ class KeepsOneTensor(VllmEngine):
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
         received = dict(tensors)
-        self._first = received[STALE].clone() if self._first is None else self._first
-        return super().load_weights((received | {STALE: self._first}).items())
+        self._first = received[self.stale].clone() if self._first is None else self._first
+        return super().load_weights((received | {self.stale: self._first}).items())
+
+
+class KeepsTheProjector(KeepsOneTensor):
+    """The same with a tensor of the vision tower."""
+
+    stale = PROJECTOR
 
 
 class Dies(HfEngine):

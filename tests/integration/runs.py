@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlkl.tracking.metrics import without_timings
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 5
+DEADLINE_S = 240
 
 
 def digits(completion: str) -> float:
@@ -37,6 +39,16 @@ def make_recipe(run_dir: Path, model_path: Path, **sections: Any) -> Recipe:
     for name, section in sections.items():
         values[name] = {**values[name], **section} if isinstance(values.get(name), dict) else section
     return Recipe.model_validate(values)
+
+
+def wait_for_steps(process: subprocess.Popen[str], run_dir: Path, steps: int) -> None:
+    """Return once the run of `start_cli` has recorded so many steps; fails when it ends before."""
+    end = time.monotonic() + DEADLINE_S
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < end, f"no {steps} steps within {DEADLINE_S} s"
+        time.sleep(0.01)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,9 +16,17 @@ from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, WeightSy
 from rlkl.loop import RunResult
 from rlkl.recipe_io import dump_recipe
 from tests.integration.engines import LOST
-from tests.integration.runs import REPOSITORY, STEPS, digits, make_recipe, records, start_cli, untimed
-
-DEADLINE_S = 240
+from tests.integration.runs import (
+    DEADLINE_S,
+    REPOSITORY,
+    STEPS,
+    digits,
+    make_recipe,
+    records,
+    start_cli,
+    untimed,
+    wait_for_steps,
+)
 
 
 def test_every_step_is_recorded_and_every_publish_proven(whole_run: RunResult):
@@ -80,7 +87,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Pa
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
-    _wait_for_steps(process, run_dir, 3)
+    wait_for_steps(process, run_dir, 3)
     process.kill()
     process.wait()
 
@@ -177,7 +184,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(untied_model: Path
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
-    _wait_for_steps(process, tmp_path / "run", 2)
+    wait_for_steps(process, tmp_path / "run", 2)
 
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=DEADLINE_S)
@@ -186,12 +193,3 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(untied_model: Path
     assert process.returncode == 128 + signal.SIGINT
     assert f"rlkl train --resume {tmp_path / 'run'}" in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{done:06d}"]
-
-
-def _wait_for_steps(process, run_dir: Path, steps: int) -> None:
-    end = time.monotonic() + DEADLINE_S
-    metrics = run_dir / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < steps:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, f"no {steps} steps within {DEADLINE_S} s"
-        time.sleep(0.01)

@@ -105,6 +105,7 @@ def trainer(
         update=build_update(recipe.update),
         tracker=Tracker(run_dir, recipe, run_id=None, first_step=first_step),
         tokenizer=tokenizer,
+        processor=tokenizer,
     )
 
 
