@@ -71,6 +71,10 @@ class DataSection(Section):
         description="Column with the preferred answer: train on these pairs and sample nothing (rollout.workers: 0).",
     )
     rejected_column: str | None = Field(default=None, description="Column with the other answer of each pair.")
+    as_chat: bool = Field(
+        default=False,
+        description="Plain text becomes a user's message: pictures stand where it says <image>, else before it.",
+    )
     system_prompt: str | None = Field(default=None, description="Put before chat messages as the system message.")
     max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are dropped and counted.")
     max_bad_fraction: float = Field(

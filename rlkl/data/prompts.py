@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXAMPLES_PER_PROBLEM = 3
+PICTURE_MARK = "<image>"
+"""Where a picture stands in plain text that becomes a chat message."""
 SIZES_CHECKED = 64
 """Picture sizes whose token count is checked before training starts."""
 
@@ -254,6 +256,8 @@ def _tokenize(
     value = row[column]
     if value is None:
         raise BadPrompt("empty", f"'{column}' is null")
+    if isinstance(value, str) and section.as_chat and value.strip():
+        value = [{"role": "user", "content": _message_parts(value, row.get(section.image_column))}]
     if isinstance(value, str):
         text, token_ids = _encode_text(value, section, tokenizer)
     elif isinstance(value, list):
@@ -263,6 +267,20 @@ def _tokenize(
     if not token_ids:
         raise BadPrompt("empty", "no tokens")
     return text, token_ids
+
+
+def _message_parts(text: str, images: Any) -> str | list[dict[str, str]]:
+    """Text and pictures in order, as chat templates of vision-language models take them."""
+    count = len(images) if isinstance(images, list | tuple) else int(images is not None)
+    if not count:
+        return text
+    if PICTURE_MARK not in text:
+        return [{"type": "image"}] * count + [{"type": "text", "text": text}]
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(PICTURE_MARK)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": piece}] if piece else []
+    return parts
 
 
 def _tokenize_answers(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> tuple[tuple[int, ...], ...]:
@@ -303,7 +321,7 @@ def _encode_text(text: str, section: DataSection, tokenizer: PreTrainedTokenizer
     if section.system_prompt is not None:
         raise DataError(
             f"data.system_prompt needs chat messages, but the column '{section.prompt_column}' of data.source = "
-            f"'{section.source}' holds plain text; make it a list of messages or leave data.system_prompt out"
+            f"'{section.source}' holds plain text; set data.as_chat, or leave data.system_prompt out"
         )
     if not text.strip():
         raise BadPrompt("empty", "blank text")

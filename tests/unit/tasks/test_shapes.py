@@ -145,6 +145,10 @@ def test_rewards():
     assert vision(completion="red", answer="red", vision_dependent=True) == 1.0
     assert vision(completion="red", answer="red", vision_dependent=False) == 0.0
     assert vision(completion="blue", answer="red", vision_dependent=True) == 0.0
+    guess = task_reward("shapes/guess")
+    assert guess(completion="blue", usual="blue", vision_dependent=True) == 1.0
+    assert guess(completion="blue", usual="blue", vision_dependent=False) == 0.0, "there the guess is right"
+    assert guess(completion="red", usual="blue", vision_dependent=True) == 0.0
 
 
 @pytest.fixture(scope="module")
