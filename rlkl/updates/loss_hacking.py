@@ -18,24 +18,27 @@ JUMP = 3.0
 RISE = 1.2
 """An entropy rises when the mean of the last stretch exceeds that of the one before by this factor."""
 MAX_KL = 0.3
-"""Nats per token. Healthy runs stay below 0.06; the paper's collapse passes 0.4 on its way to 0.9."""
+"""Nats per token. The paper's healthy runs stay below 0.06; its collapse passes 0.4 on its way to 0.9. Where the base
+model's own is higher, since answers are a few words that are seen in the picture, the limit is `JUMP` times that."""
 
 _REMEDY = "Look at the samples; lower update.perception_coef, or raise update.entropy_coef or update.kl_coef."
 _JUMPS = ("update/clip_fraction_high", "perception/kl_variance")
 _ENTROPIES = ("perception/entropy_clean", "perception/entropy_corrupted")
 
 
-def loss_hacking_alarms(records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+def loss_hacking_alarms(records: Sequence[Mapping[str, float]], *, first_kl: float) -> dict[str, str]:
     """Metric key -> warning, for each monitor that trips on the last of a run's step records (oldest first).
 
-    At most the last `HISTORY` records before it count. Raises `KeyError` when a record lacks a monitored metric.
+    At most the last `HISTORY` records before it count. ``first_kl`` is ``perception/kl`` of the run's first step: the
+    base model's own. Raises `KeyError` when a record lacks a monitored metric.
     """
     *past, now = list(records)[-HISTORY - 1 :]
     alarms = {}
-    if now["perception/kl"] > MAX_KL:
+    limit = max(MAX_KL, JUMP * first_kl)
+    if now["perception/kl"] > limit:
         alarms["perception/kl"] = (
-            f"perception/kl = {now['perception/kl']:.3g} nats per token exceeds {MAX_KL:g}: the policy may be hacking "
-            f"the perception loss. {_REMEDY}"
+            f"perception/kl = {now['perception/kl']:.3g} nats per token exceeds {limit:.3g} (at the start it was "
+            f"{first_kl:.3g}): the policy may be hacking the perception loss. {_REMEDY}"
         )
     for key in _JUMPS:
         if len(past) >= WINDOW and now[key] > JUMP * (usual := median(record[key] for record in past)) > 0:

@@ -44,6 +44,7 @@ class Papo(Grpo):
         super().__init__(settings)
         self._records: deque[Mapping[str, float]] = deque(maxlen=HISTORY)
         self._alarmed: frozenset[str] = frozenset()
+        self._first_kl: float | None = None
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -116,7 +117,16 @@ class Papo(Grpo):
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Warn, once each time it sets in, when the perception KL looks hacked. Changes nothing in the training."""
         self._records.append(metrics)
-        alarms = loss_hacking_alarms(self._records)
+        if self._first_kl is None:
+            self._first_kl = metrics["perception/kl"]
+        alarms = loss_hacking_alarms(self._records, first_kl=self._first_kl)
         for name in sorted(alarms.keys() - self._alarmed):
             _logger.warning("%s", alarms[name])
         self._alarmed = frozenset(alarms)
+
+    def state(self) -> dict[str, float]:
+        """The first step's perception KL, to which the warnings compare."""
+        return {} if self._first_kl is None else {"first_kl": self._first_kl}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        self._first_kl = state.get("first_kl")

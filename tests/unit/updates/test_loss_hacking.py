@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlkl.updates.loss_hacking import loss_hacking_alarms
+from rlkl.updates import loss_hacking
 
 HEALTHY = {
     "perception/kl": 0.04,
@@ -13,6 +13,10 @@ HEALTHY = {
     "perception/entropy_corrupted": 0.45,
     "update/clip_fraction_high": 5e-4,
 }
+
+
+def loss_hacking_alarms(records: list[dict[str, float]], *, first_kl: float = 0.04) -> dict[str, str]:
+    return loss_hacking.loss_hacking_alarms(records, first_kl=first_kl)
 
 
 def history(steps: int, **changed: float) -> list[dict[str, float]]:
@@ -38,6 +42,13 @@ def test_each_value_has_its_limit(key: str, quiet: float, loud: float) -> None:
     assert list(alarms) == [key]
     assert alarms[key].startswith(f"{key} = ")
     assert "update.perception_coef" in alarms[key]
+
+
+def test_a_world_of_short_answers_is_measured_by_its_own_start() -> None:
+    """One word that is seen in the picture: the base model's perception KL is high already."""
+    assert loss_hacking_alarms([{**HEALTHY, "perception/kl": 1.9}], first_kl=0.65) == {}
+    alarms = loss_hacking_alarms([{**HEALTHY, "perception/kl": 2.0}], first_kl=0.65)
+    assert "2 nats per token exceeds 1.95 (at the start it was 0.65)" in alarms["perception/kl"]
 
 
 def test_jumps_need_a_history_with_values() -> None:

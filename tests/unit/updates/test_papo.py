@@ -307,3 +307,24 @@ def test_a_hacked_run_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> Non
         for kl in (0.04, 0.5, 0.9, 0.05, 0.5):
             rule.observe({**healthy, "perception/kl": kl})
     assert [record.getMessage().split(" nats")[0] for record in caplog.records] == ["perception/kl = 0.5"] * 2
+
+
+def test_a_resumed_run_still_compares_with_its_first_step(caplog: pytest.LogCaptureFixture) -> None:
+    rule = Papo(PapoSettings())
+    assert rule.state() == {}
+    healthy = {
+        "perception/kl": 0.5,
+        "perception/kl_variance": 1.5,
+        "perception/entropy_clean": 0.35,
+        "perception/entropy_corrupted": 0.4,
+        "update/clip_fraction_high": 0.0,
+    }
+    rule.observe(healthy)
+    rule.observe({**healthy, "perception/kl": 0.6})
+    resumed = Papo(PapoSettings())
+    resumed.load_state(rule.state())
+    with caplog.at_level(logging.WARNING):
+        resumed.observe({**healthy, "perception/kl": 1.4})
+        assert not caplog.records
+        resumed.observe({**healthy, "perception/kl": 1.6})
+    assert "exceeds 1.5 (at the start it was 0.5)" in caplog.text
