@@ -110,18 +110,27 @@ ADAPTIVE_ERROR_LIMIT = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveKl:
-    """A KL coefficient that is steered so that the KL stays near a target (Ziegler et al., arXiv 1909.08593, 2.2).
+    """A KL coefficient that is steered so that the KL stays near a target: a PI controller of its logarithm.
 
-    A proportional controller of the coefficient's logarithm, hence an integral one of the KL. Its only state is
-    ``value``; save that to resume.
+    The integral part is that of Ziegler et al. (arXiv 1909.08593, 2.2); the proportional one answers at once and goes
+    when the KL is back. Its state is ``value`` and ``error``; save both to resume.
     """
 
     value: float
-    """The coefficient now, above zero."""
+    """The integral part, above zero."""
     target: float
     """The KL to hold, nats per sequence, above zero."""
     horizon: float
-    """Sequences over which a KL far above the target raises the coefficient by about a fifth."""
+    """Sequences over which a KL far above the target raises the integral part by about a fifth."""
+    gain: float = 0.0
+    """Of the proportional part, 0 to 4: a KL a tenth above the target raises the coefficient by ``gain`` tenths."""
+    error: float = 0.0
+    """The clipped relative error of the last step."""
+
+    @property
+    def coefficient(self) -> float:
+        """What the KL is weighted by now, above zero."""
+        return self.value * (1.0 + self.gain * self.error)
 
     def updated(self, observed: float, sequences: int) -> AdaptiveKl:
         """The controller after a step of ``sequences`` sequences whose mean KL was ``observed`` nats.
@@ -130,4 +139,4 @@ class AdaptiveKl:
         """
         error = observed / self.target - 1.0
         error = min(max(error, -ADAPTIVE_ERROR_LIMIT), ADAPTIVE_ERROR_LIMIT)
-        return replace(self, value=self.value * (1.0 + error * min(sequences / self.horizon, 1.0)))
+        return replace(self, value=self.value * (1.0 + error * min(sequences / self.horizon, 1.0)), error=error)

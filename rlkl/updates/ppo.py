@@ -13,6 +13,7 @@ Shapes: B sequences, T tokens, H hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -78,7 +79,17 @@ class Ppo(PolicyUpdate):
 
     def __init__(self, settings: PpoSettings) -> None:
         self.settings = settings
-        self.kl_coef = settings.kl_coef
+        self._steering = AdaptiveKl(
+            value=settings.kl_coef,
+            target=settings.kl_target or math.inf,
+            horizon=settings.kl_horizon,
+            gain=settings.kl_gain,
+        )
+
+    @property
+    def kl_coef(self) -> float:
+        """The coefficient now."""
+        return self._steering.coefficient
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -143,17 +154,14 @@ class Ppo(PolicyUpdate):
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Steer the coefficient by the KL that this step's samples showed."""
         if self.settings.kl_target is not None:
-            controller = AdaptiveKl(
-                value=self.kl_coef, target=self.settings.kl_target, horizon=self.settings.kl_horizon
-            )
             sequences = int(metrics["update/trained_sequences"])
-            self.kl_coef = controller.updated(metrics["kl/policy_to_reference"], sequences).value
+            self._steering = self._steering.updated(metrics["kl/policy_to_reference"], sequences)
 
     def state(self) -> dict[str, float]:
-        return {"kl_coef": self.kl_coef}
+        return {"kl_coef": self._steering.value, "kl_error": self._steering.error}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        self.kl_coef = state["kl_coef"]
+        self._steering = replace(self._steering, value=state["kl_coef"], error=state["kl_error"])
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Terms ``policy`` and, with a critic, ``value``: means over the step's response tokens."""

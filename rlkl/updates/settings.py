@@ -217,6 +217,9 @@ class PpoSettings(RuleSettings):
         default=None, gt=0, description="Nats per sequence that kl_coef is steered to; None keeps it fixed."
     )
     kl_horizon: int = Field(default=10_000, ge=1, description="Sequences over which the steering acts.")
+    kl_gain: float = Field(
+        default=0.0, ge=0, le=4, description="How strongly kl_coef also answers at once to the KL's relative error."
+    )
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda.")
     discount: float = Field(default=1.0, gt=0, le=1, description="Discount per token.")
     clip: float = Field(default=0.2, gt=0, description="The ratio is clipped to 1 - clip and 1 + clip.")

@@ -302,3 +302,27 @@ def test_the_adaptive_coefficient_settles_where_the_kl_meets_its_target() -> Non
         for _ in range(400):
             controller = controller.updated(3.0 / controller.value, sequences=200)
         assert controller.value == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_proportional_part_answers_at_once_and_goes_with_the_error() -> None:
+    steady = AdaptiveKl(value=0.2, target=6.0, horizon=10_000, gain=2.0)
+    assert steady.coefficient == 0.2
+    above = steady.updated(6.6, sequences=64)
+    assert above.coefficient == pytest.approx(0.2 * (1 + 0.1 * 0.0064) * 1.2)
+    assert above.updated(6.0, sequences=64).coefficient == pytest.approx(above.value)
+    assert steady.updated(0.0, sequences=64).coefficient == pytest.approx(0.2 * (1 - 0.2 * 0.0064) * 0.6)
+
+
+def test_a_gain_steadies_a_plant_that_lags() -> None:
+    """A KL that follows the coefficient slowly swings under the integral part alone; the proportional one damps it."""
+
+    def largest_swing(gain: float) -> float:
+        controller = AdaptiveKl(value=0.1, target=6.0, horizon=1000, gain=gain)
+        kl, late = 12.0, []
+        for step in range(600):
+            kl += 0.05 * (3.0 / controller.coefficient - kl)
+            controller = controller.updated(kl, sequences=400)
+            late += [abs(kl - 6.0)] if step > 100 else []
+        return max(late)
+
+    assert largest_swing(2.0) < 0.5 * largest_swing(0.0)

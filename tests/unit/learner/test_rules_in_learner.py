@@ -44,7 +44,7 @@ def test_a_restored_learner_goes_on_bit_for_bit_with_its_critic_and_coefficient(
     model_path: str, tmp_path: Path, critic: str
 ) -> None:
     sections = {
-        "update": {"rule": "ppo", "critic": critic, "kl_target": 1e-3, "kl_horizon": 24},
+        "update": {"rule": "ppo", "critic": critic, "kl_target": 1e-3, "kl_horizon": 24, "kl_gain": 0.5},
         "learner": {"minibatches": 2},
     }
     whole = build(model_path, **{name: dict(section) for name, section in sections.items()})
@@ -91,7 +91,7 @@ def test_a_critic_belongs_to_the_saved_state(model_path: str, tmp_path: Path) ->
     build(model_path, update={"rule": "ppo"}).save(tmp_path)
     saved = torch.load(tmp_path / "learner.pt", weights_only=True)
     assert {"heads.output.weight", "heads.output.bias"} <= set(saved["trained"])
-    assert saved["update"] == {"kl_coef": 0.05}
+    assert saved["update"] == {"kl_coef": 0.05, "kl_error": 0.0}
 
 
 def test_papo_is_refused_at_set_up_where_no_image_can_be_corrupted(model_path: str) -> None:

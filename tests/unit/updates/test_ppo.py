@@ -180,6 +180,17 @@ def test_the_steered_coefficient_is_used_and_logged_and_survives_a_restart() -> 
     assert resumed.batch_metrics(credited)["update/kl_coef"] == pytest.approx(0.12)
 
 
+def test_the_immediate_answer_survives_a_restart_too() -> None:
+    settings = PpoSettings(kl_coef=0.1, kl_target=6.0, kl_horizon=100, kl_gain=2.0)
+    rule, resumed = Ppo(settings), Ppo(settings)
+    rule.observe(observed(60.0))
+    resumed.load_state(rule.state())
+    assert rule.kl_coef == pytest.approx(0.12 * 1.4)
+    rule.observe(observed(6.0))
+    resumed.observe(observed(6.0))
+    assert resumed.kl_coef == rule.kl_coef == pytest.approx(0.12)
+
+
 def test_a_fixed_coefficient_stays() -> None:
     rule = Ppo(PpoSettings(kl_coef=0.1))
     rule.observe(observed(1000.0))
