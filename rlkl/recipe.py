@@ -66,6 +66,12 @@ class DataSection(Section):
         default="images",
         description="Column with a prompt's picture or list of pictures (vision-language models).",
     )
+    min_pixels: int | None = Field(
+        default=None, ge=1, description="Smaller pictures are enlarged to so many pixels; left out: as the model says."
+    )
+    max_pixels: int | None = Field(
+        default=None, ge=1, description="Larger pictures are shrunk to so many pixels; left out: as the model says."
+    )
     chosen_column: str | None = Field(
         default=None,
         description="Column with the preferred answer: train on these pairs and sample nothing (rollout.workers: 0).",
@@ -89,6 +95,19 @@ class DataSection(Section):
     def has_pairs(self) -> bool:
         """Whether each prompt brings a chosen and a rejected answer."""
         return self.chosen_column is not None
+
+    @property
+    def pixels(self) -> tuple[int | None, int | None]:
+        """The least and the most pixels of a picture as the model sees it; None: as the model says."""
+        return self.min_pixels, self.max_pixels
+
+    @model_validator(mode="after")
+    def _pixels_in_order(self) -> DataSection:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels = {self.min_pixels} exceeds max_pixels = {self.max_pixels}; no picture can have both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _both_answers(self) -> DataSection:

@@ -49,7 +49,7 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
-    pictures = load_picture_processor(model_path)
+    pictures = load_picture_processor(model_path, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures)
     _check_pictures(update, source)
     reward_set.check(source.take(0, 2))
@@ -199,6 +199,7 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         memory_fraction=recipe.rollout.memory_fraction,
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
+        pixels=recipe.data.pixels,
         image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
     )
 

@@ -23,7 +23,10 @@ def picture(width: int, height: int, seed: int) -> Image:
     return encode_image(pil.fromarray(values))
 
 
-def processor_of(model_path: str | Path) -> PictureProcessor:
+def processor_of(model_path: str | Path, *, config_from: Path | None = None) -> PictureProcessor:
+    """``config_from``: a model's folder whose ``config.json`` is copied beside the processor first."""
+    if config_from is not None:
+        (Path(model_path) / "config.json").write_text((config_from / "config.json").read_text())
     pictures = load_picture_processor(str(model_path))
     assert pictures is not None
     return pictures

@@ -239,7 +239,10 @@ def _with_image_tokens(
     mentioned = token_ids.count(pictures.image_token_id)
     if mentioned != len(images):
         raise BadPrompt("image", f"the prompt mentions {mentioned} pictures and the row has {len(images)}")
-    counts = iter([pictures.token_count(image) for image in images])
+    try:
+        counts = iter([pictures.token_count(image) for image in images])
+    except ValueError as error:  # too long and thin to be cut
+        raise BadPrompt("image", f"a picture that the model cannot take ({error})") from error
     return tuple(
         repeated
         for token in token_ids

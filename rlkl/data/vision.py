@@ -99,8 +99,12 @@ def image_inputs(made: Sequence[Sequence[tuple[str, tuple[Tensor, Tensor]]]]) ->
     )
 
 
-def load_picture_processor(model_path: str) -> PictureProcessor | None:
+def load_picture_processor(
+    model_path: str, pixels: tuple[int | None, int | None] = (None, None)
+) -> PictureProcessor | None:
     """The model's picture processor; None for a text model.
+
+    ``pixels``: the least and the most that a picture has when it is cut, None for what the model's folder says.
 
     Raises:
         InputError: a vision-language model of a kind that rlkl does not know, or without its processor.
@@ -120,4 +124,13 @@ def load_picture_processor(model_path: str) -> PictureProcessor | None:
             f"model.path = {model_path!r}: its picture processor cannot be loaded ({error}); the folder needs "
             "preprocessor_config.json beside the model"
         ) from error
+    sizes: Any = processor.image_processor.size
+    for name, value in zip(("shortest_edge", "longest_edge"), pixels, strict=True):
+        if value is not None:
+            sizes[name] = value
+    if sizes["shortest_edge"] > sizes["longest_edge"]:
+        raise InputError(
+            f"data.min_pixels = {sizes['shortest_edge']} exceeds data.max_pixels = {sizes['longest_edge']} (what is "
+            f"left out is as {model_path!r} has it); set both"
+        )
     return PictureProcessor(processor, config.image_token_id)

@@ -73,7 +73,7 @@ class Learner:
         )
         self._total_steps = recipe.steps * self._section.epochs * self._section.minibatches
         self._optimizer_steps = 0
-        self._pictures = load_picture_processor(spec.model_path)
+        self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
         self._corrupter = self._build_corrupter()
         self._corrupted_pictures: dict[int, tuple[Image, ...]] = {}
         self._batch: Batch | None = None

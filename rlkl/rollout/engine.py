@@ -27,6 +27,8 @@ class EngineSettings:
     kv_cache_gib: int
     images_per_prompt: int = 0
     """The most pictures that a prompt has; 0 leaves the vision tower idle."""
+    pixels: tuple[int | None, int | None] = (None, None)
+    """The least and the most pixels of a picture when it is cut; None: as the model's folder says."""
     image_token_id: int | None = None
     """The placeholder that stands in token ids once for each token of a picture; None for a text model."""
 

@@ -46,7 +46,7 @@ class HfEngine:
         ).eval()
         self._model: Any = self._language_model.model
         self._model.generation_config = GenerationConfig()  # its own may penalise or suppress tokens, unseen by us
-        self._pictures = load_picture_processor(settings.model_path)
+        self._pictures = load_picture_processor(settings.model_path, settings.pixels)
         self._pad = settings.stop_token_ids[0]
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Image, Probe
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from vllm import LLM, RequestOutput
 
 _SeenPrompt = tuple[tuple[int, ...], tuple[Image, ...]]
@@ -74,6 +75,7 @@ class VllmEngine:
             dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
             skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
             limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
+            mm_processor_kwargs=_pixels(settings) if sees else None,
             generation_config="vllm",
             max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
             logprobs_mode="processed_logprobs",
@@ -127,7 +129,8 @@ class VllmEngine:
         yield from self._llm.collective_rpc("readable_weights")[0]
 
     def _run(self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any]) -> list[RequestOutput]:
-        inputs: list[Any] = [self._input(token_ids, images) for token_ids, images in prompts]
+        opened = {image.key: open_image(image) for image in {i.key: i for _, seen in prompts for i in seen}.values()}
+        inputs: list[Any] = [self._input(token_ids, images, opened) for token_ids, images in prompts]
         outputs = self._llm.generate(inputs, list(parameters), use_tqdm=False)
         for output, (token_ids, images) in zip(outputs, prompts, strict=True):
             if images and tuple(output.prompt_token_ids or ()) != token_ids:
@@ -137,14 +140,19 @@ class VllmEngine:
                 )
         return outputs
 
-    def _input(self, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> dict[str, Any]:
-        """vLLM repeats the placeholder itself, so each picture goes in with one. Its key spares it a second look."""
+    def _input(
+        self, token_ids: tuple[int, ...], images: tuple[Image, ...], opened: Mapping[str, Picture]
+    ) -> dict[str, Any]:
+        """vLLM repeats the placeholder itself, so each picture goes in with one. Its key spares it a second look.
+
+        ``opened``: the pictures of all prompts by key, decoded once.
+        """
         if not images:
             return {"prompt_token_ids": list(token_ids)}
         assert self._settings.image_token_id is not None
         return {
             "prompt_token_ids": _one_placeholder_each(token_ids, self._settings.image_token_id, len(images)),
-            "multi_modal_data": {"image": [open_image(image) for image in images]},
+            "multi_modal_data": {"image": [opened[image.key] for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
         }
 
@@ -159,6 +167,11 @@ def _one_placeholder_each(token_ids: tuple[int, ...], placeholder: int, images: 
         if token != placeholder or starts or runs > images:
             kept.append(token)
     return kept
+
+
+def _pixels(settings: EngineSettings) -> dict[str, Any]:
+    named = zip(("min_pixels", "max_pixels"), settings.pixels, strict=True)
+    return {name: value for name, value in named if value is not None}
 
 
 def _set_environment(settings: EngineSettings) -> None:

@@ -49,10 +49,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(run_dir: Path, model_path: Path, data: Path, **sections: Any) -> Recipe:
+def recipe(run_dir: Path, model_path: Path, source: Path, **sections: Any) -> Recipe:
     values: dict[str, Any] = {
         "steps": STEPS,
-        "data": {"source": str(data), "max_prompt_tokens": 48},
+        "data": {"source": str(source), "max_prompt_tokens": 48},
         "update": {"rule": "papo"},
         "rollout": {"prompts_per_step": 6, "samples_per_prompt": 4, "max_new_tokens": 6},
         "tracking": {"samples_every": 1},
@@ -127,7 +127,12 @@ def test_recomputed_dapo_with_adapters_on_both_engines(model_path: Path, data: P
     """The same draws' figures do not depend on the engine but for rounding: PAPO_D, gradient in both branches, LoRA."""
     update = {"rule": "papo", "variant": "dapo", "kl_coef": 0.0, "recompute": True, "entropy_coef": 0.03}
     for engine in ("vllm", "hf"):
-        sections = {"model": {"lora": {"rank": 4}}, "update": update, "rollout": {"engine": engine, "max_rounds": 2}}
+        sections: dict[str, Any] = {
+            "model": {"lora": {"rank": 4}},
+            "data": {"max_pixels": 56 * 56},
+            "update": update,
+            "rollout": {"engine": engine, "max_rounds": 2},
+        }
         result = rlkl.train(recipe(tmp_path / engine, model_path, data, tracking={"wandb": "off"}, **sections))
         lines = records(result.run_dir)
         assert all(line["weights/verified"] == 1 for line in lines)

@@ -95,6 +95,7 @@ def test_placeholders_repeat_where_each_picture_stands(tmp_path: Path, pictures:
 def test_bad_pictures_are_counted_and_named(tmp_path: Path, pictures: PictureProcessor):
     (tmp_path / "good.png").write_bytes(png())
     (tmp_path / "half.png").write_bytes(png()[:60])
+    (tmp_path / "thin.png").write_bytes(png(2000, 2))
     source = load(
         jsonl(
             tmp_path,
@@ -105,12 +106,13 @@ def test_bad_pictures_are_counted_and_named(tmp_path: Path, pictures: PicturePro
             {"prompt": "5", "images": ["good.png"]},
             {"prompt": f"{IMAGE}{IMAGE}6", "images": ["good.png"]},
             {"prompt": "7", "images": None},
+            {"prompt": f"{IMAGE}8", "images": ["thin.png"]},
         ),
         pictures,
     )
-    assert (source.report.kept, source.report.image) == (2, 5)
+    assert (source.report.kept, source.report.image) == (2, 6)
     said = str(source.report)
-    assert "5 with bad images" in said
+    assert "6 with bad images" in said
     assert "row 1 (image: 'images': a picture the file 'missing.png' cannot be read" in said
     assert "row 3 (image: the prompt mentions 1 pictures and the row has 0)" in said
     assert [len(prompt.images) for prompt in source.take(0, 2)] == [1, 0]
@@ -123,6 +125,23 @@ def test_pictures_count_in_the_length_of_a_prompt(tmp_path: Path, pictures: Pict
     assert kept.report.kept == 1
     with pytest.raises(DataError, match=r"1 too long.*103 tokens"):
         load(jsonl(tmp_path, row), pictures, max_prompt_tokens=102)
+
+
+def test_pixels_bound_the_tokens_of_a_picture(tmp_path: Path, model_path: Path):
+    (tmp_path / "a.png").write_bytes(png(112, 112))
+    path = jsonl(tmp_path, {"prompt": f"{IMAGE}1", "images": ["a.png"]})
+    for pixels, tokens in (((None, None), 16), ((None, 84 * 84), 9), ((140 * 140, None), 25)):
+        bounded = load_picture_processor(str(model_path), pixels)
+        assert bounded is not None
+        (prompt,) = load(path, bounded).take(0, 1)
+        assert prompt.token_ids.count(bounded.image_token_id) == tokens
+    bounded.whole.save_pretrained(tmp_path / "saved")
+    again = processor_of(tmp_path / "saved", config_from=model_path)
+    assert again.token_count(prompt.images[0]) == 25, "a trained policy keeps the sizes that it was trained with"
+    with pytest.raises(InputError, match=r"data\.min_pixels = 3136 exceeds data\.max_pixels = 1000"):
+        load_picture_processor(str(model_path), (None, 1000))
+    with pytest.raises(ValueError, match=r"min_pixels = 9 exceeds max_pixels = 4"):
+        DataSection(source="x", min_pixels=9, max_pixels=4)
 
 
 def test_another_column_may_hold_the_pictures(tmp_path: Path, pictures: PictureProcessor):
