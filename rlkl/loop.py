@@ -83,6 +83,8 @@ class Trainer:
     step: int = 0
     position: int = 0
     steps_without_gradient: int = 0
+    alarmed: frozenset[str] = frozenset()
+    """The rule's alarms that were on after the last step."""
     metrics: dict[str, float] = field(default_factory=dict)
     collector: Collector = field(init=False)
 
@@ -125,7 +127,10 @@ class Trainer:
         completions = [rollout.completion for group in groups for rollout in group.rollouts]
         tokens = sum(len(completion.token_ids) for completion in completions)
         self.metrics = metrics | clock.metrics(rollouts=len(completions), tokens=tokens)
+        alarms = self.update.alarms([*self.tracker.records, self.metrics])
+        self.metrics["update/alarms"] = float(len(alarms))
         self.tracker.log(self.step, self.metrics, groups, columns, corrupted)
+        self._tell(alarms)
         self.step += 1
         self._watch_gradient()
 
@@ -191,6 +196,12 @@ class Trainer:
         probes = build_probes(prompts, [stop] * len(prompts), engine_limit=self._engine_limit)
         self.backend.publish(self.step, probes)
 
+    def _tell(self, alarms: Mapping[str, str]) -> None:
+        """Warn of what has set in since the step before."""
+        for name in sorted(alarms.keys() - self.alarmed):
+            logger.warning("%s", alarms[name])
+        self.alarmed = frozenset(alarms)
+
     def _watch_gradient(self) -> None:
         """Say so when steps teach nothing, and stop a run that never learned anything."""
         self.steps_without_gradient = 0 if self.metrics["optim/grad_norm"] > 0 else self.steps_without_gradient + 1
@@ -237,6 +248,7 @@ class Trainer:
         """Take up what `save` wrote."""
         self.backend.restore(checkpoint)
         self.step, self.position = state.step, state.position
+        self.alarmed = frozenset(self.update.alarms(self.tracker.records))
 
     def _result(self, status: Literal["done", "interrupted"], exit_code: int) -> RunResult:
         return RunResult(run_dir=self.run_dir, status=status, exit_code=exit_code, metrics=self.metrics)

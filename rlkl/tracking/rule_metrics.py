@@ -6,6 +6,12 @@ from rlkl.tracking.definition import MetricDefinition
 
 RULE_METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
+        key="update/alarms",
+        unit="alarms",
+        formula="warnings of the rule's own that are on, each told once in the log when it sets in (`update/<rule>.md`)",
+        bad="above 0: read the log",
+    ),
+    MetricDefinition(
         key="update/kl_coef",
         unit="reward per nat",
         formula="PPO: the weight of the per-token KL in this step's rewards, as steered so far.",

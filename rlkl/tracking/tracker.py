@@ -64,6 +64,11 @@ class Tracker:
             opened.pop_all()
         self._writer = BackgroundWriter()
 
+    @property
+    def records(self) -> Sequence[Mapping[str, float]]:
+        """The records of all steps so far, of a resumed run from its beginning on."""
+        return self._state.records
+
     def note(self, text: str) -> None:
         """Says in one line what the run is doing, until the next step is logged."""
         self._state.note = text

@@ -129,6 +129,13 @@ class PolicyUpdate(ABC):
     def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most rules have nothing to note
         """Take note of a finished step's metrics (an adaptive KL coefficient does)."""
 
+    def alarms(self, records: Sequence[Mapping[str, float]]) -> Mapping[str, str]:
+        """Name -> warning, for whatever in a run's step records (oldest first) speaks of trouble with this rule.
+
+        Asked after each step, with the records from the run's first step on; the loop tells each once when it sets in.
+        """
+        return {}
+
     def state(self) -> dict[str, float]:
         """What a resumed run must know beside the settings."""
         return {}

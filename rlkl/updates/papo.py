@@ -13,9 +13,7 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -25,13 +23,11 @@ from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.functional import perception, reduce, surrogate
 from rlkl.functional.reduce import masked
 from rlkl.updates.grpo import WEIGHTS, Grpo
-from rlkl.updates.loss_hacking import HISTORY, loss_hacking_alarms
+from rlkl.updates.loss_hacking import loss_hacking_alarms
 from rlkl.updates.settings import CorruptionSettings, PapoSettings
 
 DUAL_CLIP = 3.0
 """Where A < 0 the surrogate is at most -3 A: a bad token gets no gradient once its ratio exceeds 3, as in the code."""
-
-_logger = logging.getLogger(__name__)
 
 
 class Papo(Grpo):
@@ -39,12 +35,6 @@ class Papo(Grpo):
 
     rule: ClassVar[str] = "papo"
     settings: PapoSettings
-
-    def __init__(self, settings: PapoSettings) -> None:
-        super().__init__(settings)
-        self._records: deque[Mapping[str, float]] = deque(maxlen=HISTORY)
-        self._alarmed: frozenset[str] = frozenset()
-        self._first_kl: float | None = None
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -114,19 +104,7 @@ class Papo(Grpo):
         advantages_BT = masked(batch.advantages_BT, batch.response_BT)
         return surrogate.dual_clipped(single, advantages_BT, limit=DUAL_CLIP)
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        """Warn, once each time it sets in, when the perception KL looks hacked. Changes nothing in the training."""
-        self._records.append(metrics)
-        if self._first_kl is None:
-            self._first_kl = metrics["perception/kl"]
-        alarms = loss_hacking_alarms(self._records, first_kl=self._first_kl)
-        for name in sorted(alarms.keys() - self._alarmed):
-            _logger.warning("%s", alarms[name])
-        self._alarmed = frozenset(alarms)
-
-    def state(self) -> dict[str, float]:
-        """The first step's perception KL, to which the warnings compare."""
-        return {} if self._first_kl is None else {"first_kl": self._first_kl}
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        self._first_kl = state.get("first_kl")
+    def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+        """Signs that the perception KL is hacked. They change nothing in the training."""
+        seen = [record for record in records if "perception/kl" in record]  # a step that trained on nothing has none
+        return loss_hacking_alarms(seen, first_kl=seen[0]["perception/kl"]) if seen else {}

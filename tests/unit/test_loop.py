@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -303,6 +303,24 @@ def test_a_run_that_has_learned_all_it_can_goes_on_with_a_warning(tmp_path: Path
 
     assert run.run().status == "done"
     assert [r.message for r in caplog.records if "had no gradient" in r.message] != []
+
+
+def test_a_rules_alarms_are_counted_and_told_each_time_they_set_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    run = trainer(tmp_path, steps=5)
+    seen: list[int] = []
+
+    def alarms(records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+        seen.append(len(records))
+        return {"odd": "something is odd"} if len(records) in (2, 3, 5) else {}
+
+    monkeypatch.setattr(run.update, "alarms", alarms)
+    run.run()
+
+    assert seen == [1, 2, 3, 4, 5], "all records so far, this step's last"
+    assert [r.message for r in caplog.records].count("something is odd") == 2
+    assert [r["update/alarms"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 1, 0, 1]
 
 
 def test_a_policy_that_was_not_exported_is_made_up_for(tmp_path: Path):

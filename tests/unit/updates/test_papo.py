@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 import pytest
@@ -294,24 +293,7 @@ def test_logged_perception_loss_is_minus_gamma_times_the_metric() -> None:
     assert output.terms["perception"].item() == pytest.approx(-0.02 * output.metrics["perception/kl"].item())
 
 
-def test_a_hacked_run_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    rule = Papo(PapoSettings())
-    healthy = {
-        "perception/kl": 0.04,
-        "perception/kl_variance": 1.5,
-        "perception/entropy_clean": 0.35,
-        "perception/entropy_corrupted": 0.4,
-        "update/clip_fraction_high": 5e-4,
-    }
-    with caplog.at_level(logging.WARNING):
-        for kl in (0.04, 0.5, 0.9, 0.05, 0.5):
-            rule.observe({**healthy, "perception/kl": kl})
-    assert [record.getMessage().split(" nats")[0] for record in caplog.records] == ["perception/kl = 0.5"] * 2
-
-
-def test_a_resumed_run_still_compares_with_its_first_step(caplog: pytest.LogCaptureFixture) -> None:
-    rule = Papo(PapoSettings())
-    assert rule.state() == {}
+def test_alarms_compare_with_the_runs_first_step() -> None:
     healthy = {
         "perception/kl": 0.5,
         "perception/kl_variance": 1.5,
@@ -319,12 +301,9 @@ def test_a_resumed_run_still_compares_with_its_first_step(caplog: pytest.LogCapt
         "perception/entropy_corrupted": 0.4,
         "update/clip_fraction_high": 0.0,
     }
-    rule.observe(healthy)
-    rule.observe({**healthy, "perception/kl": 0.6})
-    resumed = Papo(PapoSettings())
-    resumed.load_state(rule.state())
-    with caplog.at_level(logging.WARNING):
-        resumed.observe({**healthy, "perception/kl": 1.4})
-        assert not caplog.records
-        resumed.observe({**healthy, "perception/kl": 1.6})
-    assert "exceeds 1.5 (at the start it was 0.5)" in caplog.text
+    rule, trained_on_nothing = Papo(PapoSettings()), {"optim/skipped": 1.0}
+    assert rule.alarms([trained_on_nothing]) == {}
+    assert rule.alarms([healthy, {**healthy, "perception/kl": 1.4}]) == {}
+    alarms = rule.alarms([trained_on_nothing, healthy, *[{**healthy, "perception/kl": 1.6}] * 300])
+    assert list(alarms) == ["perception/kl"]
+    assert "exceeds 1.5 (at the start it was 0.5)" in alarms["perception/kl"]
