@@ -8,8 +8,8 @@ RULE_METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="update/alarms",
         unit="alarms",
-        formula="warnings of the rule's own that are on, each told once in the log when it sets in (`update/<rule>.md`)",
-        bad="above 0: read the log",
+        formula="Warnings of the rule's own that are on; each is told in the log when it sets in (rlkl/updates).",
+        bad="Above 0: read the log.",
     ),
     MetricDefinition(
         key="update/kl_coef",
