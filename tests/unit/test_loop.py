@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -37,7 +37,13 @@ class ScriptedBackend:
         self.stop_at_step: int | None = None
         self.gradient = 0.5
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """In two parts, the last completions first."""
+        completions = list(enumerate(self._answer(requests)))
+        yield completions[5:]
+        yield completions[:5]
+
+    def _answer(self, requests: Sequence[Request]) -> list[Completion]:
         self.requests.append(list(requests))
         picked = [0 if self._uniform or (n // 4) % 2 == 0 else n % 2 for n in range(len(requests))]
         return [
