@@ -48,16 +48,13 @@ def train(
     Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, before anything starts; other
     `RlklError`s when the run fails. The run's checkpoints stay.
     """
-    reward_set = RewardSet(())
-    if not recipe.data.has_pairs:
-        reward_set = load_rewards(recipe.rewards, rewards, normalize=recipe.scoring.normalize)
+    reward_set = _load_rewards(recipe, rewards)
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
     update = build_update(recipe.update)
     check_supplied(update)
     checkpoint, state = _checkpoint(resume_from, recipe)
-    if state is not None:
-        _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
+    _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
@@ -65,13 +62,9 @@ def train(
     source = _load_data(recipe, model_path, tokenizer)
     _check_pictures(update, source)
     reward_set.check(source.take(0, 2))
-    if state is not None and state.data_fingerprint != source.fingerprint:
-        raise _other_data(recipe, checkpoint)
+    _check_data(recipe, source, checkpoint, state)
     run_dir = resume_from or new_run_dir(recipe)
-    _prepare_folder(run_dir, recipe)
-    first_step = state.step if state else 0
-    reward_set.open_folder(run_dir.absolute(), first_step=first_step)
-    tracker = Tracker(run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=first_step)
+    tracker = _open_records(run_dir, recipe, reward_set, state)
     try:
         with ExitStack() as running:
             tracker.note("starting the rewards")
@@ -102,21 +95,31 @@ def train(
         raise
 
 
-def _other_data(recipe: Recipe, checkpoint: Path | None) -> CheckpointError:
-    return CheckpointError(
-        f"data.source = {recipe.data.source!r} does not hold the prompts that it held when {checkpoint} was saved, "
-        "so the run cannot go on where it was. Bring the data back, or start a new run with model.path="
-        f"{checkpoint}/policy"
-    )
+def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> RewardSet:
+    if recipe.data.has_pairs:
+        return RewardSet(())
+    return load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize)
 
 
-def _prepare_folder(run_dir: Path, recipe: Recipe) -> None:
-    """Make the run's folder and leave its recipe there."""
+def _check_data(recipe: Recipe, source: PromptSource, checkpoint: Path | None, state: LoopState | None) -> None:
+    if state is not None and state.data_fingerprint != source.fingerprint:
+        raise CheckpointError(
+            f"data.source = {recipe.data.source!r} does not hold the prompts that it held when {checkpoint} was saved, "
+            "so the run cannot go on where it was. Bring the data back, or start a new run with model.path="
+            f"{checkpoint}/policy"
+        )
+
+
+def _open_records(run_dir: Path, recipe: Recipe, rewards: RewardSet, state: LoopState | None) -> Tracker:
+    """Make the run's folder with the recipe in it, and all that is written there while the run goes on."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
     (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
+    first_step = state.step if state else 0
+    rewards.open_folder(run_dir.absolute(), first_step=first_step)
+    return Tracker(run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=first_step)
 
 
 def resolve_model(path: str) -> str:
@@ -184,8 +187,10 @@ def _checkpoint(run_dir: Path | None, recipe: Recipe) -> tuple[Path | None, Loop
     return checkpoint, state
 
 
-def _check_rewards(state: LoopState, fingerprints: Mapping[str, str], *, allow_changed: bool) -> None:
+def _check_rewards(state: LoopState | None, fingerprints: Mapping[str, str], *, allow_changed: bool) -> None:
     """Raise `CheckpointError` when rewards are not what they were, or warn where that is allowed."""
+    if state is None:
+        return
     before = state.reward_fingerprints
     changes = [
         f"'{name}' is {'new' if name not in before else 'gone' if name not in fingerprints else 'changed'}"
