@@ -7,7 +7,7 @@ import inspect
 import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from rlkl.rewards.arguments import Call, opened
 from rlkl.rewards.result import Failure, Outcome, outcome_of, outcomes_of
 
 _TRACEBACK_CHARACTERS = 8000
+_CANCEL_S = 5.0
+"""How long an async call may take to end once it is cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +37,14 @@ class EventLoop:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="async rewards", daemon=True).start()
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> Any:
-        """The coroutine's result; raises `OverdueError` after cancelling it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def run(self, awaitable: Awaitable[Any], timeout_s: float | None = None) -> Any:
+        """What it comes to; raises `OverdueError` once it is cancelled, or where it does not let itself be."""
+        future = asyncio.run_coroutine_threadsafe(_limited(awaitable, timeout_s), self._loop)
         try:
-            return future.result(timeout_s)
+            return future.result(None if timeout_s is None else timeout_s + _CANCEL_S)
         except TimeoutError:
             if future.done():  # the function's own
                 raise
-            future.cancel()
             raise OverdueError from None
 
     def close(self) -> None:
@@ -102,11 +103,18 @@ class Callee:
             return value
         with self._lock:
             self._loop = self._loop or EventLoop()
-        return self._loop.run(_awaited(value), timeout_s)
+        return self._loop.run(value, timeout_s)
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
+async def _limited(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await awaitable
+    except TimeoutError:
+        if limit.expired():
+            raise OverdueError from None
+        raise
 
 
 def is_async(function: Callable[..., Any]) -> bool:

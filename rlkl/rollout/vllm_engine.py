@@ -135,7 +135,8 @@ class VllmEngine:
         """What vLLM's own ``generate`` does, handing out each output with its prompt's number once it is finished."""
         inputs: list[Any] = [self._input(token_ids, images) for token_ids, images in prompts]
         identifiers = self._llm.enqueue(inputs, list(parameters), use_tqdm=False)
-        number_of = {identifier: number for number, identifier in enumerate(identifiers)}
+        # An output bears the part before the dash; the rest is vLLM's own.
+        number_of = {identifier.partition("-")[0]: number for number, identifier in enumerate(identifiers)}
         engine: Any = self._llm.llm_engine
         while engine.has_unfinished_requests():
             for output in engine.step():
