@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlkl.recipe import Recipe
     from rlkl.recipe_io import load_recipe
-    from rlkl.rewards import reward
+    from rlkl.rewards import Reward, reward
     from rlkl.start import train
 
-__all__ = ["Recipe", "__version__", "load_recipe", "reward", "train"]
+__all__ = ["Recipe", "Reward", "__version__", "load_recipe", "reward", "train"]
 __version__ = "0.1.0"
 
-_HOMES = {"Recipe": "rlkl.recipe", "load_recipe": "rlkl.recipe_io", "reward": "rlkl.rewards", "train": "rlkl.start"}
+_HOMES = {
+    "Recipe": "rlkl.recipe",
+    "Reward": "rlkl.rewards.result",
+    "load_recipe": "rlkl.recipe_io",
+    "reward": "rlkl.rewards.decorator",
+    "train": "rlkl.start",
+}
 
 
 def __getattr__(name: str) -> object:

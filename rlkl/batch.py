@@ -178,6 +178,8 @@ class Batch:
     denominators: Denominators
     signals: Signals = field(default_factory=lambda: Signals({}))
     """Frozen signals, filled once per batch."""
+    token_rewards_BT: Tensor | None = None
+    """float32: the part of ``rewards_B`` that single response tokens earned, at those tokens; None where none did."""
     images: ImageInputs | None = None
     """The sequences' pictures; None where none has any."""
     corrupted_images: ImageInputs | None = None
@@ -205,6 +207,7 @@ class Batch:
             chosen_B=self.chosen_B[rows_B],
             corrupted_B=self.corrupted_B[rows_B],
             signals=self.signals.rows(rows_B, length),
+            token_rewards_BT=None if self.token_rewards_BT is None else self.token_rewards_BT[rows_B, :length],
             images=self.images.rows(rows_B.tolist()) if self.images else None,
             corrupted_images=self.corrupted_images.rows(rows_B.tolist()) if self.corrupted_images else None,
         )

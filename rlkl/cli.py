@@ -51,10 +51,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train as a recipe says, or continue a run", epilog=_EPILOG)
     train.formatter_class = argparse.RawDescriptionHelpFormatter
-    train.usage = "rlkl train RECIPE [section.key=value ...]\n       rlkl train --resume RUN_DIR [steps=N]"
+    resume_usage = "rlkl train --resume RUN_DIR [--allow-changed-rewards] [steps=N]"
+    train.usage = f"rlkl train RECIPE [section.key=value ...]\n       {resume_usage}"
     train.add_argument("words", nargs="*", metavar="RECIPE ...", help="the recipe and overrides")
     train.add_argument(
         "--resume", type=Path, metavar="RUN_DIR", help="continue this run by its own recipe; only steps=N may change"
+    )
+    train.add_argument(
+        "--allow-changed-rewards", action="store_true", help="with --resume: go on although a reward has changed"
     )
     train.set_defaults(run=_train)
 
@@ -76,7 +80,7 @@ def _train(options: argparse.Namespace) -> int:
     recipe = _recipe_to_train(options.words, options.resume)
     from rlkl.start import train
 
-    return train(recipe, resume_from=options.resume).exit_code
+    return train(recipe, resume_from=options.resume, allow_changed_rewards=options.allow_changed_rewards).exit_code
 
 
 def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:

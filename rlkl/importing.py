@@ -35,6 +35,11 @@ class Importer:
         if not location or not attribute:
             raise self.error(f"{self.key} = '{reference}' names nothing to call; expected {self.forms}")
         module = self._file(file_of(reference)) if is_file(reference) else self._module(location)
+        return self.callable_in(module, reference)
+
+    def callable_in(self, module: ModuleType, reference: str) -> Any:
+        """The same, the module being at hand."""
+        location, _, attribute = reference.rpartition(":")
         found = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("__")}
         if attribute not in found:
             problem = "is not callable" if hasattr(module, attribute) else "does not exist"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -34,7 +34,7 @@ STEPS_WITHOUT_GRADIENT = 10
 class Backend(Protocol):
     """What the loop asks of the machines behind it; see `rlkl.actors.backend.RayBackend`."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]: ...
 
     def prepare(
         self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
@@ -89,7 +89,9 @@ class Trainer:
     collector: Collector = field(init=False)
 
     def __post_init__(self) -> None:
-        self.collector = build_collector(self.recipe, self.backend, self.rewards, self.tokenizer)
+        self.collector = build_collector(
+            self.recipe, self.backend, self.rewards, self.tokenizer, prompts=len(self.source)
+        )
 
     def run(self) -> RunResult:
         """Train to the recipe's last step, or to the end of the step in which a stop is asked for."""
@@ -143,12 +145,14 @@ class Trainer:
         while rounds < self.recipe.rollout.max_rounds and _group_count(examples) < wanted:
             rounds += 1
             groups += self.collector.groups(self._draw(), step=self.step, clock=clock)
-            examples = self.update.select(filter_groups(groups, self.recipe.update.filter))
+            scored = [group.scored() for group in groups]
+            examples = self.update.select(filter_groups(scored, self.recipe.update.filter))
         kept = sorted({example.group for example in examples})[:wanted]
         examples = [example for example in examples if example.group in kept]
         metrics = self.collector.metrics(groups, step=self.step)
         metrics["rollout/rounds"] = float(rounds)
-        metrics["update/selected_fraction"] = len(examples) / sum(len(group.rollouts) for group in groups)
+        selectable = sum(rollout.scored for group in groups for rollout in group.rollouts)
+        metrics["update/selected_fraction"] = len(examples) / max(selectable, 1)
         metrics["data/epoch"] = self.position / len(self.source)
         return groups, examples, metrics
 

@@ -93,6 +93,8 @@ def _option(option: Any, field: FieldInfo) -> str:
     if get_origin(option) is Literal:
         choices = ", ".join(str(choice) for choice in get_args(option))
         return choices if len(get_args(option)) == 1 else f"one of {choices}"
+    if get_origin(option) is dict:
+        return "a section of any keys"
     if get_origin(option) is list:
         return f"a list, each entry {_PLAIN[get_args(option)[0]]}"
     return _PLAIN[option] + (_bounds(field) if option is not NoneType else "")

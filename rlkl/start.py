@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.backend import RayBackend
+from rlkl.actors.rewards import RayRewardWorker
 from rlkl.batch import Signal
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
@@ -31,20 +33,28 @@ from rlkl.updates.base import PolicyUpdate
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_from: Path | None = None) -> RunResult:
+def train(
+    recipe: Recipe,
+    *,
+    rewards: Sequence[Callable[..., Any]] = (),
+    resume_from: Path | None = None,
+    allow_changed_rewards: bool = False,
+) -> RunResult:
     """Run a recipe to its end, or go on with the run in ``resume_from`` (its folder, as `RunResult.run_dir`).
 
-    ``rewards`` are reward functions in addition to the recipe's own.
+    ``rewards`` are reward functions in addition to the recipe's own. A run whose rewards are not what they were when
+    its checkpoint was saved goes on only under ``allow_changed_rewards``.
 
     Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, before anything starts; other
     `RlklError`s when the run fails. The run's checkpoints stay.
     """
-    reward_set = RewardSet(()) if recipe.data.has_pairs else load_rewards(recipe.rewards, rewards)
+    reward_set = _load_rewards(recipe, rewards)
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
     update = build_update(recipe.update)
     check_supplied(update)
-    checkpoint, state = _checkpoint(resume_from, recipe, reward_set.fingerprints)
+    checkpoint, state = _checkpoint(resume_from, recipe)
+    _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
@@ -53,27 +63,21 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
     source = _load_data(recipe, tokenizer, pictures)
     _check_pictures(update, source)
     reward_set.check(source.take(0, 2))
-    if state is not None and state.data_fingerprint != source.fingerprint:
-        raise CheckpointError(
-            f"data.source = {recipe.data.source!r} does not hold the prompts that it held when {checkpoint} was saved, "
-            "so the run cannot go on where it was. Bring the data back, or start a new run with model.path="
-            f"{checkpoint}/policy"
-        )
-
+    _check_data(recipe, source, checkpoint, state)
     run_dir = resume_from or new_run_dir(recipe)
+    tracker = _open_records(run_dir, recipe, reward_set, state)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
-    (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
-    tracker = Tracker(
-        run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=state.step if state else 0
-    )
-    try:
-        tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
-        spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
-        backend = RayBackend(recipe, spec, _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt))
-        try:
+        with ExitStack() as running:
+            tracker.note("starting the rewards")
+            running.callback(reward_set.close)
+            reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
+            tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
+            spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
+            settings = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
+            backend = RayBackend(recipe, spec, settings)
+            running.callback(backend.close)
+            running.callback(reward_set.close)  # once more: reward actors end before Ray does
+            reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
             trainer = Trainer(
                 recipe=recipe,
                 run_dir=run_dir.absolute(),
@@ -88,11 +92,36 @@ def train(recipe: Recipe, *, rewards: Sequence[Callable[..., Any]] = (), resume_
             if checkpoint is not None and state is not None:
                 trainer.resume(checkpoint, state)
             return trainer.run()
-        finally:
-            backend.close()
     except BaseException as error:
         tracker.fail(error)
         raise
+
+
+def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> RewardSet:
+    if recipe.data.has_pairs:
+        return RewardSet(())
+    return load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize)
+
+
+def _check_data(recipe: Recipe, source: PromptSource, checkpoint: Path | None, state: LoopState | None) -> None:
+    if state is not None and state.data_fingerprint != source.fingerprint:
+        raise CheckpointError(
+            f"data.source = {recipe.data.source!r} does not hold the prompts that it held when {checkpoint} was saved, "
+            "so the run cannot go on where it was. Bring the data back, or start a new run with model.path="
+            f"{checkpoint}/policy"
+        )
+
+
+def _open_records(run_dir: Path, recipe: Recipe, rewards: RewardSet, state: LoopState | None) -> Tracker:
+    """Make the run's folder with the recipe in it, and all that is written there while the run goes on."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
+    (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
+    first_step = state.step if state else 0
+    rewards.open_folder(run_dir.absolute(), first_step=first_step)
+    return Tracker(run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=first_step)
 
 
 def resolve_model(path: str) -> str:
@@ -142,9 +171,7 @@ def _config(path: str, key: str) -> Any:
         raise InputError(f"model.{key} = {path!r}: its config.json cannot be read ({error})") from error
 
 
-def _checkpoint(
-    run_dir: Path | None, recipe: Recipe, fingerprints: dict[str, str]
-) -> tuple[Path | None, LoopState | None]:
+def _checkpoint(run_dir: Path | None, recipe: Recipe) -> tuple[Path | None, LoopState | None]:
     """The newest checkpoint to go on from; raises `CheckpointError` when there is none, or nothing left to do."""
     if run_dir is None:
         return None, None
@@ -155,10 +182,30 @@ def _checkpoint(
             f"{checkpoint} has finished all of its {recipe.steps} steps; to go on, ask for more: "
             f"rlkl train --resume {run_dir} steps={recipe.steps * 2}"
         )
-    for name in sorted(set(fingerprints) | set(state.reward_fingerprints)):
-        if fingerprints.get(name) != state.reward_fingerprints.get(name):
-            logger.warning("reward %r is not what it was when %s was saved; curves will not join up", name, checkpoint)
     return checkpoint, state
+
+
+def _check_rewards(state: LoopState | None, fingerprints: Mapping[str, str], *, allow_changed: bool) -> None:
+    """Raise `CheckpointError` when rewards are not what they were, or warn where that is allowed."""
+    if state is None:
+        return
+    before = state.reward_fingerprints
+    changes = [
+        f"'{name}' is {'new' if name not in before else 'gone' if name not in fingerprints else 'changed'}"
+        for name in sorted({*fingerprints, *before})
+        if fingerprints.get(name) != before.get(name)
+    ]
+    if not changes:
+        return
+    told = f"the rewards are not what they were at step {state.step}, when the checkpoint was saved: "
+    told += ", ".join(changes)
+    if not allow_changed:
+        raise CheckpointError(
+            f"{told}. The policy would be trained on another goal from here on, and curves would not join up. Bring "
+            "the source and its settings back, or go on all the same with --allow-changed-rewards (in Python: "
+            "allow_changed_rewards=True); functions that came from Python must be given again"
+        )
+    logger.warning("%s; curves will not join up", told)
 
 
 def _load_tokenizer(model_path: str) -> Any:

@@ -12,6 +12,7 @@ A worked example, one prompt sampled twice::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -72,7 +73,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A scored completion: ``reward`` is the weighted sum that updates see, ``components`` the raw rewards by name."""
+    """A scored completion: ``reward`` is the weighted sum that updates see, ``components`` the raw rewards by name.
+
+    A reward of NaN stands for none: a reward function failed, or all abstained. Such a rollout is recorded, and rules
+    never see it.
+    """
 
     sample_index: int
     completion: Completion
@@ -81,6 +86,21 @@ class Rollout:
     weights_version: int
     draw: int = 0
     """Which draw of a prompt it was sampled for, counted over the whole run: all rollouts of a group share it."""
+    raw_reward: float | None = None
+    """The weighted sum before normalisation; None where it is ``reward`` itself."""
+    monitors: Mapping[str, float] = field(default_factory=dict)
+    """Rewards that are watched and not optimised, by name."""
+    token_rewards: tuple[float, ...] = ()
+    """The part of ``reward`` that single tokens of the completion earned; empty where none did."""
+    tags: tuple[str, ...] = ()
+    """What reward functions said about it."""
+    failed: tuple[str, ...] = ()
+    """The reward functions that failed on it."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has a reward."""
+        return not math.isnan(self.reward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +109,10 @@ class RolloutGroup:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+
+    def scored(self) -> RolloutGroup:
+        """The group without the rollouts that have no reward."""
+        return RolloutGroup(prompt=self.prompt, rollouts=tuple(rollout for rollout in self.rollouts if rollout.scored))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from rlkl.actors.calls import wait, wait_all
+from rlkl.actors.calls import stream_all, wait, wait_all
 from rlkl.actors.cluster import Needs, check_room, connect, needs_of
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.errors import WeightSyncError
 from rlkl.learner.learner import LearnerSpec
 from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
+from rlkl.resources import reward_needs
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example, Image, Probe
@@ -33,8 +36,8 @@ class RayBackend:
         self._workers: list[Any] = []
         self._learner: Any = None
         self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
-        own_cpus = recipe.rollout.workers * recipe.rollout.cpus_per_worker + 1
-        self._own_ray = connect(recipe.cluster, cpus=own_cpus)
+        own_cpus = recipe.rollout.workers * recipe.rollout.cpus_per_worker + 1 + reward_needs(recipe).cpus
+        self._own_ray = connect(recipe.cluster, cpus=math.ceil(own_cpus))
         try:
             needs = needs_of(recipe)
             check_room(needs, timeout_s=recipe.cluster.start_timeout_s)
@@ -56,12 +59,14 @@ class RayBackend:
         refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]
         wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=recipe.cluster.start_timeout_s)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in order, the work shared out over all workers."""
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """One completion a request, with its number, as they finish; the work shared out over all workers."""
         parts = share_out(requests, len(self._workers))
-        refs = [worker.generate.remote(part) for worker, part in zip(self._workers, parts, strict=True)]
-        answers = wait_all(refs, who=self._names, what="generate", timeout_s=self._timeout_s)
-        return [completion for answer in answers for completion in answer]
+        starts = list(accumulate((len(part) for part in parts), initial=0))
+        generators = [worker.stream.remote(part) for worker, part in zip(self._workers, parts, strict=True)]
+        arriving = stream_all(generators, who=self._names, what="generate", timeout_s=self._timeout_s)
+        for worker, finished in arriving:
+            yield [(starts[worker] + number, completion) for number, completion in finished]
 
     def prepare(
         self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -28,10 +28,10 @@ def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
             raise error.cause from None
         raise ActorDiedError(f"{who} failed to {what}: {error.cause!r}") from error
     except RayActorError as error:
-        raise ActorDiedError(f"{who} ended while it was asked to {what}: {_short(error)}") from error
+        raise ActorDiedError(f"{who} ended while it was asked to {what}: {short(error)}") from error
 
 
-def _short(error: RayActorError) -> str:
+def short(error: RayActorError) -> str:
     """Ray's account of a death without its page of statistics."""
     text = " ".join(str(error).split())
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ... (the rest is in Ray's logs)"
@@ -50,6 +50,25 @@ def wait_all(refs: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: f
             except DeadlineError:
                 raise _late(name_of[ref], what, timeout_s) from None
     return [answers[ref] for ref in refs]
+
+
+def stream_all(
+    generators: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: float
+) -> Iterator[tuple[int, Any]]:
+    """What generators of several actors yield, as it comes, each with the number of its actor; under one deadline."""
+    end = time.monotonic() + timeout_s
+    numbers = list(range(len(generators)))
+    while numbers:
+        ready, _ = ray.wait([generators[number] for number in numbers], timeout=max(end - time.monotonic(), 0.0))
+        if not ready:
+            raise _late(who[numbers[0]], what, timeout_s)
+        number = next(number for number in numbers if generators[number] is ready[0])
+        try:
+            ref = next(generators[number])
+        except StopIteration:
+            numbers.remove(number)
+            continue
+        yield number, wait(ref, who=who[number], what=what, timeout_s=max(end - time.monotonic(), 1.0))
 
 
 def _late(who: str, what: str, timeout_s: float) -> DeadlineError:

@@ -14,7 +14,7 @@ from ray._private import ray_constants
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import ClusterSection, Recipe
-from rlkl.resources import gpu_shares
+from rlkl.resources import gpu_shares, reward_needs
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +30,17 @@ class Needs:
     worker_gpus: float
     learner_gpus: float
     workers: int
+    reward_cpus: float = 0.0
+    """Of all rewards in mode ``actor``."""
+    reward_gpus: float = 0.0
 
     @property
     def cpus(self) -> float:
-        return self.workers * self.worker_cpus + 1
+        return self.workers * self.worker_cpus + 1 + self.reward_cpus
 
     @property
     def gpus(self) -> float:
-        return self.workers * self.worker_gpus + self.learner_gpus
+        return self.workers * self.worker_gpus + self.learner_gpus + self.reward_gpus
 
 
 def connect(section: ClusterSection, *, cpus: int) -> bool:
@@ -85,11 +88,14 @@ def _stay_on_loopback() -> None:
 def needs_of(recipe: Recipe) -> Needs:
     """What the actors reserve in the connected cluster."""
     shares = gpu_shares(recipe, ray.cluster_resources().get("GPU", 0.0))
+    rewards = reward_needs(recipe)
     return Needs(
         workers=recipe.rollout.workers,
         worker_cpus=recipe.rollout.cpus_per_worker,
         worker_gpus=shares.worker,
         learner_gpus=shares.learner,
+        reward_cpus=rewards.cpus,
+        reward_gpus=rewards.gpus,
     )
 
 
@@ -117,9 +123,11 @@ def _no_room(needs: Needs, missing: dict[str, float], there: Mapping[str, float]
         f"{amount:g} {name} (it has {there.get(name, 0.0):g}{'' if never else ' free'})"
         for name, amount in missing.items()
     )
+    has_rewards = needs.reward_cpus or needs.reward_gpus
+    rewards = f", reward actors ({needs.reward_cpus:g} CPU, {needs.reward_gpus:g} GPU)" if has_rewards else ""
     return (
         f"the Ray cluster cannot place {needs.workers} rollout workers ({needs.worker_cpus} CPU, "
-        f"{needs.worker_gpus:g} GPU each) and the learner (1 CPU, {needs.learner_gpus:g} GPU): the run needs {lacks}. "
-        "Lower rollout.workers, rollout.cpus_per_worker, rollout.gpus_per_worker or learner.gpus (fractions share a "
-        "GPU), or use a larger cluster"
+        f"{needs.worker_gpus:g} GPU each){rewards} and the learner (1 CPU, {needs.learner_gpus:g} GPU): the run needs "
+        f"{lacks}. Lower rollout.workers, rollout.cpus_per_worker, rollout.gpus_per_worker or learner.gpus (fractions "
+        "share a GPU), or use a larger cluster"
     )

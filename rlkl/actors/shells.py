@@ -1,12 +1,18 @@
-"""The two actors, as plain classes: what runs inside a Ray actor, and nothing that knows of Ray."""
+"""The actors, as plain classes: what runs inside a Ray actor, and nothing that knows of Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlkl.learner.learner import Learner, LearnerSpec
-from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.calling import Answer, Callee
+from rlkl.rewards.pool import WorkerSpec
+from rlkl.rewards.result import Failure
+from rlkl.rewards.worker import bring_up, portable
+from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class, stream
 from rlkl.types import Completion, Example, Image, Probe
 from rlkl.weights import (
     Expected,
@@ -17,6 +23,9 @@ from rlkl.weights import (
     differing_weights,
     receive,
 )
+
+_HAND_OVER_S = 0.05
+"""Finished completions are handed over at most this often: each time costs about a millisecond."""
 
 
 class RolloutWorker:
@@ -31,14 +40,41 @@ class RolloutWorker:
         """Bring the engine up. A call of its own, because Ray tells the errors of a constructor as text only."""
         self._engine = engine_class(engine)(settings)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return self._engine.generate(requests)
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """Completions with their requests' numbers, some at a time, while the engine goes on with the others."""
+        finished: list[tuple[int, Completion]] = []
+        handed_over = time.monotonic()
+        for numbered in stream(self._engine, requests):
+            finished.append(numbered)
+            if time.monotonic() - handed_over >= _HAND_OVER_S:
+                yield finished
+                finished, handed_over = [], time.monotonic()
+        yield finished
 
     def receive(self, package: WeightPackage, probes: Sequence[Probe]) -> Receipt:
         return receive(self._engine, self._channel, package, probes)
 
     def differing_weights(self, package: WeightPackage) -> list[str]:
         return differing_weights(self._engine, self._channel, package)
+
+
+class RewardHost:
+    """Hosts one reward function in mode ``actor``."""
+
+    _callee: Callee
+
+    def start(self, spec: WorkerSpec) -> Failure | None:
+        """Build the function and set it up; what went wrong, or None."""
+        failure, callee = bring_up(spec)
+        if callee is not None:
+            self._callee = callee
+        return failure
+
+    def call(self, call: Call) -> Answer:
+        return portable(self._callee.call(call))
+
+    def close(self) -> None:
+        self._callee.close()
 
 
 class LearnerWorker:

@@ -55,7 +55,18 @@ def pack(
         progress=progress,
         denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=completion_limit),
         images=_images(examples, pictures),
+        token_rewards_BT=_token_rewards(examples, shape),
     ).recounted()
+
+
+def _token_rewards(examples: Sequence[Example], shape: tuple[int, int]) -> Tensor | None:
+    if not any(example.rollout.token_rewards for example in examples):
+        return None
+    token_rewards_BT = torch.zeros(shape, dtype=torch.float32)
+    for row, example in enumerate(examples):
+        start, earned = len(example.prompt.token_ids), example.rollout.token_rewards
+        token_rewards_BT[row, start : start + len(earned)] = torch.tensor(earned)
+    return token_rewards_BT
 
 
 def _images(examples: Sequence[Example], pictures: PictureProcessor | None) -> ImageInputs | None:

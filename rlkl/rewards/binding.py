@@ -6,9 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import Any
+from typing import Any, Literal
 
 from rlkl.errors import RewardInputError, did_you_mean
+
+Unit = Literal["sample", "batch", "group"]
+"""What one call of a function is about."""
+
+NOT_FOR_ALL = ("state", "rng")
+"""A ``**`` parameter does not get these: whoever needs them names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +22,29 @@ class Parameters:
     """A reward function's parameters, by name."""
 
     required: frozenset[str]
-    optional: frozenset[str]
+    optional: Mapping[str, Any]
+    """Name -> default."""
     takes_all: bool
     """Whether it has a ``**`` parameter."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.required | self.optional.keys()
+
+    @property
+    def unit(self) -> Unit:
+        """``group`` makes a group function, a plural of prompt or completion a batch function."""
+        if "group" in self.names:
+            return "group"
+        return "batch" if self.names & {"prompts", "completions"} else "sample"
+
+    def without(self, names: Mapping[str, Any]) -> Parameters:
+        """The same, some parameters being filled in already."""
+        return Parameters(
+            required=self.required - names.keys(),
+            optional={name: default for name, default in self.optional.items() if name not in names},
+            takes_all=self.takes_all,
+        )
 
 
 def parameters_of(function: Callable[..., Any]) -> Parameters:
@@ -37,7 +63,7 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
             raise RewardInputError(f"parameter '{p.name}' of {function!r} is positional-only; arguments come by name")
     return Parameters(
         required=frozenset(p.name for p in by_name if p.default is Parameter.empty),
-        optional=frozenset(p.name for p in by_name if p.default is not Parameter.empty),
+        optional={p.name: p.default for p in by_name if p.default is not Parameter.empty},
         takes_all=any(p.kind is Parameter.VAR_KEYWORD for p in parameters),
     )
 
@@ -50,7 +76,7 @@ def bind_arguments(parameters: Parameters, available: Mapping[str, Any]) -> dict
     """
     for name in sorted(parameters.required - available.keys()):
         raise RewardInputError(f"its argument '{name}' is not available for this row; {did_you_mean(name, available)}")
+    wanted = parameters.names
     if parameters.takes_all:
-        return dict(available)
-    wanted = parameters.required | parameters.optional
+        wanted = wanted | (available.keys() - set(NOT_FOR_ALL))
     return {name: value for name, value in available.items() if name in wanted}

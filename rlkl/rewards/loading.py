@@ -2,101 +2,95 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import re
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlkl.errors import RewardInputError
-from rlkl.importing import Importer
-from rlkl.recipe import RewardSection
+from rlkl.recipe import Normalize, RewardSection
 from rlkl.rewards.binding import parameters_of
+from rlkl.rewards.calling import Callee
 from rlkl.rewards.decorator import declaration_of
-from rlkl.rewards.runner import Reward, RewardSet
-from rlkl.tasks import task_name, task_reward
+from rlkl.rewards.result import NAME
+from rlkl.rewards.runner import LoadedReward, RewardSet
+from rlkl.rewards.source import IMPORTER, Source, check_settings, fingerprint_of, source_of
 
-_TAKEN_NAMES = ("mean", "std", "failed")
+_TAKEN_NAMES = ("mean", "std", "failed", "dropped")
 """``reward/<name>`` is a curve of its own for these."""
 
-_IMPORTER = Importer(
-    key="rewards[].function",
-    noun="reward",
-    forms="path/to/file.py:function, package.module:function, or task:<name>",
-    error=RewardInputError,
-)
 
-
-def load_rewards(sections: Sequence[RewardSection], functions: Sequence[Callable[..., Any]] = ()) -> RewardSet:
+def load_rewards(
+    sections: Sequence[RewardSection],
+    functions: Sequence[Callable[..., Any]] = (),
+    *,
+    normalize: Normalize = "none",
+) -> RewardSet:
     """Import the recipe's rewards and add ``functions``, which weigh 1 unless ``@rlkl.reward`` says otherwise.
 
     Files and modules are looked up from the working directory. A reward file may import others beside it.
+    ``normalize``: what is done with the sum.
 
     Raises:
-        RewardInputError: there is no reward at all, one cannot be imported, its signature cannot be used, or two have
-            the same name.
+        RewardInputError: there is no reward at all, one cannot be imported, its signature or its settings cannot be
+            used, or two have the same name.
     """
     rewards = [*map(_from_section, sections), *map(_from_function, functions)]
-    if not rewards:
+    if all(reward.section.role == "monitor" for reward in rewards):
+        only = "only monitors" if rewards else "no reward"
         raise RewardInputError(
-            "no reward: nothing to learn from. Put 'rewards: [{function: ...}]' into the recipe "
-            f"({_IMPORTER.forms}), or call rlkl.train(recipe, rewards=[my_function])"
+            f"{only}: nothing to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
+            f"({IMPORTER.forms}), or call rlkl.train(recipe, rewards=[my_function])"
         )
     for name, count in Counter(reward.name for reward in rewards).items():
         if count > 1:
             raise RewardInputError(f"{count} rewards are called '{name}'; give each its own name (rewards[].name)")
-    return RewardSet(rewards)
+    return RewardSet(rewards, normalize=normalize)
 
 
-def _from_section(section: RewardSection) -> Reward:
-    task = task_name(section.function)
-    if task is not None:
-        function, default_name = task_reward(task), task.rpartition("/")[2]
-    else:
-        function = _IMPORTER.callable_at(section.function)
-        default_name = _name_of(function)
-    declared = declaration_of(function)
-    weight = section.weight if "weight" in section.model_fields_set else declared.weight
-    return _reward(function, section.name or declared.name or default_name, weight)
+def _from_section(section: RewardSection) -> LoadedReward:
+    source = source_of(section.function, section.settings)
+    found = source.found()
+    check_settings(found, section.settings, section.function)
+    declared = declaration_of(found)
+    is_task = section.function.startswith("task:")
+    default_name = section.function.rpartition("/")[2].removeprefix("task:") if is_task else _name_of(found)
+    weight = declared.weight if section.weight is None else section.weight
+    return _loaded(section, source.build(), section.name or declared.name or default_name, weight, source)
 
 
-def _from_function(function: Callable[..., Any]) -> Reward:
+def _from_function(function: Callable[..., Any]) -> LoadedReward:
     if not callable(function):
         raise RewardInputError(f"rewards = [...] takes functions, got {function!r}; references go into the recipe")
     declared = declaration_of(function)
-    return _reward(function, declared.name or _name_of(function), declared.weight)
+    section = RewardSection(function=f"{function.__module__}:{_name_of(function)}")
+    return _loaded(section, function, declared.name or _name_of(function), declared.weight, None)
 
 
-def _reward(function: Callable[..., Any], name: str, weight: float) -> Reward:
-    if not re.fullmatch(r"[\w.-]+", name):
+def _loaded(
+    section: RewardSection, function: Callable[..., Any], name: str, weight: float, source: Source | None
+) -> LoadedReward:
+    if not NAME.fullmatch(name):
         raise RewardInputError(
             f"'{name}' is no name for a reward (letters, digits, '_', '-', '.'); set rewards[].name or use "
             "@rlkl.reward(name=...)"
         )
     if name in _TAKEN_NAMES:
         raise RewardInputError(f"a reward cannot be called '{name}': reward/{name} is another curve; name it otherwise")
-    if inspect.iscoroutinefunction(function):
-        raise RewardInputError(f"reward '{name}' is an async function; make it a plain one")
-    return Reward(
+    parameters = parameters_of(function)
+    if isinstance(function, functools.partial):
+        parameters = parameters.without(function.keywords)
+    return LoadedReward(
         name=name,
         weight=weight,
-        function=function,
-        parameters=parameters_of(function),
-        fingerprint=_fingerprint(function),
+        section=section,
+        source=source,
+        callee=Callee(function),
+        parameters=parameters,
+        fingerprint=fingerprint_of(source, function),
     )
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def _name_of(function: Any) -> str:
     """A function's name; an instance with ``__call__`` goes by its class."""
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _fingerprint(function: Callable[..., Any]) -> str:
-    """Hash of the source (of the class, for an instance); of the qualified name where no source can be had."""
-    described = function if inspect.isroutine(function) else type(function)
-    try:
-        text = inspect.getsource(described)
-    except (OSError, TypeError):
-        text = f"{described.__module__}.{described.__qualname__}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

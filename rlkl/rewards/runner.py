@@ -1,51 +1,75 @@
-"""Scoring completions with a set of rewards."""
+"""Scoring completions with a set of rewards, round by round, each as soon as it is there."""
 
 from __future__ import annotations
 
-import math
-import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from rlkl.errors import RewardError, RewardInputError
-from rlkl.rewards.binding import Parameters, bind_arguments
+from rlkl.recipe import Normalize, RewardSection
+from rlkl.rewards.arguments import Sample, State, make_call
+from rlkl.rewards.binding import Parameters
+from rlkl.rewards.cache import ScoreCache
+from rlkl.rewards.calling import Callee
+from rlkl.rewards.failures import FailedScore, FailureLog
+from rlkl.rewards.lane import Lane
+from rlkl.rewards.pool import InlinePool, Pool, Worker, WorkerPool, WorkerSpec, thread_pool
+from rlkl.rewards.process import ProcessWorker
+from rlkl.rewards.result import Failure
+from rlkl.rewards.settling import Judged, Scored, settle
+from rlkl.rewards.source import Source
 from rlkl.seeds import derive_seed
 from rlkl.types import Completion, Prompt
 
+TIMEOUT_S = 60.0
+"""For a call in a worker of its own, where the recipe says nothing."""
+START_TIMEOUT_S = 600.0
+_BATCH_SIZE = 16
 _SHOWN_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reward:
-    """One reward function, ready to be called."""
+class LoadedReward:
+    """One reward, ready to be started."""
 
     name: str
     weight: float
-    function: Callable[..., Any]
+    section: RewardSection
+    source: Source | None
+    """None: a function that was given from Python."""
+    callee: Callee
     parameters: Parameters
     fingerprint: str
-    """Hash of the function's source."""
+    """Hash of the source and the settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """The rewards of one completion: the weighted sum, and each reward by name before its weight."""
+class ScoredRound:
+    """What came of a round."""
 
-    reward: float
-    components: Mapping[str, float]
+    scored: list[Scored]
+    """One a sample, in order."""
+    calls_s: Mapping[str, list[float]]
+    """Seconds of each call, by reward."""
+    failures: list[FailedScore]
 
 
 class RewardSet:
-    """All rewards of a run. Made by `load_rewards`."""
+    """All rewards of a run. Made by `load_rewards`; `start` it before scoring and `close` it in the end."""
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
-        self._rewards = tuple(rewards)
+    def __init__(self, rewards: Sequence[LoadedReward], *, normalize: Normalize = "none") -> None:
+        self.rewards = tuple(rewards)
+        self.normalize: Normalize = normalize
+        self.failures: FailureLog | None = None
+        self._pools: dict[str, Pool] = {}
+        self._caches: dict[str, ScoreCache] = {}
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """A hash of each reward's source, by name: a checkpoint keeps them, so that a resumed run notices a change."""
-        return {reward.name: reward.fingerprint for reward in self._rewards}
+        """A hash of each reward's source and settings, by name: a checkpoint keeps them, and a resume compares."""
+        return {reward.name: reward.fingerprint for reward in self.rewards}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """See on real rows, without calling anything, that every argument of every reward can be filled in.
@@ -54,71 +78,201 @@ class RewardSet:
             RewardInputError: an argument is unknown; the message lists the names that there are.
         """
         nothing = Completion(token_ids=(), logprobs=(), finish_reason="stop")
+        state = State(step=1, steps=1, epoch=0.0, seed=0)
         for prompt in prompts:
-            for reward in self._rewards:
+            for reward in self.rewards:
                 try:
-                    bind_arguments(reward.parameters, _available(prompt, nothing, random.Random(0)))
+                    make_call(reward.parameters, [Sample(prompt=prompt, completion=nothing, rng_seed=0)], state)
                 except RewardInputError as error:
                     raise RewardInputError(f"reward '{reward.name}', prompt {prompt.id}: {error}") from error
+
+    def open_folder(self, run_dir: Path, *, first_step: int) -> None:
+        """Keep failures and cached scores in ``run_dir``; what a resumed run does again is removed from the former."""
+        self.failures = FailureLog(run_dir, first_step=first_step)
+        for reward in self.rewards:
+            if reward.section.cache:
+                self._caches[reward.name] = ScoreCache(
+                    run_dir / "reward_cache", name=reward.name, fingerprint=reward.fingerprint
+                )
+
+    def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Bring up whatever is not up yet, Ray actors apart; raises `RewardInputError`."""
+        for reward in self.rewards:
+            section, name = reward.section, reward.name
+            if name in self._pools:
+                continue
+            if section.mode == "inline":
+                self._pools[name] = InlinePool(reward.callee, name)
+            elif section.mode == "thread":
+                self._pools[name] = thread_pool(
+                    reward.callee, name, workers=section.workers, timeout_s=section.timeout_s
+                )
+            elif section.mode == "process":
+                spec = _worker_spec(reward, timeout_s)
+                self._pools[name] = WorkerPool([ProcessWorker(spec) for _ in range(section.workers)])
+
+    def start_actors(self, make_worker: Callable[[WorkerSpec], Worker], *, timeout_s: float) -> None:
+        """Bring up the rewards in mode ``actor``, each worker made by ``make_worker``; raises `RewardInputError`."""
+        for reward in self.rewards:
+            if reward.section.mode == "actor" and reward.name not in self._pools:
+                spec = _worker_spec(reward, timeout_s)
+                workers = [make_worker(spec) for _ in range(reward.section.workers)]
+                self._pools[reward.name] = WorkerPool(workers)
+
+    def close(self) -> None:
+        """End all workers; safe to call twice."""
+        while self._pools:
+            self._pools.popitem()[1].close()
+        while self._caches:
+            self._caches.popitem()[1].close()
+
+    def open_round(self, prompts: Sequence[Prompt], *, samples: int, state: State, draws: Sequence[int]) -> Round:
+        """Score ``samples`` completions of each prompt. ``draws`` numbers the prompts over the whole run."""
+        self.start()
+        return Round(self, prompts, samples=samples, state=state, draws=draws)
+
+    def pool_of(self, name: str) -> Pool:
+        return self._pools[name]
+
+    def cache_of(self, name: str) -> ScoreCache | None:
+        return self._caches.get(name)
 
     def score(self, prompt: Prompt, completions: Sequence[Completion], *, step: int, seed: int) -> list[Scored]:
         """Score the completions of one prompt, in order. ``completions`` carry their text.
 
         Raises:
-            RewardError: a function raised, or did not return a finite number.
+            RewardError: a function failed, and its ``on_error`` says raise.
         """
-        return [
-            self._score_one(prompt, completion, seeds=(seed, step, sample_index))
-            for sample_index, completion in enumerate(completions)
+        state = State(step=step + 1, steps=step + 1, epoch=0.0, seed=seed)
+        scoring = self.open_round([prompt], samples=len(completions), state=state, draws=[0])
+        for index, completion in enumerate(completions):
+            scoring.add(index, completion)
+        return scoring.finish().scored
+
+
+class Round:
+    """One round of samples: `add` each as it comes, then `finish`. Samples are numbered prompt by prompt."""
+
+    def __init__(
+        self, rewards: RewardSet, prompts: Sequence[Prompt], *, samples: int, state: State, draws: Sequence[int]
+    ) -> None:
+        self._set = rewards
+        self._prompts, self._draws, self._samples, self._state = prompts, draws, samples, state
+        self._completions: list[Completion | None] = [None] * (len(prompts) * samples)
+        self._lanes = {reward.name: self._lane(reward) for reward in rewards.rewards}
+
+    def add(self, index: int, completion: Completion) -> None:
+        """Take in sample ``index`` with its text, and let whoever may start on it start."""
+        self._completions[index] = completion
+        prompt = self._prompts[index // self._samples]
+        for name, lane in self._lanes.items():
+            lane.add(index, self._sample(prompt, completion, index % self._samples, name))
+
+    def finish(self) -> ScoredRound:
+        """Wait for all scores.
+
+        Raises:
+            RewardError: a reward failed whose ``on_error`` says raise, or one failed on too many samples.
+        """
+        judged = [
+            Judged(
+                name=reward.name,
+                weight=reward.weight,
+                section=reward.section,
+                outcomes=self._lanes[reward.name].finish(),
+            )
+            for reward in self._set.rewards
         ]
-
-    def _score_one(self, prompt: Prompt, completion: Completion, *, seeds: tuple[int, int, int]) -> Scored:
-        seed, step, sample_index = seeds
-        components: dict[str, float] = {}
-        for reward in self._rewards:
-            rng = random.Random(derive_seed(seed, "reward", step, prompt.id, sample_index, reward.name))
-            components[reward.name] = _call(reward, prompt, completion, rng)
-        return Scored(
-            reward=sum(reward.weight * components[reward.name] for reward in self._rewards), components=components
+        failures = [self._failed(reward, index) for reward in judged for index in _failed_indices(reward)]
+        if self._set.failures is not None:
+            self._set.failures.write(self._state.step - 1, failures)
+        for reward in judged:
+            self._raise_if_asked(reward)
+            self._raise_if_too_many(reward)
+        groups = [range(g * self._samples, (g + 1) * self._samples) for g in range(len(self._prompts))]
+        return ScoredRound(
+            scored=settle(judged, groups, self._set.normalize),
+            calls_s={name: lane.seconds for name, lane in self._lanes.items()},
+            failures=failures,
         )
 
+    def _lane(self, reward: LoadedReward) -> Lane:
+        count, unit, inline = len(self._completions), reward.parameters.unit, reward.section.mode == "inline"
+        size = {"sample": 1, "group": self._samples, "batch": reward.section.batch_size}[unit]
+        size = size or (max(count, 1) if inline else _BATCH_SIZE)
+        return Lane(
+            parameters=reward.parameters,
+            state=self._state,
+            pool=self._set.pool_of(reward.name),
+            cache=self._set.cache_of(reward.name),
+            units=[range(start, min(start + size, count)) for start in range(0, count, size)],
+            eager=not inline,
+        )
 
-def _available(prompt: Prompt, completion: Completion, rng: random.Random) -> dict[str, Any]:
-    return {
-        **prompt.columns,
-        "prompt": prompt.text,
-        "prompt_ids": prompt.token_ids,
-        "completion": completion.text,
-        "completion_ids": completion.token_ids,
-        "rng": rng,
-    }
+    def _sample(self, prompt: Prompt, completion: Completion, sample: int, name: str) -> Sample:
+        seed = derive_seed(self._state.seed, "reward", self._state.step - 1, prompt.id, sample, name)
+        return Sample(prompt=prompt, completion=completion, rng_seed=seed)
 
+    def _where(self, index: int) -> str:
+        completion = self._completions[index]
+        assert completion is not None
+        shown = completion.text[:_SHOWN_CHARACTERS] + ("..." if len(completion.text) > _SHOWN_CHARACTERS else "")
+        return f"on prompt {self._prompts[index // self._samples].id}, completion {shown!r}"
 
-def _call(reward: Reward, prompt: Prompt, completion: Completion, rng: random.Random) -> float:
-    shown = completion.text[:_SHOWN_CHARACTERS] + ("..." if len(completion.text) > _SHOWN_CHARACTERS else "")
-    where = f"on prompt {prompt.id}, completion {shown!r}"
-    try:
-        value = reward.function(**bind_arguments(reward.parameters, _available(prompt, completion, rng)))
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever a user's function raises is told with the sample that made it raise
-        raise RewardError(f"reward '{reward.name}' raised {type(error).__name__} {where}: {error}") from error
-    number = _finite_number(value)
-    if number is None:
+    def _failed(self, reward: Judged, index: int) -> FailedScore:
+        failure, completion = reward.outcomes[index], self._completions[index]
+        assert isinstance(failure, Failure)
+        assert completion is not None
+        prompt = self._prompts[index // self._samples]
+        return FailedScore(
+            reward=reward.name,
+            kind=failure.kind,
+            error=f"{failure.what}: {failure.detail}" if failure.detail else failure.what,
+            on_error=reward.section.on_error,
+            prompt_id=prompt.id,
+            draw=self._draws[index // self._samples],
+            sample_index=index % self._samples,
+            prompt=prompt.text,
+            completion=completion.text,
+            traceback=failure.traceback,
+        )
+
+    def _raise_if_asked(self, reward: Judged) -> None:
+        for index in _failed_indices(reward) if reward.section.on_error == "raise" else ():
+            failure = reward.outcomes[index]
+            assert isinstance(failure, Failure)
+            detail = f": {failure.detail}" if failure.detail else ""
+            raise RewardError(f"reward '{reward.name}' {failure.what} {self._where(index)}{detail}") from failure.cause
+
+    def _raise_if_too_many(self, reward: Judged) -> None:
+        failed, limit = _failed_indices(reward), reward.section.max_failed_fraction
+        if len(failed) <= limit * len(reward.outcomes):
+            return
+        kinds = Counter(f.kind for index in failed if isinstance(f := reward.outcomes[index], Failure))
+        first = self._failed(reward, failed[0])
+        log = self._set.failures
+        kept = f" All are in {log.path(self._state.step - 1)}." if log is not None else ""
         raise RewardError(
-            f"reward '{reward.name}' returned {repr(value)[:_SHOWN_CHARACTERS]} ({type(value).__name__}) {where}; "
-            "expected a finite number"
+            f"reward '{reward.name}' failed on {len(failed)} of {len(reward.outcomes)} samples "
+            f"({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}), more than max_failed_fraction = "
+            f"{limit:g}. The first: {first.error}, {self._where(failed[0])}.{kept} Mend the reward, or raise "
+            "rewards[].max_failed_fraction"
         )
-    return number
 
 
-def _finite_number(value: Any) -> float | None:
-    """The value as a float; None where it is not one finite real number. Text is none, even if it could be parsed."""
-    if isinstance(value, (str, bytes)):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
-        return None
-    return number if math.isfinite(number) else None
+def _failed_indices(reward: Judged) -> list[int]:
+    return [index for index, outcome in enumerate(reward.outcomes) if isinstance(outcome, Failure)]
+
+
+def _worker_spec(reward: LoadedReward, start_timeout_s: float) -> WorkerSpec:
+    assert reward.source is not None, "functions given from Python run inline"
+    section = reward.section
+    return WorkerSpec(
+        name=reward.name,
+        source=reward.source,
+        timeout_s=section.timeout_s or TIMEOUT_S,
+        start_timeout_s=start_timeout_s,
+        memory_mb=section.memory_mb,
+        cpus=section.cpus,
+        gpus=section.gpus,
+    )

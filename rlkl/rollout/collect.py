@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, pstdev
 
 from rlkl.rollout.engine import Request
 from rlkl.seeds import derive_seed
-from rlkl.types import Completion, Prompt, RolloutGroup
+from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+
+Decode = Callable[[list[list[int]]], list[str]]
+"""From token ids to texts without special tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,26 +44,38 @@ def share_out(requests: Sequence[Request], workers: int) -> list[Sequence[Reques
     return [requests[start:end] for start, end in pairwise(starts)]
 
 
-def completions_of(
-    completions: Sequence[Completion], *, samples: int, decode: Callable[[list[list[int]]], list[str]]
-) -> Iterator[list[Completion]]:
-    """Completions prompt by prompt, in the order of `build_requests`, with their text."""
+def with_text(completions: Sequence[Completion], decode: Decode) -> list[Completion]:
+    """The completions with their text."""
     texts = decode([list(completion.token_ids) for completion in completions])
-    with_text = [replace(completion, text=text) for completion, text in zip(completions, texts, strict=True)]
-    for start in range(0, len(with_text), samples):
-        yield with_text[start : start + samples]
+    return [replace(completion, text=text) for completion, text in zip(completions, texts, strict=True)]
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Rewards and lengths over all rollouts of a step, selected or not. Definitions: `rlkl.tracking.metrics`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
-    names = rollouts[0].components
+    rewards = [[_raw(rollout) for rollout in group.rollouts if rollout.scored] for group in groups]
+    metrics: dict[str, float] = {}
+    if any(rewards):  # else nothing has a reward, and there is no mean
+        metrics["reward/mean"] = fmean(reward for group in rewards for reward in group)
+        metrics["reward/std"] = fmean(pstdev(group) for group in rewards if group)
     return {
-        "reward/mean": fmean(rollout.reward for rollout in rollouts),
-        "reward/std": fmean(pstdev(rollout.reward for rollout in group.rollouts) for group in groups),
-        **{f"reward/{name}": fmean(rollout.components[name] for rollout in rollouts) for name in names},
+        **metrics,
+        **_means("reward", [rollout.components for rollout in rollouts]),
+        **_means("monitor", [rollout.monitors for rollout in rollouts]),
+        "reward/failed": float(sum(len(rollout.failed) for rollout in rollouts)),
+        "reward/dropped": float(sum(not rollout.scored for rollout in rollouts)),
         "rollout/length_mean": fmean(len(completion.token_ids) for completion in completions),
         "rollout/truncated_fraction": fmean(completion.finish_reason == "length" for completion in completions),
         "rollout/empty_fraction": fmean(not completion.text for completion in completions),
     }
+
+
+def _raw(rollout: Rollout) -> float:
+    return rollout.reward if rollout.raw_reward is None else rollout.raw_reward
+
+
+def _means(kind: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each reward over the rollouts that it has scored."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {f"{kind}/{name}": fmean(row[name] for row in rows if name in row) for name in names}

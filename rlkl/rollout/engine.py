@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -44,7 +44,10 @@ class Request:
 
 
 class Engine(Protocol):
-    """An engine hosts one copy of the policy. Constructed as ``Engine(settings)``; used by one thread."""
+    """An engine hosts one copy of the policy. Constructed as ``Engine(settings)``; used by one thread.
+
+    It may have a ``stream`` too, see `stream`, so that completions can be scored while others are being sampled.
+    """
 
     def __init__(self, settings: EngineSettings) -> None: ...
 
@@ -63,6 +66,12 @@ class Engine(Protocol):
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """The parameters that can still be read back, to say which one is wrong after a failed proof."""
         ...
+
+
+def stream(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    """Completions as they finish, each with its request's number; all at once from an engine without ``stream``."""
+    own = getattr(engine, "stream", None)
+    return iter(enumerate(engine.generate(requests))) if own is None else own(requests)
 
 
 ENGINES = {

@@ -49,11 +49,15 @@ class HfEngine:
         self._pictures = load_picture_processor(settings.model_path, settings.pixels)
         self._pad = settings.stop_token_ids[0]
 
-    @torch.no_grad()
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        chunks = [requests[start : start + _ROWS_PER_CALL] for start in range(0, len(requests), _ROWS_PER_CALL)]
-        return [completion for chunk in chunks for completion in self._generate_chunk(chunk)]
+        return [completion for _, completion in self.stream(requests)]
 
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """See `rlkl.rollout.engine.stream`; chunk by chunk."""
+        chunks = [requests[start : start + _ROWS_PER_CALL] for start in range(0, len(requests), _ROWS_PER_CALL)]
+        return enumerate(completion for chunk in chunks for completion in self._generate_chunk(chunk))
+
+    @torch.no_grad()
     def _generate_chunk(self, requests: Sequence[Request]) -> Iterator[Completion]:
         width = max(len(request.prompt_token_ids) for request in requests)
         padding = [width - len(request.prompt_token_ids) for request in requests]

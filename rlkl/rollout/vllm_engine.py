@@ -89,6 +89,11 @@ class VllmEngine:
         )
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        completions = dict(self.stream(requests))
+        return [completions[number] for number in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """See `rlkl.rollout.engine.stream`. Whoever takes the completions has no part in how they are batched."""
         from vllm import SamplingParams
 
         parameters = [
@@ -103,20 +108,20 @@ class VllmEngine:
             for request in requests
         ]
         prompts = [(request.prompt_token_ids, request.images) for request in requests]
-        return [_completion(output) for output in self._run(prompts, parameters)]
+        return ((number, _completion(output)) for number, output in self._run(prompts, parameters))
 
     def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompts = [(probe.token_ids, probe.images) for probe in probes]
-        outputs = self._run(prompts, [parameters] * len(probes))
+        outputs = dict(self._run(prompts, [parameters] * len(probes)))
         return [
             tuple(
                 _chosen(position, token)
-                for position, token in zip(_positions(output), probe.token_ids[1:], strict=True)
+                for position, token in zip(_positions(outputs[number]), probe.token_ids[1:], strict=True)
             )
-            for output, probe in zip(outputs, probes, strict=True)
+            for number, probe in enumerate(probes)
         ]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
@@ -128,17 +133,20 @@ class VllmEngine:
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def _run(self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any]) -> list[RequestOutput]:
+    def _run(self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any]) -> Iterator[tuple[int, RequestOutput]]:
+        """What vLLM's own ``generate`` does, handing out each output with its prompt's number once it is finished."""
         opened = {image.key: open_image(image) for image in {i.key: i for _, seen in prompts for i in seen}.values()}
         inputs: list[Any] = [self._input(token_ids, images, opened) for token_ids, images in prompts]
-        outputs = self._llm.generate(inputs, list(parameters), use_tqdm=False)
-        for output, (token_ids, images) in zip(outputs, prompts, strict=True):
-            if images and tuple(output.prompt_token_ids or ()) != token_ids:
-                raise RolloutError(
-                    f"vLLM made {len(output.prompt_token_ids or ())} tokens of a prompt that has {len(token_ids)} with "
-                    f"its {len(images)} pictures: its picture processor is set otherwise than the model folder's"
-                )
-        return outputs
+        identifiers = self._llm.enqueue(inputs, list(parameters), use_tqdm=False)
+        # An output bears the part before the dash; the rest is vLLM's own.
+        number_of = {identifier.partition("-")[0]: number for number, identifier in enumerate(identifiers)}
+        engine: Any = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    number = number_of[output.request_id]
+                    _check_prompt(output, *prompts[number])
+                    yield number, output
 
     def _input(
         self, token_ids: tuple[int, ...], images: tuple[Image, ...], opened: Mapping[str, Picture]
@@ -155,6 +163,14 @@ class VllmEngine:
             "multi_modal_data": {"image": [opened[image.key] for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
         }
+
+
+def _check_prompt(output: RequestOutput, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> None:
+    if images and tuple(output.prompt_token_ids or ()) != token_ids:
+        raise RolloutError(
+            f"vLLM made {len(output.prompt_token_ids or ())} tokens of a prompt that has {len(token_ids)} with "
+            f"its {len(images)} pictures: its picture processor is set otherwise than the model folder's"
+        )
 
 
 def _one_placeholder_each(token_ids: tuple[int, ...], placeholder: int, images: int) -> list[int]:

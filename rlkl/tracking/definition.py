@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDefinition:
-    """One metric. ``key`` may end in one placeholder: ``loss/<term>`` stands for ``loss/policy``, ``loss/kl``, ..."""
+    """One metric. ``key`` may hold placeholders: ``loss/<term>`` stands for ``loss/policy``, ``loss/kl``, ..."""
 
     key: str
     unit: str
@@ -19,7 +19,5 @@ class MetricDefinition:
     """Measured on a clock: differs between two otherwise identical runs."""
 
     def matches(self, key: str) -> bool:
-        prefix, placeholder, _ = self.key.partition("<")
-        if not placeholder:
-            return key == self.key
-        return re.fullmatch(re.escape(prefix) + r"[^/\s]+", key) is not None
+        parts = re.split(r"<\w+>", self.key)
+        return re.fullmatch(r"[^/\s]+".join(map(re.escape, parts)), key) is not None

@@ -15,26 +15,58 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="reward/mean",
         unit="reward",
-        formula="Mean over all scored rollouts of the step of the weighted sum of rewards.",
+        formula="Mean over all scored rollouts of the step of the weighted sum of rewards, before any normalisation.",
         bad="Flat from the start (the rule sees no spread, see reward/std), or falling.",
     ),
     MetricDefinition(
         key="reward/std",
         unit="reward",
-        formula="Mean over prompts of the standard deviation (population) of a prompt's rewards.",
+        formula=(
+            "Mean over prompts of the standard deviation (population) of a prompt's rewards, before any normalisation."
+        ),
         bad="Near 0: the samples of a prompt all score alike, so group-relative advantages vanish.",
     ),
     MetricDefinition(
         key="reward/<name>",
         unit="reward",
-        formula="Mean of one reward function over all scored rollouts, before its weight.",
-        bad="One component rises while the others fall: the policy trades them, or exploits one.",
+        formula=(
+            "Mean of one reward function over the rollouts that it scored, before its weight: those on which it failed "
+            "or abstained do not count."
+        ),
+        bad="One rises while the others fall: the policy trades them, or exploits one.",
+    ),
+    MetricDefinition(
+        key="reward/<name>/<component>",
+        unit="reward",
+        formula="Mean of a named component of that reward over the rollouts for which it gave one.",
+        bad="As above, between the components of one reward.",
     ),
     MetricDefinition(
         key="reward/failed",
+        unit="scores",
+        formula=(
+            "Scores that a reward function, monitors included, failed to give: it raised, took too long, crashed, ran "
+            "out of memory, or returned nothing usable. Each is in failures/step_<step>.jsonl."
+        ),
+        bad="Above 0: read them. rewards[].on_error decides what becomes of the sample, never a silent 0.",
+    ),
+    MetricDefinition(
+        key="reward/dropped",
         unit="rollouts",
-        formula="Rollouts whose reward function raised or returned no finite number.",
-        bad="Always 0 today: the first failing reward stops the run, with all finished steps saved.",
+        formula="Rollouts without a reward, which rules do not see: dropped by rewards[].on_error, or all abstained.",
+        bad="A large share of the step: generation is wasted, and what is left may not be a fair sample.",
+    ),
+    MetricDefinition(
+        key="monitor/<name>",
+        unit="reward",
+        formula="Mean of a reward with role: monitor over the rollouts that it scored. It is never optimised.",
+        bad="Falling while reward/mean rises: the policy exploits the rewards that it is trained on.",
+    ),
+    MetricDefinition(
+        key="monitor/<name>/<component>",
+        unit="reward",
+        formula="Mean of a named component of that monitor over the rollouts for which it gave one.",
+        bad="As above.",
     ),
     MetricDefinition(
         key="kl/policy_to_reference",

@@ -108,11 +108,17 @@ def write_samples(
         "completion_ids": pa.array([rollout.completion.token_ids for _, rollout in pairs], pa.list_(pa.int64())),
         "logprobs": pa.array([rollout.completion.logprobs for _, rollout in pairs], TOKEN_COLUMN),
         "finish_reason": pa.array([rollout.completion.finish_reason for _, rollout in pairs], pa.string()),
-        "reward": pa.array([rollout.reward for _, rollout in pairs], pa.float64()),
+        "reward": pa.array([rollout.reward if rollout.scored else None for _, rollout in pairs], pa.float64()),
     }
     for name in sorted({name for _, rollout in pairs for name in rollout.components}):
         values = [rollout.components.get(name) for _, rollout in pairs]  # a reward may abstain: null
         columns[f"reward/{name}"] = pa.array(values, pa.float64())
+    for name in sorted({name for _, rollout in pairs for name in rollout.monitors}):
+        values = [rollout.monitors.get(name) for _, rollout in pairs]
+        columns[f"monitor/{name}"] = pa.array(values, pa.float64())
+    for name in ("tags", "failed"):
+        if any(getattr(rollout, name) for _, rollout in pairs):
+            columns[f"reward_{name}"] = pa.array([getattr(r, name) for _, r in pairs], pa.list_(pa.string()))
     columns["sample_index"] = pa.array([rollout.sample_index for _, rollout in pairs], pa.int64())
     columns["weights_version"] = pa.array([rollout.weights_version for _, rollout in pairs], pa.int64())
     for name, values in token_columns.items():

@@ -69,7 +69,7 @@ class RunState:
         if groups and (is_last or now - self._samples_since >= SAMPLES_REFRESH_S):
             self._samples_since = now
             self.samples_step = self.finished
-            self.samples_mean = _mean([rollout.reward for group in groups for rollout in group.rollouts])
+            self.samples_mean = _mean([r.reward for group in groups for r in group.rollouts if r.scored])
             self.samples = tuple(_sample(group, number) for number, group in enumerate(groups) if group.rollouts)
 
     @property

@@ -1,6 +1,7 @@
 """Proximal Policy Optimization (arXiv 1707.06347) with generalized advantages (arXiv 1506.02438); see ``ppo.md``.
 
-Each token is an action. It earns -kl_coef * log(proximal / reference), and the last one the sequence's reward besides.
+Each token is an action. It earns -kl_coef * log(proximal / reference) and the rewards given to it by name; the last one
+besides what is left of the sequence's reward.
 A critic values the state before each token; the policy descends the clipped surrogate of the generalized advantages,
 the critic a clipped squared loss to the lambda-returns. Without a critic all values are zero, and with lambda = 1 the
 advantage is the sum of the rewards to come: REINFORCE.
@@ -127,10 +128,14 @@ class Ppo(PolicyUpdate):
         return replace(batch, advantages_BT=advantages_BT, returns_BT=returns_BT)
 
     def _rewards_BT(self, batch: Batch) -> Tensor:
-        """What each response token earns: its share of the KL penalty, and the last one the sequence's reward."""
+        """What each response token earns: its own rewards, its share of the KL penalty, and the last one what is left
+        of the sequence's reward."""
         later_BT = batch.response_BT.flip(1).cumsum(1).flip(1)
         last_BT = batch.response_BT & (later_BT == 1)
         rewards_BT = masked(batch.rewards_B.unsqueeze(1), last_BT)
+        if batch.token_rewards_BT is not None:
+            own_BT = masked(batch.token_rewards_BT, batch.response_BT)
+            rewards_BT = rewards_BT + own_BT - masked(own_BT.sum(dim=1, keepdim=True), last_BT)
         if self.settings.kl_coef == 0:
             return rewards_BT
         proximal_BT = masked(batch.signals[Signal.PROXIMAL_LOGPROBS], batch.response_BT)

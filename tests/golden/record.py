@@ -20,7 +20,7 @@ import transformers
 
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.recipe import Recipe
-from rlkl.rollout.collect import Draw, build_requests, completions_of
+from rlkl.rollout.collect import Draw, build_requests, with_text
 from rlkl.rollout.engine import EngineSettings
 from rlkl.rollout.hf_engine import HfEngine
 from rlkl.tasks.characters import EOS_ID, character_tokenizer
@@ -117,11 +117,10 @@ def _sample(recipe: Recipe, engine: HfEngine | SeeingEngine, step: int) -> list[
         prompts = [Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text))) for text in texts]
     draws = [Draw(prompt=prompt, position=len(prompts) * step + n) for n, prompt in enumerate(prompts)]
     completions = engine.generate(build_requests(draws, samples=samples, seed=recipe.seed))
-    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
-    grouped = completions_of(completions, samples=samples, decode=decode)
+    completions = with_text(completions, partial(tokenizer.batch_decode, skip_special_tokens=True))
     return [
-        RolloutGroup(prompt=prompt, rollouts=tuple(_scored(group, step)))
-        for prompt, group in zip(prompts, grouped, strict=True)
+        RolloutGroup(prompt=prompt, rollouts=tuple(_scored(completions[n * samples : (n + 1) * samples], step)))
+        for n, prompt in enumerate(prompts)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -59,13 +59,13 @@ class KeepsTheProjector(KeepsOneTensor):
 class Dies(HfEngine):
     """Its process ends in the middle of the first generation."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         os._exit(3)
 
 
 class Hangs(HfEngine):
     """Never answers."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         time.sleep(3600)
-        return []
+        yield from ()

@@ -18,7 +18,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path | None]]:
     """What `rlkl train` hands to `rlkl.start.train`, which is replaced by one that ends with exit code 130."""
     calls: list[tuple[Any, Path | None]] = []
 
-    def train(recipe: Any, *, resume_from: Path | None = None) -> SimpleNamespace:
+    def train(recipe: Any, *, resume_from: Path | None = None, allow_changed_rewards: bool = False) -> SimpleNamespace:
         calls.append((recipe, resume_from))
         if recipe.steps == 13:
             raise LearnerError("the gradient is not finite")

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.errors import LearnerError, RewardError
 from rlkl.learner.checkpoint import Checkpoints, read_state
 from rlkl.loop import STEPS_WITHOUT_GRADIENT, Trainer
-from rlkl.recipe import Recipe
+from rlkl.recipe import Recipe, RewardSection
 from rlkl.rewards import load_rewards
 from rlkl.rollout.engine import Request
 from rlkl.tasks.characters import character_tokenizer
@@ -37,7 +38,13 @@ class ScriptedBackend:
         self.stop_at_step: int | None = None
         self.gradient = 0.5
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """In two parts, the last completions first."""
+        completions = list(enumerate(self._answer(requests)))
+        yield completions[5:]
+        yield completions[:5]
+
+    def _answer(self, requests: Sequence[Request]) -> list[Completion]:
         self.requests.append(list(requests))
         picked = [0 if self._uniform or (n // 4) % 2 == 0 else n % 2 for n in range(len(requests))]
         return [
@@ -359,3 +366,50 @@ def test_similarity_between_prompts_is_logged_where_it_is_asked_for(tmp_path: Pa
     # Every completion is the one word "7": METEOR 0.5, exact match, one chunk of one word.
     assert read_metrics(tmp_path / "asked" / "metrics.jsonl")[0]["similarity/meteor"] == 0.5
     assert "similarity/meteor" not in read_metrics(tmp_path / "not" / "metrics.jsonl")[0]
+
+
+def test_what_has_no_reward_is_recorded_and_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "own.py").write_text(
+        "def fails_on_eights(completion):\n    return 1 / (8 - int(completion))\n"
+        "def length(completion):\n    return {'characters': len(completion)}\n"
+    )
+    sections = [
+        {"function": f"{tmp_path}/own.py:fails_on_eights", "on_error": "drop_sample", "max_failed_fraction": 0.5},
+        {"function": f"{tmp_path}/own.py:length", "role": "monitor"},
+    ]
+    run = trainer(tmp_path / "run", steps=1)
+    run = replace(run, rewards=load_rewards([RewardSection.model_validate(section) for section in sections]))
+    run.rewards.open_folder(tmp_path / "run", first_step=0)
+    run.run()
+
+    trained = backend_of(run).trained[0]
+    assert len(trained) == 12
+    assert all(example.rollout.completion.text == "7" for example in trained)
+    assert [example.rollout.completion.text for example in backend_of(run).left_out[0]] == ["8"] * 4
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    wanted = {"reward/mean": 1.0, "reward/std": 0.0, "reward/failed": 4.0, "reward/dropped": 4.0}
+    wanted |= {"reward/fails_on_eights": 1.0, "monitor/length": 1.0, "monitor/length/characters": 1.0}
+    assert {key: line[key] for key in wanted} == wanted
+    assert line["update/selected_fraction"] == 1.0
+    samples = pq.read_table(tmp_path / "run" / "samples" / "step_000001.parquet").to_pydict()
+    assert [text for text, reward in zip(samples["completion"], samples["reward"], strict=True) if reward is None] == [
+        "8"
+    ] * 4
+    assert samples["reward/fails_on_eights"].count(None) == 4
+    assert samples["monitor/length"] == [1.0] * 16
+    assert samples["reward_failed"].count(["fails_on_eights"]) == 4
+    assert len((tmp_path / "run" / "failures" / "step_000001.jsonl").read_text().splitlines()) == 4
+    assert "4 scores failed (fails_on_eights: raised 4)" in caplog.text
+
+
+def test_a_step_without_any_reward_trains_on_nothing(tmp_path: Path):
+    def abstains(completion: str) -> None:
+        return None
+
+    run = trainer(tmp_path, rewards=[abstains], steps=1)
+    run.run()
+
+    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert backend_of(run).trained == [[]]
+    assert (line["reward/dropped"], line["reward/failed"], line["update/selected_fraction"]) == (16.0, 0.0, 0.0)
+    assert "reward/mean" not in line

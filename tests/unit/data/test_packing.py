@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from rlkl.data.packing import micro_batches, minibatches, pack
@@ -74,3 +76,16 @@ def test_fewer_groups_than_minibatches_give_fewer_optimizer_steps():
     batch = pack([example((5,), (6, 1), group=row // 2) for row in range(4)], completion_limit=3)
 
     assert len(minibatches(batch, 3, seed=0, step=0, epoch=0)) == 2
+
+
+def test_token_rewards_stand_at_their_tokens():
+    plain = example((5, 6), (7, 1), reward=0.5)
+    earning = replace(plain, rollout=replace(plain.rollout, token_rewards=(0.5, -0.25)))
+    batch = pack([example((5,), (8, 9, 10)), earning], completion_limit=3)
+
+    assert pack([plain], completion_limit=3).token_rewards_BT is None
+    assert batch.token_rewards_BT is not None
+    assert batch.token_rewards_BT.tolist() == [[0.0] * 4, [0.0, 0.0, 0.5, -0.25]]
+    some = batch.rows(torch.tensor([1])).token_rewards_BT
+    assert some is not None
+    assert some.tolist() == [[0.0, 0.0, 0.5, -0.25]]

@@ -1,4 +1,4 @@
-from rlkl.rollout.collect import Draw, build_requests, completions_of, rollout_metrics, share_out
+from rlkl.rollout.collect import Draw, build_requests, rollout_metrics, share_out, with_text
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 
@@ -25,12 +25,13 @@ def test_work_is_shared_out_in_order_and_nearly_evenly():
     assert [len(part) for part in share_out(requests[:1], 2)] == [1, 0]
 
 
-def test_completions_come_back_prompt_by_prompt_with_their_text():
+def test_completions_get_their_text():
     completions = [Completion(token_ids=(n,), logprobs=(-1.0,), finish_reason="stop") for n in range(4)]
 
-    grouped = list(completions_of(completions, samples=2, decode=lambda ids: [f"<{row[0]}>" for row in ids]))
+    decoded = with_text(completions, lambda ids: [f"<{row[0]}>" for row in ids])
 
-    assert [[completion.text for completion in group] for group in grouped] == [["<0>", "<1>"], ["<2>", "<3>"]]
+    assert [completion.text for completion in decoded] == ["<0>", "<1>", "<2>", "<3>"]
+    assert [completion.token_ids for completion in decoded] == [(n,) for n in range(4)]
 
 
 def test_metrics_by_hand():
@@ -63,6 +64,8 @@ def test_metrics_by_hand():
         "reward/mean": 0.75,
         "reward/std": 0.25,  # 0.5 in the first group, 0 in the second
         "reward/gold": 0.375,
+        "reward/failed": 0.0,
+        "reward/dropped": 0.0,
         "rollout/length_mean": 2.0,
         "rollout/truncated_fraction": 0.25,
         "rollout/empty_fraction": 0.25,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlkl.errors import RecipeError
-from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from rlkl.rollout.engine import EngineSettings, Request, engine_class, stream
 from rlkl.types import Probe
 from tests.models import tiny_qwen3
 
@@ -44,6 +44,19 @@ def test_tokens_depend_on_the_seed_and_not_on_the_batch(model_path: Path):
     alone = [engine.generate([request])[0] for request in requests(12)]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert len({c.token_ids for c in together}) > 6
+
+
+def test_completions_stream_with_the_numbers_of_their_requests(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+
+    class NoStream:
+        def generate(self, requests):
+            return engine.generate(requests)
+
+    engine = HfEngine(settings(model_path))
+    whole = list(enumerate(engine.generate(requests(80))))
+    assert list(stream(engine, requests(80))) == whole
+    assert list(stream(NoStream(), requests(80))) == whole  # pyright: ignore[reportArgumentType]
 
 
 def test_log_probs_are_those_of_the_scored_sequence(model_path: Path):

@@ -29,6 +29,8 @@ def test_unknown_keys_are_named():
         ("reward/mean", "reward/mean"),
         ("reward/failed", "reward/failed"),
         ("reward/gold", "reward/<name>"),
+        ("reward/gold/format", "reward/<name>/<component>"),
+        ("monitor/gold", "monitor/<name>"),
         ("loss/total", "loss/total"),
         ("loss/kl", "loss/<term>"),
     ],
@@ -39,7 +41,7 @@ def test_an_exact_key_wins_over_a_pattern(key: str, defined_as: str):
     assert definition.key == defined_as
 
 
-@pytest.mark.parametrize("key", ["reward/", "reward/a/b", "reward/a b", "xreward/mean", "reward"])
+@pytest.mark.parametrize("key", ["reward/", "reward/a/b/c", "reward/a b", "xreward/mean", "reward"])
 def test_a_pattern_takes_one_non_empty_name(key: str):
     assert find_definition(key) is None
 

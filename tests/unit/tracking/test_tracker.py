@@ -83,8 +83,8 @@ def test_new_runs_get_ids_of_their_own(tmp_path: Path):
 
 def test_a_metric_without_a_definition_is_refused(tmp_path: Path):
     tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
-    with pytest.raises(AssertionError, match="reward/per/token"):
-        tracker.log(0, {"reward/per/token": 1.0}, [])
+    with pytest.raises(AssertionError, match="reward/per/token/value"):
+        tracker.log(0, {"reward/per/token/value": 1.0}, [])
 
 
 def test_steps_come_in_order(tmp_path: Path):

@@ -16,8 +16,9 @@ from torch import Tensor
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.errors import MissingSignalError
 from rlkl.updates.base import HeadInput, ModelShape
+from rlkl.updates.grpo import Grpo
 from rlkl.updates.ppo import Ppo, ValueHead
-from rlkl.updates.settings import PpoSettings
+from rlkl.updates.settings import GrpoSettings, PpoSettings
 from tests.builders import make_batch, with_frozen, with_policy
 
 RATIOS = [1.5, 1.0, 0.5]
@@ -221,3 +222,20 @@ def test_rewards_move_only_their_own_sequence() -> None:
     other = rule.credit(replace(worked_example(), rewards_B=torch.tensor([1.0, 7.0])))
     assert torch.equal(one.advantages_BT[0], other.advantages_BT[0])
     assert not torch.equal(one.advantages_BT[1], other.advantages_BT[1])
+
+
+def test_a_tokens_own_reward_is_earned_at_that_token() -> None:
+    # Of the first sequence's reward of 1 the first token earns 0.75 itself; the last one is left with 0.25.
+    example = worked_example()
+    batch = Ppo(PLAIN).credit(replace(example, token_rewards_BT=spread(example, [0.75, 0.0, 0.0])))
+    # 0.7 + 0.4 - 0.2 = 0.9; 0.2 - 0.4 = -0.2.
+    assert batch.advantages_BT[batch.response_BT].tolist() == pytest.approx([0.9 - 0.5 * 0.2, -0.2, 1.95])
+    at_the_end = Ppo(PLAIN).credit(replace(example, token_rewards_BT=spread(example, [0.0, 0.5, 3.0])))
+    assert torch.allclose(at_the_end.advantages_BT, Ppo(PLAIN).credit(example).advantages_BT)
+
+
+def test_other_rules_see_the_sum() -> None:
+    example = make_batch(lengths=[2, 2], rewards=[1.0, 3.0], groups=[0, 0])
+    given = replace(example, token_rewards_BT=spread(example, [0.75, 0.0, 0.0, 3.0]))
+    rule = Grpo(GrpoSettings())
+    assert torch.equal(rule.credit(given).advantages_BT, rule.credit(example).advantages_BT)

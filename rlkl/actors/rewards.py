@@ -1,0 +1,72 @@
+"""Reward workers as Ray actors: on any machine of the cluster, with CPUs and GPUs of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rlkl.actors.calls import short
+from rlkl.actors.shells import RewardHost
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.calling import Answer, overdue
+from rlkl.rewards.pool import WorkerSpec, setup_error
+from rlkl.rewards.result import Failure
+
+
+class RayRewardWorker:
+    """One actor, replaced whenever a call ends it or takes too long; see `rlkl.rewards.pool.Worker`."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._actor: Any = None
+
+    def start(self) -> None:
+        failure = self._start()
+        if failure is not None:
+            raise setup_error(self._spec.name, failure)
+
+    def call(self, call: Call) -> Answer:
+        if self._actor is None:
+            failure = self._start()  # an earlier replacement did not come up
+            if failure is not None:
+                return Answer(failure=failure)
+        actor: Any = self._actor
+        failure, answer = self._wait(actor.call.remote(call), self._spec.timeout_s)
+        if failure is not None:
+            self._end()
+            self._start()
+        return answer or Answer(failure=failure)
+
+    def close(self) -> None:
+        if self._actor is not None:
+            self._wait(self._actor.close.remote(), 5.0)
+        self._end()
+
+    def abandon(self) -> None: ...
+
+    def _start(self) -> Failure | None:
+        """Bring an actor up; what went wrong, or None."""
+        options = {"num_cpus": self._spec.cpus, "num_gpus": self._spec.gpus}
+        self._actor = ray.remote(RewardHost).options(**options).remote()
+        failure, own = self._wait(self._actor.start.remote(self._spec), self._spec.start_timeout_s)
+        if failure or own:
+            self._end()
+        return failure or own
+
+    def _wait(self, ref: Any, timeout_s: float) -> tuple[Failure | None, Any]:
+        """What went wrong with the actor, or what it answered."""
+        try:
+            return None, ray.get(ref, timeout=timeout_s)
+        except GetTimeoutError:
+            return overdue(timeout_s), None
+        except RayActorError as error:
+            return Failure(kind="crashed", what="ended its actor", detail=short(error)), None
+        except RayTaskError as error:  # what it answered, or was asked, cannot travel
+            return Failure(kind="raised", what=f"raised {type(error.cause).__name__}", detail=str(error.cause)), None
+
+    def _end(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._actor = None

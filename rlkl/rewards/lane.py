@@ -1,0 +1,127 @@
+"""One reward's way through one round: which calls it takes, when they start, and what they answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from rlkl.errors import RewardInputError
+from rlkl.rewards.arguments import Call, Sample, State, make_call
+from rlkl.rewards.binding import Parameters
+from rlkl.rewards.cache import ScoreCache
+from rlkl.rewards.calling import Answer, raised
+from rlkl.rewards.pool import Pool
+from rlkl.rewards.result import Outcome, Score
+
+
+class Lane:
+    """Samples are taken in any order. What is asked of the function depends on their numbers alone, never on when they
+    came: each unit goes out whole, once its last sample is there, or under not ``eager`` in order in the end."""
+
+    def __init__(
+        self,
+        *,
+        parameters: Parameters,
+        state: State,
+        pool: Pool,
+        cache: ScoreCache | None,
+        units: Sequence[range],
+        eager: bool,
+    ) -> None:
+        self._parameters, self._state, self._pool, self._cache = parameters, state, pool, cache
+        self._units = units
+        self._unit_of = {index: unit for unit in units for index in unit}
+        self._eager = eager
+        self._samples: dict[int, Sample] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._pending: list[tuple[list[int], Future[Answer]]] = []
+        self._sent: set[range] = set()
+        self.seconds: list[float] = []
+        """How long each call took."""
+
+    def add(self, index: int, sample: Sample) -> None:
+        self._samples[index] = sample
+        unit = self._unit_of[index]
+        if self._eager and all(member in self._samples for member in unit):
+            self._send(unit)
+
+    def finish(self) -> list[Outcome]:
+        """Every sample's outcome, in order, once all are there."""
+        for unit in self._units:
+            if unit not in self._sent:
+                self._send(unit)
+        self._collect()
+        if self._cache is not None:
+            self._cache.flush()
+        return [self._outcomes[index] for index in range(len(self._outcomes))]
+
+    def _send(self, unit: range) -> None:
+        self._sent.add(unit)
+        indices = self._not_cached(unit)
+        if indices:
+            self._submit(indices)
+
+    def _submit(self, indices: list[int]) -> None:
+        try:
+            call = self._call(indices)
+        except RewardInputError as error:  # a row without a column that the first rows had
+            if len(indices) == 1 or self._parameters.unit == "group":
+                self._outcomes.update(dict.fromkeys(indices, raised(error)))
+                return
+            for index in indices:
+                self._submit([index])
+            return
+        self._pending.append((indices, self._pool.submit(call)))
+
+    def _collect(self) -> None:
+        """Take in answers. A call about several samples that failed whole is made again for each of them alone, so that
+        only those are lost on which the function fails."""
+        while self._pending:
+            pending, self._pending = self._pending, []
+            for indices, future in pending:
+                answer = future.result()
+                self.seconds.append(answer.seconds)
+                if answer.failure is None:
+                    self._take(indices, answer.outcomes)
+                elif len(indices) > 1 and self._parameters.unit == "batch":
+                    for index in indices:
+                        self._submit([index])
+                else:
+                    self._outcomes.update(dict.fromkeys(indices, answer.failure))
+
+    def _take(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+        self._outcomes.update(zip(indices, outcomes, strict=True))
+        if self._cache is None:
+            return
+        parts = [indices] if self._parameters.unit == "group" else [[index] for index in indices]
+        for part in parts:
+            scores = tuple(outcome for index in part if isinstance(outcome := self._outcomes[index], Score))
+            if len(scores) == len(part):
+                self._cache.put(self._key(part), scores)
+
+    def _not_cached(self, unit: range) -> list[int]:
+        """The numbers that have to be asked for; the others get their outcomes from the cache."""
+        if self._cache is None:
+            return list(unit)
+        parts = [list(unit)] if self._parameters.unit == "group" else [[index] for index in unit]
+        missing: list[int] = []
+        for part in parts:
+            scores = self._cache.get(self._key(part))
+            if scores is None:
+                missing += part
+            else:
+                self._outcomes.update(zip(part, scores, strict=True))
+        return missing
+
+    def _key(self, indices: Sequence[int]) -> str:
+        assert self._cache is not None
+        samples = [self._samples[index] for index in indices]
+        texts = tuple((s.prompt.text, s.prompt.token_ids, s.completion.text, s.completion.token_ids) for s in samples)
+        try:
+            call = self._call(indices)
+        except RewardInputError:
+            return ""  # such a call fails, and failures are not kept
+        return self._cache.key(call, texts)
+
+    def _call(self, indices: Sequence[int]) -> Call:
+        return make_call(self._parameters, [self._samples[index] for index in indices], self._state)

@@ -1,0 +1,205 @@
+"""Where calls of a reward function run: here and now, or on one of several workers."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlkl.errors import RewardInputError
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.calling import Answer, Callee, overdue, raised
+from rlkl.rewards.result import Failure
+from rlkl.rewards.source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a worker in another process needs to know."""
+
+    name: str
+    """The reward's."""
+    source: Source
+    timeout_s: float
+    start_timeout_s: float
+    memory_mb: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class Worker(Protocol):
+    """Runs one call at a time. All but `abandon` are called on one thread."""
+
+    def start(self) -> None:
+        """Raise `RewardInputError` where it cannot be brought up."""
+        ...
+
+    def call(self, call: Call) -> Answer:
+        """Whatever happens to the function: within its time limit there is an answer, and the next call finds it up."""
+        ...
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None:
+        """End a call that is under way, from another thread."""
+        ...
+
+
+class Pool(Protocol):
+    """Takes calls and answers them some time."""
+
+    def submit(self, call: Call) -> Future[Answer]: ...
+
+    def close(self) -> None: ...
+
+
+class InlinePool:
+    """Runs each call before `submit` returns."""
+
+    def __init__(self, callee: Callee, name: str) -> None:
+        self._callee = callee
+        set_up(callee, name)
+
+    def submit(self, call: Call) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        future.set_result(self._callee.call(call))
+        return future
+
+    def close(self) -> None:
+        self._callee.close()
+
+
+class WorkerPool:
+    """Calls go to whichever worker is free. Each worker has a thread here, which waits for it."""
+
+    def __init__(self, workers: Sequence[Worker], *, on_close: Callable[[], None] = lambda: None) -> None:
+        """Starts all workers at once and waits for them; raises the first `RewardInputError`."""
+        self._workers = workers
+        self._on_close = on_close
+        self._calls: queue.SimpleQueue[tuple[Call, Future[Answer]] | None] = queue.SimpleQueue()
+        self._closing = False
+        started: list[Future[None]] = [Future() for _ in workers]
+        self._threads = [
+            threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
+            for pair in zip(workers, started, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+        errors = [error for future in started if (error := future.exception()) is not None]
+        if errors:
+            self.close()
+            raise errors[0]
+
+    def submit(self, call: Call) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._calls.put((call, future))
+        return future
+
+    def close(self) -> None:
+        """Drop what waits, end what runs, stop the workers."""
+        self._closing = True
+        for _ in self._threads:
+            self._calls.put(None)
+        for worker in self._workers:
+            worker.abandon()
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+        self._on_close()
+
+    def _serve(self, worker: Worker, started: Future[None]) -> None:
+        try:
+            worker.start()
+        except BaseException as error:
+            started.set_exception(error)
+            if isinstance(error, RewardInputError):
+                return
+            raise
+        started.set_result(None)
+        while (item := self._calls.get()) is not None:
+            call, future = item
+            if self._closing:
+                future.cancel()
+                continue
+            try:
+                future.set_result(worker.call(call))
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        worker.close()
+
+
+class ThreadWorker:
+    """Calls the function on a thread. A call that takes too long is left to itself, since no thread can be ended."""
+
+    def __init__(self, callee: Callee, timeout_s: float | None) -> None:
+        self._callee = callee
+        self._timeout_s = timeout_s
+        self._inner: _Inner | None = None
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def call(self, call: Call) -> Answer:
+        if self._timeout_s is None or self._callee.is_async:
+            return self._callee.call(call, self._timeout_s)
+        self._inner = self._inner or _Inner(self._callee)
+        future = self._inner.submit(call)
+        try:
+            return future.result(self._timeout_s)
+        except TimeoutError:
+            stack, self._inner = self._inner.stack(), None
+            return Answer(failure=overdue(self._timeout_s, stack), seconds=self._timeout_s)
+
+
+class _Inner:
+    """The thread on which a limited call runs."""
+
+    def __init__(self, callee: Callee) -> None:
+        self._callee = callee
+        self._calls: queue.SimpleQueue[tuple[Call, Future[Answer]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="limited reward", daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Call) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._calls.put((call, future))
+        return future
+
+    def stack(self) -> str:
+        """Where it is."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
+    def _serve(self) -> None:
+        while True:
+            call, future = self._calls.get()
+            future.set_result(self._callee.call(call))
+
+
+def thread_pool(callee: Callee, name: str, *, workers: int, timeout_s: float | None) -> WorkerPool:
+    """Threads that share one function."""
+    set_up(callee, name)
+    return WorkerPool([ThreadWorker(callee, timeout_s) for _ in range(workers)], on_close=callee.close)
+
+
+def set_up(callee: Callee, name: str) -> None:
+    """Call ``setup``; raises `RewardInputError` in its place."""
+    try:
+        callee.setup()
+    except (Exception, SystemExit) as error:
+        raise setup_error(name, raised(error)) from error
+
+
+def setup_error(name: str, failure: Failure) -> RewardInputError:
+    """A worker that could not be brought up."""
+    detail = f": {failure.detail}" if failure.detail else ""
+    trace = f"\n{failure.traceback}" if failure.traceback else ""
+    return RewardInputError(f"reward '{name}' could not be set up; it {failure.what}{detail}{trace}")

@@ -1,0 +1,168 @@
+"""Worker processes: a function may hang, crash or eat all memory there, and costs its own sample only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import IO, Any
+
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.calling import Answer, overdue, raised
+from rlkl.rewards.pool import WorkerSpec, setup_error
+from rlkl.rewards.result import Failure
+
+_START = "import sys; sys.path[:] = {path!r}; from rlkl.rewards.worker import main; main({child}, {faults}, {parent})"
+_STACK_S = 0.5
+"""How long a process that hangs may take to write down where."""
+_TRACE_CHARACTERS = 8000
+_GONE = (EOFError, OSError)
+"""What a pipe raises whose other end has closed."""
+
+
+class ProcessWorker:
+    """One process, replaced whenever a call ends it. A new interpreter, so the caller's main module is not run again.
+
+    It is killed by a signal that it cannot hold up, together with the processes that it started in its group.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._process: subprocess.Popen[bytes] | None = None
+        self._calls: Connection[Any, Any] | None = None
+        self._faults: IO[bytes] | None = None
+        self._busy = False
+        self._closing = False
+
+    def start(self) -> None:
+        failure = self._start()
+        if failure is not None:
+            raise setup_error(self._spec.name, failure)
+
+    def call(self, call: Call) -> Answer:
+        start = time.perf_counter()
+        answer = self._answer(call)
+        failure = answer.failure
+        outcomes = [failure, *answer.outcomes]
+        if any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes):
+            self._replace()
+        return answer if answer.seconds else Answer(failure=failure, seconds=time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Let it close what it holds, for a few seconds."""
+        if self._calls is not None:
+            self._calls.close()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5.0)
+        self._kill()
+
+    def abandon(self) -> None:
+        self._closing = True
+        process = self._process
+        if process is not None and self._busy:
+            _signal_group(process, signal.SIGKILL)
+
+    def _answer(self, call: Call) -> Answer:
+        if self._process is None:
+            failure = self._start()  # an earlier replacement did not come up
+            if failure is not None:
+                return Answer(failure=failure)
+        assert self._calls is not None
+        self._busy = True
+        try:
+            self._calls.send(call)
+            if not self._calls.poll(self._spec.timeout_s):
+                return Answer(failure=overdue(self._spec.timeout_s, self._stack()))
+            return self._calls.recv()
+        except _GONE:
+            return Answer(failure=self._crash())
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
+            return Answer(failure=raised(error))
+        finally:
+            self._busy = False
+
+    def _start(self) -> Failure | None:
+        """Bring a process up; what went wrong, or None."""
+        self._faults = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._calls, child = Pipe()
+        with child:
+            code = _START.format(path=sys.path, child=child.fileno(), faults=self._faults.fileno(), parent=os.getpid())
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=(child.fileno(), self._faults.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a reward prints must not get between the lines of rlkl's own output
+                start_new_session=True,
+            )
+        try:
+            self._calls.send(self._spec)
+            if not self._calls.poll(self._spec.start_timeout_s):
+                failure = overdue(self._spec.start_timeout_s, self._stack())
+            else:
+                failure = self._calls.recv()
+        except _GONE:
+            failure = self._crash()
+        if failure is not None:
+            self._kill()
+        return failure
+
+    def _replace(self) -> None:
+        self._kill()
+        if not self._closing:
+            self._start()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            _signal_group(self._process, signal.SIGKILL)
+            self._process.wait()
+        for handle in (self._calls, self._faults):
+            if handle is not None:
+                handle.close()
+        self._process = self._calls = self._faults = None
+
+    def _stack(self) -> str:
+        """Where a hanging process is, if it can still say so."""
+        assert self._process is not None
+        assert self._faults is not None
+        _signal_group(self._process, signal.SIGUSR1, whole_group=False)
+        end, size = time.monotonic() + _STACK_S, 0
+        while time.monotonic() < end:
+            time.sleep(0.02)
+            size, before = os.fstat(self._faults.fileno()).st_size, size
+            if size and size == before:
+                break
+        return self._written()
+
+    def _crash(self) -> Failure:
+        """What a process that ended by itself left behind."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            return Failure(kind="crashed", what="closed its connection", traceback=self._written())
+        if code >= 0:
+            return Failure(kind="crashed", what=f"ended its process with exit code {code}", traceback=self._written())
+        name = signal.Signals(-code).name
+        limit = self._spec.memory_mb
+        hint = f"memory_mb is {limit}" if limit else "the machine may be out of memory" if name == "SIGKILL" else ""
+        return Failure(kind="crashed", what=f"crashed with {name}", detail=hint, traceback=self._written())
+
+    def _written(self) -> str:
+        assert self._faults is not None
+        self._faults.seek(0)
+        return self._faults.read().decode(errors="replace")[-_TRACE_CHARACTERS:]
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int, *, whole_group: bool = True) -> None:
+    """A process that has not been waited for keeps its number, so this hits no other."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if whole_group else os.kill)(process.pid, number)

@@ -1,0 +1,146 @@
+"""What a reward may return, and what becomes of it: a score, or a failure. Never a number that nobody meant."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+NAME = re.compile(r"[\w.-]+")
+"""What a reward or a component may be called: it becomes part of a metric's key."""
+
+_SHOWN_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a reward function returns when one number does not say it all.
+
+    The score is ``value`` plus the sum of ``token_values``. A ``value`` that is left out is the sum of ``components``,
+    0 where there are only ``token_values``, and an abstention where there is nothing at all.
+    """
+
+    value: float | None = None
+    components: Mapping[str, float | None] = field(default_factory=dict)
+    """Named numbers, each with a curve of its own; they enter the score only where ``value`` is left out."""
+    tags: Sequence[str] = ()
+    """Words about the sample, kept in its record."""
+    token_values: Sequence[float] | None = None
+    """One number a completion token, end-of-sequence token included: what that very token earns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A usable answer of a reward function about one sample."""
+
+    value: float | None
+    """The whole score, ``token_values`` included; None: it abstains."""
+    components: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    token_values: tuple[float, ...] = ()
+
+
+FailureKind = Literal["raised", "returned", "timeout", "crashed", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a reward function has no score for a sample."""
+
+    kind: FailureKind
+    what: str
+    """Goes on from "reward 'x'": ``raised ValueError``."""
+    detail: str = ""
+    traceback: str = ""
+    cause: BaseException | None = field(default=None, compare=False)
+    """The exception itself, where the function ran in this process."""
+
+
+Outcome = Score | Failure
+
+
+class Unusable(Exception):
+    """A returned value is no reward. Never leaves this package."""
+
+    def failure(self, value: Any) -> Failure:
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "..."
+        return Failure(kind="returned", what=f"returned {shown} ({type(value).__name__})", detail=str(self))
+
+
+def outcome_of(value: Any, tokens: int) -> Outcome:
+    """What a function's answer about one sample means; ``tokens``: how many the completion has."""
+    try:
+        return _score(value, tokens)
+    except Unusable as problem:
+        return problem.failure(value)
+
+
+def outcomes_of(values: Any, tokens: Sequence[int]) -> tuple[Outcome, ...] | Failure:
+    """The same for an answer about several samples; a `Failure` where it is no list of that length."""
+    rows = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(rows, list | tuple):
+        return Unusable("expected a list with one reward for each sample").failure(values)
+    if len(rows) != len(tokens):
+        counts = f"expected a list with one reward for each of {len(tokens)} samples, got {len(rows)}"
+        return Unusable(counts).failure(values)
+    return tuple(outcome_of(row, count) for row, count in zip(rows, tokens, strict=True))
+
+
+def _score(value: Any, tokens: int) -> Score:
+    if value is None:
+        return Score(value=None)
+    if isinstance(value, Mapping):
+        if not value:
+            raise Unusable("an empty dict says nothing; return None to abstain")
+        value = Reward(components=value)
+    if not isinstance(value, Reward):
+        return Score(value=_number(value, "a finite number, None, a dict of named numbers, or rlkl.Reward(...)"))
+    components = _components(value.components)
+    token_values = _token_values(value.token_values, tokens)
+    own = None if value.value is None else _number(value.value, "value to be a finite number or None")
+    if own is None and components:
+        own = sum(components.values())
+    if token_values:
+        own = math.fsum([own or 0.0, *token_values])
+    elif own is None and value.token_values is not None:
+        own = 0.0  # a completion without tokens has nothing to earn them
+    tags = (value.tags,) if isinstance(value.tags, str) else tuple(map(str, value.tags))
+    return Score(value=own, components=components, tags=tags, token_values=token_values)
+
+
+def _components(components: Any) -> dict[str, float]:
+    if not isinstance(components, Mapping):
+        raise Unusable("expected components to be a dict of named numbers")
+    for name in components:
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise Unusable(f"{name!r} is no name for a component (letters, digits, '_', '-', '.')")
+    return {
+        name: _number(number, f"component '{name}' to be a finite number or None")
+        for name, number in components.items()
+        if number is not None
+    }
+
+
+def _token_values(values: Any, tokens: int) -> tuple[float, ...]:
+    if values is None:
+        return ()
+    rows = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(rows, list | tuple) or len(rows) != tokens:
+        raise Unusable(f"expected token_values to be a list with one number for each of the {tokens} completion tokens")
+    return tuple(_number(number, "every token value to be a finite number") for number in rows)
+
+
+def _number(value: Any, expected: str) -> float:
+    """The value as a float. Text is no number, even if it could be parsed."""
+    if isinstance(value, str | bytes):
+        raise Unusable(f"expected {expected}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
+        raise Unusable(f"expected {expected}") from None
+    if not math.isfinite(number):
+        raise Unusable(f"expected {expected}")
+    return number

@@ -1,0 +1,68 @@
+"""The process that scores in mode ``process``. It answers one call at a time and ends with the process that began it.
+
+Its memory is limited by RLIMIT_DATA: what it may write to, whether in use yet or not, counts from its start on. That
+leaves alone what a CUDA context only reserves, and makes an allocation fail at once instead of the machine run short.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import resource
+import signal
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.calling import Answer, Callee, raised
+from rlkl.rewards.pool import WorkerSpec
+from rlkl.rewards.result import Failure
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(connection: int, faults: int, parent: int) -> None:
+    """Serve ``connection`` (a file descriptor) until its other end closes; crashes are written to ``faults``."""
+    faulthandler.enable(faults)
+    faulthandler.register(signal.SIGUSR1, faults)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+    calls: Connection[Answer | Failure | None, Call | WorkerSpec] = Connection(connection)
+    spec = calls.recv()
+    assert isinstance(spec, WorkerSpec)
+    if spec.memory_mb is not None:
+        limit = spec.memory_mb * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    failure, callee = bring_up(spec)
+    calls.send(failure)
+    while callee is not None:
+        try:
+            call = calls.recv()
+        except EOFError:
+            break
+        assert isinstance(call, Call)
+        calls.send(portable(callee.call(call)))
+    if callee is not None:
+        callee.close()
+
+
+def bring_up(spec: WorkerSpec) -> tuple[Failure | None, Callee | None]:
+    """The function, built and set up; or what went wrong."""
+    try:
+        callee = Callee(spec.source.build())
+        callee.setup()
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is told where it was started
+        return _portable(raised(error)), None
+    return None, callee
+
+
+def portable(answer: Answer) -> Answer:
+    """The answer without exceptions, which need not survive the way to another process."""
+    outcomes = tuple(_portable(o) if isinstance(o, Failure) else o for o in answer.outcomes)
+    return replace(answer, outcomes=outcomes, failure=answer.failure and _portable(answer.failure))
+
+
+def _portable(failure: Failure) -> Failure:
+    return replace(failure, cause=None)

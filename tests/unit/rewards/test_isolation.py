@@ -1,0 +1,312 @@
+"""Real workers, and functions that hang, crash, eat memory, or answer nonsense: each costs its own sample only."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkl.errors import RewardError, RewardInputError
+from rlkl.rewards import RewardSet
+from tests.unit.rewards.scoring import loaded, score, values
+
+REWARDS = '''
+import ctypes, math, os, time
+
+def misbehave(text):
+    """A number for a healthy text; whatever the others ask for."""
+    if text == "hang":
+        while True:
+            pass
+    if text == "sleep":
+        time.sleep(3600)
+    if text == "segv":
+        ctypes.string_at(0)
+    if text == "exit":
+        os._exit(3)
+    if text == "oom":
+        return float(len(bytearray(8 << 30)))
+    if text == "raise":
+        raise KeyError("no such thing")
+    if text == "leave":
+        raise SystemExit(1)
+    return {"type": "high", "nan": math.nan, "inf": -math.inf, "abstain": None}.get(text, float(len(text)))
+
+def sample(completion):
+    return misbehave(completion)
+
+def batch(completions):
+    return [misbehave(text) for text in completions if text != "short"]
+
+def group(group):
+    return [misbehave(text) for text in group.completions if text != "short"]
+
+async def waiting(completion):
+    import asyncio
+    if completion == "hang":
+        await asyncio.sleep(3600)
+    return misbehave(completion)
+
+def process_id(completion):
+    return os.getpid()
+
+class Holding:
+    def __init__(self, *, file, memory_mb=0):
+        self.file, self.memory_mb = file, memory_mb
+    def setup(self):
+        self.held = bytearray(self.memory_mb << 20)
+        self.write("setup")
+    def __call__(self, completion):
+        return misbehave(completion)
+    def close(self):
+        self.write("close")
+    def write(self, word):
+        with open(self.file, "a") as file:
+            file.write(f"{word} {os.getpid()}\\n")
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "own_rewards.py"
+    path.write_text(REWARDS)
+    return str(path)
+
+
+def drops(file: str, name: str, mode: str = "process", **more: Any) -> dict[str, Any]:
+    section = {"function": f"{file}:{name}", "name": "r", "mode": mode, "on_error": "drop_sample"}
+    return section | {"max_failed_fraction": 1.0} | more
+
+
+def kinds(done: Any) -> list[tuple[int, str]]:
+    return [(failure.draw * len("ab") + failure.sample_index, failure.kind) for failure in done.failures]
+
+
+PROCESS = {"timeout_s": 1.0, "memory_mb": 256}
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        ("hang", "timeout"),
+        ("segv", "crashed"),
+        ("exit", "crashed"),
+        ("oom", "memory"),
+        ("raise", "raised"),
+        ("leave", "raised"),
+        ("type", "returned"),
+        ("nan", "returned"),
+        ("inf", "returned"),
+    ],
+)
+@pytest.mark.parametrize("unit", ["sample", "batch"])
+def test_in_a_process_only_the_bad_sample_is_lost(file: str, unit: str, bad: str, kind: str):
+    with loaded(drops(file, unit, **PROCESS)) as rewards:
+        done = score(rewards, ["a", "bb"], ["ccc", bad], ["dddd", "e"])
+        assert values(done) == [1.0, 2.0, 3.0, None, 4.0, 1.0]
+        assert kinds(done) == [(3, kind)]
+        assert done.failures[0].completion == bad
+        assert values(score(rewards, ["a", "bb"])) == [1.0, 2.0]
+
+
+def test_a_batch_of_the_wrong_length_costs_the_samples_that_make_it_so(file: str):
+    for mode in ("inline", "process"):
+        with loaded(drops(file, "batch", mode)) as rewards:
+            done = score(rewards, ["a", "short"], ["ccc", "dd"])
+        assert values(done) == [1.0, None, 3.0, 2.0]
+        assert "one reward for each of 1 samples, got 0" in done.failures[0].error
+
+
+def test_a_group_call_that_fails_costs_its_group(file: str):
+    for mode in ("inline", "process"):
+        with loaded(drops(file, "group", mode)) as rewards:
+            done = score(rewards, ["a", "bb"], ["ccc", "short"], ["d", "nan"], ["e", "raise"])
+        assert values(done) == [1.0, 2.0, None, None, 1.0, None, None, None]
+        assert [failure.kind for failure in done.failures] == ["returned"] * 3 + ["raised"] * 2
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_whatever_is_no_reward_is_no_zero_in_any_mode(file: str, mode: str):
+    with loaded(drops(file, "sample", mode)) as rewards:
+        done = score(rewards, ["a", "raise"], ["type", "nan"], ["abstain", ""])
+    assert values(done) == [1.0, None, None, None, None, 0.0]
+    assert kinds(done) == [(1, "raised"), (2, "returned"), (3, "returned")]  # an abstention is no failure
+    assert "KeyError" in done.failures[0].error
+    assert "no such thing" in done.failures[0].traceback
+
+
+def test_a_hang_is_told_with_the_place_where_it_hung(file: str):
+    with loaded(drops(file, "sample", timeout_s=0.5)) as rewards:
+        start = time.monotonic()
+        done = score(rewards, ["hang", "a"], ["sleep", "b"])
+        assert time.monotonic() - start < 30
+    assert values(done) == [None, 1.0, None, 1.0]
+    assert "took longer than timeout_s = 0.5" in done.failures[0].error
+    assert 'own_rewards.py", line' in done.failures[0].traceback
+    assert "misbehave" in done.failures[1].traceback
+
+
+def test_a_crash_is_told_with_its_signal_and_the_place(file: str):
+    with loaded(drops(file, "sample", memory_mb=256)) as rewards:
+        done = score(rewards, ["segv", "exit"])
+    assert "crashed with SIGSEGV" in done.failures[0].error
+    assert "misbehave" in done.failures[0].traceback
+    assert "exit code 3" in done.failures[1].error
+
+
+def test_hangs_do_not_hold_up_the_other_workers(file: str):
+    with loaded(drops(file, "sample", workers=3, timeout_s=2.0)) as rewards:
+        rewards.start()
+        start = time.monotonic()
+        done = score(rewards, ["hang", "hang"], *[["a", "b"]] * 20)
+        assert time.monotonic() - start < 2 * 2.0 + 20  # side by side, not one after the other, and time to restart
+    assert values(done) == [None, None, *[1.0] * 40]
+
+
+def test_a_thread_that_hangs_is_left_to_itself(file: str):
+    with loaded(drops(file, "sample", "thread", timeout_s=0.3)) as rewards:
+        done = score(rewards, ["sleep", "a"])
+    assert values(done) == [None, 1.0]
+    assert done.failures[0].kind == "timeout"
+    assert "misbehave" in done.failures[0].traceback
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_an_async_function_runs_in_any_mode(file: str, mode: str):
+    with loaded(drops(file, "waiting", mode)) as rewards:
+        assert values(score(rewards, ["a", "bb"], ["raise", ""])) == [1.0, 2.0, None, 0.0]
+
+
+def test_async_calls_of_threads_overlap_and_are_cancelled_when_overdue(tmp_path: Path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import asyncio\nrunning = most = 0\n"
+        "async def together(completion):\n    global running, most\n    running += 1\n    most = max(most, running)\n"
+        "    try:\n        await asyncio.sleep(3600 if completion == 'hang' else 0.2)\n"
+        "    finally:\n        running -= 1\n"
+        "    return most\n"
+        "def left(completion):\n    return running\n"
+    )
+    section = {"mode": "thread", "workers": 4, "timeout_s": 2.0, "on_error": "drop_sample", "max_failed_fraction": 1.0}
+    with loaded({"function": f"{path}:together"} | section, {"function": f"{path}:left", "role": "monitor"}) as rewards:
+        done = score(rewards, ["hang", "b", "c", "d"])
+    assert values(done) == [None, 4.0, 4.0, 4.0]
+    assert [scored.monitors["left"] for scored in done.scored] == [0.0] * 4
+
+
+def test_setup_and_close_run_once_where_the_scores_are_made(file: str, tmp_path: Path):
+    for mode in ("inline", "thread", "process"):
+        log = tmp_path / mode
+        workers = {} if mode == "inline" else {"workers": 2}
+        with loaded(drops(file, "Holding", mode, settings={"file": str(log)}, **workers)) as rewards:
+            assert values(score(rewards, ["a", "bb"])) == [1.0, 2.0]
+        lines = [line.split() for line in log.read_text().splitlines()]
+        count = 2 if mode == "process" else 1
+        assert [word for word, _ in lines].count("setup") == [word for word, _ in lines].count("close") == count
+        assert (str(os.getpid()) in {process for _, process in lines}) == (mode != "process")
+
+
+def test_memory_held_since_setup_counts(file: str, tmp_path: Path):
+    settings = {"file": str(tmp_path / "log"), "memory_mb": 400}
+    with (
+        loaded(drops(file, "Holding", settings=settings, memory_mb=300)) as rewards,
+        pytest.raises(RewardInputError, match=r"reward 'r' could not be set up; it raised MemoryError"),
+    ):
+        rewards.start()
+
+
+def test_a_setup_that_fails_says_what_and_where(tmp_path: Path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "class Judge:\n    def setup(self):\n        raise OSError('no model here')\n    def __call__(self): ...\n"
+    )
+    for mode in ("inline", "thread", "process"):
+        with (
+            loaded({"function": f"{path}:Judge", "mode": mode}) as rewards,
+            pytest.raises(RewardInputError, match=r"'Judge' could not be set up; it raised OSError: no model here"),
+        ):
+            rewards.start()
+
+
+def test_worker_processes_are_gone_once_closed_also_those_that_hang(file: str):
+    with loaded(drops(file, "process_id", workers=2)) as rewards:
+        pids = {int(value) for value in values(score(rewards, *[["a", "b"]] * 30)) if value}
+    assert os.getpid() not in pids
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+    with loaded(drops(file, "sample", timeout_s=3600.0)) as rewards:
+        scoring = _begin(rewards, "hang")
+        start = time.monotonic()
+    assert time.monotonic() - start < 30
+    del scoring
+
+
+def _begin(rewards: RewardSet, text: str) -> Any:
+    from tests.unit.rewards.scoring import STATE, completion, prompts
+
+    scoring = rewards.open_round(prompts(1), samples=1, state=STATE, draws=[0])
+    scoring.add(0, completion(text))
+    time.sleep(0.5)
+    return scoring
+
+
+def test_an_edit_during_the_run_changes_nothing(file: str):
+    with loaded(drops(file, "sample", timeout_s=1.0)) as rewards:
+        rewards.start()
+        Path(file).write_text("def sample(completion):\n    return 99\n")
+        assert values(score(rewards, ["exit", "a"])) == [None, 1.0]  # the worker was replaced in between
+
+
+def test_failures_are_kept_with_text_and_traceback(file: str, tmp_path: Path):
+    with loaded(drops(file, "sample", "inline"), folder=tmp_path / "run") as rewards:
+        score(rewards, ["a", "raise"], ["nan", "b"])
+    lines = (tmp_path / "run" / "failures" / "step_000003.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert first["error"] == "raised KeyError: 'no such thing'"
+    assert 'raise KeyError("no such thing")' in first["traceback"]
+    assert {key: second[key] for key in ("step", "reward", "kind", "prompt_id", "draw", "sample_index")} == {
+        "step": 3,
+        "reward": "r",
+        "kind": "returned",
+        "prompt_id": "row-1",
+        "draw": 1,
+        "sample_index": 0,
+    }
+    assert (second["prompt"], second["completion"], second["on_error"]) == ("1+1=", "nan", "drop_sample")
+
+
+def test_a_resumed_run_forgets_the_failures_of_the_steps_that_it_does_again(file: str, tmp_path: Path):
+    for first_step, kept in ((0, True), (3, True), (2, False)):
+        with loaded(drops(file, "sample", "inline"), folder=tmp_path, first_step=first_step) as rewards:
+            if not first_step:
+                score(rewards, ["a", "raise"])
+        assert (tmp_path / "failures" / "step_000003.jsonl").exists() == kept
+
+
+def test_too_many_failures_stop_the_run_and_are_named(file: str, tmp_path: Path):
+    section = drops(file, "sample", "inline", max_failed_fraction=0.25)
+    with loaded(section, folder=tmp_path) as rewards:
+        assert values(score(rewards, ["a", "b"], ["c", "raise"])) == [1.0, 1.0, 1.0, None]
+        with pytest.raises(
+            RewardError, match=r"'r' failed on 2 of 4 samples \(returned 1, raised 1\), more than"
+        ) as told:
+            score(rewards, ["a", "b"], ["nan", "raise"])
+    assert "step_000003.jsonl" in str(told.value)
+    assert "on prompt row-1, completion 'nan'" in str(told.value)
+    assert len((tmp_path / "failures" / "step_000003.jsonl").read_text().splitlines()) == 3
+
+
+def test_under_raise_the_sample_is_named_and_kept(file: str, tmp_path: Path):
+    section = {"function": f"{file}:sample", "mode": "process"}
+    with (
+        loaded(section, folder=tmp_path) as rewards,
+        pytest.raises(
+            RewardError, match=r"'sample' raised KeyError on prompt row-0, completion 'raise': 'no such thing'"
+        ),
+    ):
+        score(rewards, ["a", "raise"])
+    assert (tmp_path / "failures" / "step_000003.jsonl").exists()
