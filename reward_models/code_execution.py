@@ -46,8 +46,8 @@ class CodeExecution:
     The program is the last fenced block that says ``python``, ``py`` or nothing; without one the reward is 0. Each case
     runs in a sandbox of its own (see `Sandbox`), so no case sees what another has left. A case is
 
-    - ``{"stdin": text, "stdout": text}``: passed where the program ends with exit code 0 having written that text, white
-      space at the end of lines and of the whole apart; or
+    - ``{"stdin": text, "stdout": text}``: passed where the program ends with exit code 0 having written that text,
+      white space at the end of lines and of the whole apart; or
     - ``{"check": code}`` or just the code, such as ``assert add(1, 2) == 3``: run after the program in the same
       interpreter, passed where neither raises.
 
@@ -161,7 +161,7 @@ class CodeExecution:
     def _wrong_cases(self, given: Any) -> RewardError:
         return RewardError(
             f"CodeExecution: column '{self.tests_column}' of this row is {shorten(repr(given))}; expected a list, not "
-            'empty, of {"stdin": ..., "stdout": ...}, {"check": "assert ..."} or "assert ...", or that list as JSON text'
+            'empty, of {"stdin": ..., "stdout": ...}, {"check": "assert ..."} or "assert ...", or it as JSON text'
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,10 +23,8 @@ def last_line(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last thing that reads as a number: ``1,234.5``, ``-3e5``, ``3/4``, ``12%``."""
-    found = None
-    for found in _NUMBER.finditer(text):
-        pass
-    return found.group() if found else None
+    found = [match.group() for match in _NUMBER.finditer(text)]
+    return found[-1] if found else None
 
 
 def boxed(text: str) -> str | None:

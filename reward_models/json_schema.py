@@ -38,7 +38,7 @@ class JsonSchema:
         check_number(self, "parsed", low=0, high=1)
         if (self.schema is None) == (self.schema_column is None):
             raise RewardInputError(
-                "JsonSchema: set one of 'schema' (the schema or the path of a file) and 'schema_column' (a schema a row)"
+                "JsonSchema: set one of 'schema' (a schema or the path of a file) and 'schema_column' (a schema a row)"
             )
         if self.schema_column is not None:
             check_column(self, "schema_column")
@@ -99,7 +99,7 @@ def _validator(schema: Any) -> Validator:
 
     if not isinstance(schema, dict | bool):
         raise ValueError(f"a {type(schema).__name__}, not an object")
-    kind = validator_for(schema, default=Draft202012Validator)
+    kind: Any = validator_for(schema, default=Draft202012Validator)
     try:
         kind.check_schema(schema)
     except SchemaError as error:

@@ -91,7 +91,8 @@ class MathAnswer:
             )
         if "error" in reply:
             raise RewardError(
-                f"MathAnswer: math-verify raised {reply['error']} (expected {gold!r}, completion {shorten(repr(answer))})"
+                f"MathAnswer: math-verify raised {reply['error']} (expected {gold!r}, "
+                f"completion {shorten(repr(answer))})"
             )
         return float(reply["right"])
 

@@ -53,22 +53,7 @@ NEGATIONS = _words(
     "not no never none nobody nothing neither nor without hardly barely cannot can't don't doesn't didn't isn't aren't "
     "wasn't weren't won't wouldn't couldn't shouldn't ain't"
 )
-STRENGTHENING = frozenset(
-    [
-        "very",
-        "really",
-        "extremely",
-        "absolutely",
-        "incredibly",
-        "truly",
-        "so",
-        "too",
-        "utterly",
-        "totally",
-        "highly",
-        "deeply",
-    ]
-)
+STRENGTHENING = _words("very really extremely absolutely incredibly truly so too utterly totally highly deeply")
 REACH = 3
 """How many words before a word of sentiment may turn it around or strengthen it."""
 STRENGTHENED = 1.5

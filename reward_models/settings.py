@@ -1,7 +1,7 @@
 """What ready-made rewards share: checked settings, and arguments that settings name.
 
-A ready-made reward is a dataclass: its fields are its settings, all by keyword. Its ``__call__`` takes keywords only, and
-``__signature__`` tells the runner which, because the names of columns are settings too.
+A ready-made reward is a dataclass: its fields are its settings, all by keyword. Its ``__call__`` takes keywords only,
+and ``__signature__`` tells the runner which, because the names of columns are settings too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_number(
     """See that a setting is a finite number with ``low <= number <= high`` and ``number > above``."""
     value = getattr(reward, setting)
     limits = [f"{sign} {limit}" for sign, limit in ((">=", low), ("<=", high), (">", above)) if limit is not None]
-    expected = " ".join(["a whole number" if whole else "a number", *[" and ".join(limits)]]).strip()
+    expected = f"{'a whole number' if whole else 'a number'} {' and '.join(limits)}".rstrip()
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not is_number or not abs(value) < float("inf"):
         raise refuse(reward, setting, expected)

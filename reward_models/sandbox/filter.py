@@ -55,7 +55,7 @@ _SELF_ONLY = {
     _X86_64: {"kill": 62, "tgkill": 234, "prlimit64": 302},
     _AARCH64: {"kill": 129, "tgkill": 131, "prlimit64": 261},
 }
-"""Calls whose first argument says which process; without namespaces it has to be the caller's own id (or 0 for the last)."""
+"""Calls whose first argument says which process; without namespaces it has to be the caller (0 for the last)."""
 
 _CLONE = {_X86_64: 56, _AARCH64: 220}
 _CLONE3 = 435
@@ -71,7 +71,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def refused_calls(*, namespaces: bool) -> list[Instruction]:
-    """The filter for a program that runs in namespaces of its own, or without any; raises `OSError` where none is known.
+    """The filter for a program that runs in namespaces of its own, or without; raises `OSError` where none is known.
 
     Without namespaces it is made for the calling process, whose id it holds.
     """

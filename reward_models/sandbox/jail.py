@@ -4,8 +4,8 @@ The guard (this process) makes the walls, starts the program behind them, waits 
 program has left. With ``isolation: namespaces`` the program's world has a process 1, ours, whose end is the end of all
 processes in it. With ``isolation: process`` the guard adopts orphans and ends them one by one.
 
-It reports through a pipe, one JSON object a line: ``problem`` (the walls could not be made), ``status`` (how the program
-ended, as wait(2) says it), ``stopped`` (the guard ended it).
+It reports through a pipe, one JSON object a line: ``problem`` (the walls could not be made), ``status`` (how the
+program ended, as wait(2) says it), ``stopped`` (the guard ended it).
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def _show(path: str, root: str) -> None:
 
 
 def _private_id() -> int:
-    """A user id that no account and no other sandbox of this machine has; nobody's where so large an id is not mapped."""
+    """A user id that no account and no other sandbox of this machine has; nobody's where large ids are not mapped."""
     wanted = _FIRST_PRIVATE_ID + os.getpid()
     with open("/proc/self/uid_map") as lines:
         for line in lines:

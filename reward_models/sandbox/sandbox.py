@@ -23,7 +23,6 @@ _SYSTEM = (
     "/lib",
     "/lib32",
     "/lib64",
-    "/libx32",
     "/nix/store",
     "/gnu/store",
     "/etc/ld.so.cache",
@@ -38,6 +37,7 @@ _ENVIRONMENT = {
 }
 """The program's whole environment, beside HOME and TMPDIR."""
 _PYTHON_FLAGS = ("-P", "-s", "-B", "-X", "utf8")
+_PACKAGE_FOLDER = str(Path(__file__).parents[1])
 _GRACE_S = 10.0
 """How much longer than the wall limit the guard may take, start and cleaning up included."""
 _START_GUARD = """
@@ -118,7 +118,7 @@ class Sandbox:
             problem = str(error)
         if problem:
             raise RewardInputError(
-                f"'isolation: {self.isolation}' does not work here with the interpreter {self._interpreter()}: {problem}. "
+                f"'isolation: {self.isolation}' does not work here with {self._interpreter()}: {problem}. "
                 "Try an interpreter that every user may read ('python: /usr/bin/python3'), "
                 f"'isolation: {other}' (reward_models/README.md says what each keeps apart), or another machine"
             )
@@ -147,15 +147,7 @@ class Sandbox:
             handed_on = (order_file.fileno(), report_write)
             try:
                 guard = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-I",
-                        "-S",
-                        "-c",
-                        _START_GUARD,
-                        str(Path(__file__).parents[1]),
-                        *map(str, handed_on),
-                    ],
+                    [sys.executable, "-I", "-S", "-c", _START_GUARD, _PACKAGE_FOLDER, *map(str, handed_on)],
                     stdin=stdin_file,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
