@@ -25,14 +25,16 @@ from rlkl.errors import RewardError
 _SOLUTION = "solution.py"
 _CHECKER = """
 import json, os, sys
-def check(write=os.write, leave=os._exit):
+def check(run=exec, write=os.write, leave=os._exit):
     order = json.loads(sys.stdin.readline())
+    test = compile(order["check"], "check.py", "exec")
+    word = order.pop("word").encode()
     space = {"__name__": "__main__"}
     with open("solution.py") as solution:
-        exec(compile(solution.read(), "solution.py", "exec"), space)
-    exec(compile(order["check"], "check.py", "exec"), space)
+        run(compile(solution.read(), "solution.py", "exec"), space)
+    run(test, space)
     sys.stdout.flush()
-    write(1, order["word"].encode())
+    write(1, word)
     leave(0)
 check()
 """

@@ -47,7 +47,7 @@ class Ensemble:
 
     members: Sequence[Any]
     """A mapping for each, with ``function`` (as in a recipe), and if need be ``settings``, ``name``, ``weight`` (for
-    ``weighted``), ``shift`` and ``scale``: what is combined is ``(score - shift) / scale``. From Python callables too."""
+    ``weighted``), ``shift`` and ``scale``: what is combined is ``(score - shift) / scale``. Callables too."""
     combine: str = "mean"
     penalty: float = 1.0
     """For ``penalized``."""

@@ -61,6 +61,8 @@ class JsonSchema:
             raise refuse(self, "schema", f"a JSON schema or the path of a JSON file ({error})") from error
 
     def __call__(self, **arguments: Any) -> float:
+        from referencing.exceptions import Unresolvable
+
         validator = self._validator_for(arguments)
         text = text_of(self, "completion", arguments["completion"])
         candidate = text if self.extract == "whole" else fenced(text, ("json", "json5", "jsonc"))
@@ -72,6 +74,8 @@ class JsonSchema:
             return 1.0 if validator.is_valid(value) else float(self.parsed)
         except RecursionError:  # nested deeper than the schema can be followed
             return float(self.parsed)
+        except Unresolvable as error:
+            raise RewardError(f"JsonSchema: the schema has a '$ref' to something outside it: {error}") from error
 
     def _validator_for(self, arguments: dict[str, Any]) -> Validator:
         if self.schema_column is None:

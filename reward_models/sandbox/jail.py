@@ -157,8 +157,10 @@ class _Guard:
         if os.geteuid() == 0:
             os.chown(folder, self._user, self._user)
         program = self._start_program(folder)
-        self._wait_for(program, tell_status=True)
-        self._sweep()
+        try:
+            self._wait_for(program, tell_status=True)
+        finally:
+            self._sweep()
 
     def _put_files(self, folder: str) -> None:
         for name, text in self._order.files.items():
@@ -297,4 +299,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _tell(report_fd: int, message: dict[str, Any]) -> None:
-    os.write(report_fd, json.dumps(message).encode() + b"\n")
+    try:
+        os.write(report_fd, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:  # whoever asked is gone; what is left to do is cleaning up
+        return

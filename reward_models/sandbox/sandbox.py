@@ -100,7 +100,7 @@ class Sandbox:
     python: str | None = None
     """Another interpreter to run programs with."""
     packages: bool = False
-    """Whether programs may import what is installed beside the interpreter, not the standard library only."""
+    """Whether programs may import what this environment has installed, not only what its base interpreter has."""
 
     def check(self) -> None:
         """Run a trivial program.
