@@ -25,7 +25,8 @@ _IMPORTER = Importer(
     error=RewardInputError,
 )
 _PLURALS = {"prompt": "prompts", "completion": "completions"}
-_NOT_PER_SAMPLE = ("state", "rng")
+_NOT_PER_SAMPLE = ("state",)
+"""The same for all samples of a batch."""
 _DISAGREEMENT = "disagreement"
 
 
@@ -150,7 +151,7 @@ class _Member:
         if "weight" in given and not weighted:
             raise RewardInputError("Ensemble: a member has a 'weight', which only 'combine: weighted' uses")
         self._function = _built(given["function"], given.get("settings") or {})
-        self.name: str = given.get("name") or getattr(self._function, "__name__", type(self._function).__name__)
+        self.name: str = given.get("name") or _name_of(self._function)
         self.weight = self._number(given, "weight", 1.0, positive=True)
         self._shift = self._number(given, "shift", 0.0, positive=False)
         self._scale = self._number(given, "scale", 1.0, positive=True)
@@ -171,10 +172,13 @@ class _Member:
         return self._function(**{name: arguments[name] for name in wanted})
 
     def scaled(self, score: Any) -> float:
-        is_number = isinstance(score, int | float) and math.isfinite(score)
-        if not is_number:
+        try:
+            number = math.nan if isinstance(score, str | bytes) else float(score)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
             raise RewardError(f"Ensemble: member '{self.name}' gave {shorten(repr(score))}; expected a finite number")
-        return (score - self._shift) / self._scale
+        return (number - self._shift) / self._scale
 
     def _read_parameters(self) -> list[Parameter]:
         parameters = list(inspect.signature(self._function).parameters.values())
@@ -203,6 +207,11 @@ def _built(function: Any, settings: Mapping[str, Any]) -> Callable[..., Any]:
     if isinstance(found, type):
         return found(**settings)
     return partial(found, **settings) if settings else found
+
+
+def _name_of(function: Any) -> str:
+    named = function.func if isinstance(function, partial) else function
+    return getattr(named, "__name__", type(named).__name__)
 
 
 def _of_sample(arguments: Mapping[str, Any], index: int) -> dict[str, Any]:

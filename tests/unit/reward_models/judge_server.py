@@ -66,7 +66,9 @@ def endpoint(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Endpoin
                 self.close_connection = True
                 return
             completion = {"choices": [{"message": {"role": "assistant", "content": reply.text}}]}
-            self._send(reply.status, json.dumps(completion).encode() if reply.body is None else reply.body, reply.headers)
+            self._send(
+                reply.status, json.dumps(completion).encode() if reply.body is None else reply.body, reply.headers
+            )
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -37,17 +37,23 @@ def qwen3(labels: int, **changes: Any) -> Any:
 
 
 def bert(labels: int) -> Any:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=CHARACTER_VOCABULARY, num_labels=labels, max_position_embeddings=128, **sizes)
+    config = BertConfig(
+        vocab_size=CHARACTER_VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
     )
+    config.num_labels = labels
+    return BertForSequenceClassification(config)
 
 
 def gpt2(labels: int) -> Any:
     """Absolute positions, and no padding token."""
-    return GPT2ForSequenceClassification(
-        GPT2Config(vocab_size=CHARACTER_VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=2, num_labels=labels)
-    )
+    config = GPT2Config(vocab_size=CHARACTER_VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=2)
+    config.num_labels = labels
+    return GPT2ForSequenceClassification(config)
 
 
 MODELS: dict[str, Callable[[int], Any]] = {
@@ -176,7 +182,7 @@ def test_a_model_without_a_score_head_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(RewardInputError, match="'path' is .*expected an existing folder"):
+    with pytest.raises(RewardInputError, match=r"'path' is .*expected an existing folder"):
         SequenceClassifier(path=str(tmp_path / "nowhere")).setup()
     with pytest.raises(RewardInputError, match="expected a folder with a model and its tokenizer"):
         SequenceClassifier(path=str(tmp_path)).setup()
@@ -203,7 +209,13 @@ def test_the_padding_token_of_the_model_is_the_one_that_counts(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"text": "answer"}, {"batch_size": 0}, {"dtype": "int8"}, {"text": "completion", "prompt_column": "a"}, {"label": 1.5}],
+    [
+        {"text": "answer"},
+        {"batch_size": 0},
+        {"dtype": "int8"},
+        {"text": "completion", "prompt_column": "a"},
+        {"label": 1.5},
+    ],
 )
 def test_wrong_settings(settings):
     with pytest.raises(RewardInputError, match="SequenceClassifier: setting"):

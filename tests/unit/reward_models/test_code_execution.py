@@ -75,7 +75,12 @@ def test_all_or_nothing_and_the_whole_completion():
 def test_limits_fail_the_case_and_not_the_reward():
     reward = CodeExecution(timeout_s=1, memory_mb=128, output_kb=4)
     tests = [{"stdin": "", "stdout": ""}]
-    for program in ("while True: pass", "x = bytearray(10**9)", "while True: print('x' * 100)", "import os; os.abort()"):
+    for program in (
+        "while True: pass",
+        "x = bytearray(10**9)",
+        "while True: print('x' * 100)",
+        "import os; os.abort()",
+    ):
         assert reward(completion=fenced(program), tests=tests) == 0.0
 
 
@@ -92,13 +97,20 @@ def test_in_threads(reward):
 
 @pytest.mark.parametrize("tests", ["no json", [], {}, [{"stdin": "1"}], [{"input": "1", "output": "2"}], [3], "[]"])
 def test_wrong_cases_are_an_error(reward, tests):
-    with pytest.raises(RewardError, match="CodeExecution: column 'tests' of this row is .*expected a list, not empty"):
+    with pytest.raises(RewardError, match=r"CodeExecution: column 'tests' of this row is .*expected a list, not empty"):
         reward(completion=ADD, tests=tests)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"score": "most"}, {"isolation": "none"}, {"timeout_s": 0}, {"memory_mb": 1.5}, {"python": "python3"}, {"packages": 1}],
+    [
+        {"score": "most"},
+        {"isolation": "none"},
+        {"timeout_s": 0},
+        {"memory_mb": 1.5},
+        {"python": "python3"},
+        {"packages": 1},
+    ],
 )
 def test_wrong_settings(settings):
     with pytest.raises(RewardInputError, match="CodeExecution: setting"):

@@ -59,7 +59,7 @@ def test_nothing_is_fetched(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     reward = JsonSchema(schema={"$ref": "http://example.org/schema.json"})
-    with pytest.raises(RewardError, match="http://example.org/schema.json"):
+    with pytest.raises(RewardError, match=r"http://example\.org/schema\.json"):
         reward(completion="{}")
 
 

@@ -72,7 +72,9 @@ def test_what_is_sent(monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer abc"
 
 
-@pytest.mark.parametrize("failure", [Reply(status=503), Reply(status=429, headers={"Retry-After": "0"}), Reply(status=0)])
+@pytest.mark.parametrize(
+    "failure", [Reply(status=503), Reply(status=429, headers={"Retry-After": "0"}), Reply(status=0)]
+)
 def test_failures_that_pass_are_tried_again(failure):
     with endpoint(lambda number, body: failure if number < 2 else Reply()) as server:
         assert ask(make(server.url)) == [pytest.approx(6 / 9)]
@@ -151,12 +153,12 @@ def test_set_up_sees_that_the_endpoint_has_the_model(monkeypatch):
         pickle.loads(pickle.dumps(make(server.url))).setup()
         with pytest.raises(RewardInputError, match="did you mean 'judge-model'"):
             Judge(base_url=server.url, model="judge-modal").setup()
-        with pytest.raises(RewardInputError, match="'base_url' is .*expected an endpoint that answers. .*404"):
+        with pytest.raises(RewardInputError, match=r"'base_url' is .*expected an endpoint that answers\. .*404"):
             make(server.url + "/chat").setup()
         monkeypatch.delenv("NO_KEY", raising=False)
         with pytest.raises(RewardInputError, match="'api_key_variable' is 'NO_KEY'"):
             make(server.url, api_key_variable="NO_KEY").setup()
-    with pytest.raises(RewardInputError, match="expected an endpoint that answers. ConnectError"):
+    with pytest.raises(RewardInputError, match=r"expected an endpoint that answers\. ConnectError"):
         make(server.url).setup()
     make(server.url, check=False).setup()
 

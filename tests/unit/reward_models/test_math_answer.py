@@ -93,7 +93,9 @@ def test_memory_has_a_limit():
 
 
 def test_gold_that_is_no_mathematics_is_an_error(reward):
-    with pytest.raises(RewardError, match=r"column 'answer' of this row is 'nothing \$\$', in which math-verify finds no"):
+    with pytest.raises(
+        RewardError, match=r"column 'answer' of this row is 'nothing \$\$', in which math-verify finds no"
+    ):
         reward(completion="3", answer="nothing $$")
 
 

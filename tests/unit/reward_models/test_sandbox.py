@@ -11,7 +11,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def isolation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def secret_file(tmp_path: Path) -> Iterator[Path]:
+def secret_file(tmp_path: Path) -> Path:
     """Readable and writable for every user, so that only the sandbox stands between."""
     path = tmp_path / "secret.txt"
     path.write_text("the secret")
@@ -42,8 +41,8 @@ def secret_file(tmp_path: Path) -> Iterator[Path]:
     return path
 
 
-def run(sandbox: Sandbox, program: str, **keywords: str) -> Outcome:
-    return sandbox.run(["-c", textwrap.dedent(program)], **keywords)
+def run(sandbox: Sandbox, program: str) -> Outcome:
+    return sandbox.run(["-c", textwrap.dedent(program)])
 
 
 def processes_that_say(word: str) -> list[int]:
@@ -376,14 +375,20 @@ except OSError:
         "root without CAP_SYS_ADMIN": ["--bounding-set=-sys_admin"],
     }[who]
     child = subprocess.run(
-        ["setpriv", *drop, SYSTEM_PYTHON, "-c", script], cwd="/", env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        ["setpriv", *drop, SYSTEM_PYTHON, "-c", script],
+        cwd="/",
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.split("\n")[:3] == ["True", "no reading", "a limit"]
 
 
 def test_a_machine_that_cannot_says_so(monkeypatch):
-    with pytest.raises(RewardInputError, match=r"'isolation: namespaces' does not work here with /nowhere/python3.*Try"):
+    with pytest.raises(
+        RewardInputError, match=r"'isolation: namespaces' does not work here with /nowhere/python3.*Try"
+    ):
         Sandbox(python="/nowhere/python3").check()
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(RewardInputError, match="needs Linux; this is darwin"):
