@@ -17,7 +17,7 @@ from reward_models.extraction import boxed
 from reward_models.settings import check_choice, check_column, check_number, shorten, takes, text_of
 from rlkl.errors import RewardError
 
-_START_S = 120.0
+_START_S = 300.0
 """How long sympy may take to be imported on a busy machine."""
 _WORKER = Path(__file__).with_name("math_worker.py")
 _LATEX = ("$", "\\boxed", "\\(", "\\[")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,9 @@ _ENVIRONMENT = {
 """The program's whole environment, beside HOME and TMPDIR."""
 _PYTHON_FLAGS = ("-P", "-s", "-B", "-X", "utf8")
 _PACKAGE_FOLDER = str(Path(__file__).parents[1])
-_GRACE_S = 10.0
+_CHECK_S = 60.0
+"""How long the trivial program may take, also on a busy machine."""
+_GRACE_S = 30.0
 """How much longer than the wall limit the guard may take, start and cleaning up included."""
 _START_GUARD = """
 import sys, types
@@ -112,7 +114,8 @@ class Sandbox:
             raise RewardInputError(f"the sandbox for programs needs Linux; this is {sys.platform}")
         other = {"namespaces": "process", "process": "namespaces"}[self.isolation]
         try:
-            outcome = self.run(["-c", "print(6 * 7)"])
+            patient = replace(self, limits=replace(self.limits, wall_s=max(_CHECK_S, self.limits.wall_s)))
+            outcome = patient.run(["-c", "print(6 * 7)"])
             problem = "" if outcome.stdout == "42\n" else outcome.stopped or outcome.stderr.strip() or str(outcome)
         except RewardError as error:
             problem = str(error)

@@ -21,5 +21,5 @@ def python_for_everyone() -> str | None:
 
 def make_sandbox(isolation: str, **limits: float) -> Sandbox:
     python = python_for_everyone() if isolation == "process" else None
-    values = {"wall_s": 20.0, "memory_mb": 256, "disk_mb": 8, "file_mb": 8, "output_kb": 16, **limits}
+    values = {"wall_s": 60.0, "memory_mb": 256, "disk_mb": 8, "file_mb": 8, "output_kb": 16, **limits}
     return Sandbox(isolation=isolation, python=python, limits=Limits(**values))  # pyright: ignore[reportArgumentType]

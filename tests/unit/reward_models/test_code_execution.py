@@ -18,7 +18,7 @@ IO_TESTS = [{"stdin": "2\n", "stdout": "4"}, {"stdin": "5", "stdout": "10\n"}, {
 
 @pytest.fixture(scope="module")
 def reward() -> CodeExecution:
-    reward = CodeExecution(timeout_s=30)
+    reward = CodeExecution(timeout_s=120)
     reward.setup()
     return reward
 
@@ -65,7 +65,7 @@ def test_leaving_early_is_no_pass(reward, program):
 
 
 def test_all_or_nothing_and_the_whole_completion():
-    reward = CodeExecution(score="all", extract="whole", tests_column="cases", timeout_s=30)
+    reward = CodeExecution(score="all", extract="whole", tests_column="cases", timeout_s=120)
     reward = pickle.loads(pickle.dumps(reward))
     program = "def add(a, b): return a + b"
     assert reward(completion=program, cases=["assert add(1, 2) == 3", "assert add(2, 2) == 4"]) == 1.0

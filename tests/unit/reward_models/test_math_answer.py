@@ -30,7 +30,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def reward() -> Iterator[MathAnswer]:
-    reward = MathAnswer(timeout_s=20)
+    reward = MathAnswer(timeout_s=120)
     reward.setup()
     yield reward
     reward.close()
@@ -67,13 +67,13 @@ def test_an_answer_without_an_end_is_an_error_and_the_next_one_is_scored():
     reward = MathAnswer(timeout_s=1)
     with pytest.raises(RewardError, match=r"no verdict within 1 s \(expected '\$3\$', completion .*9\^"):
         reward(completion=r"\boxed{9^{9^{9^9}}}", answer="3")
-    reward.timeout_s = 20
+    reward.timeout_s = 120
     assert reward(completion="3", answer="3") == 1.0
     reward.close()
 
 
 def test_a_child_process_that_dies_is_replaced():
-    reward = MathAnswer(timeout_s=20)
+    reward = MathAnswer(timeout_s=120)
     reward.setup()
     os.kill(reward._idle[0]._process.pid, signal.SIGKILL)
     reward._idle[0]._process.wait()
@@ -86,9 +86,11 @@ def test_a_child_process_that_dies_is_replaced():
 
 
 def test_memory_has_a_limit():
-    reward = MathAnswer(timeout_s=60, memory_mb=512)
-    with pytest.raises(RewardError, match="MathAnswer: "):
-        reward(completion=r"\boxed{10^{10^{10}}}", answer="3")
+    reward = MathAnswer(timeout_s=120, memory_mb=256)
+    assert reward(completion="3", answer="3") == 1.0
+    with pytest.raises(RewardError, match="the child process ended with exit code 1: out of memory or time"):
+        reward(completion="1" * 100_000_000, answer="3")
+    assert reward(completion="3", answer="3") == 1.0
     reward.close()
 
 
@@ -100,7 +102,7 @@ def test_gold_that_is_no_mathematics_is_an_error(reward):
 
 
 def test_only_what_is_boxed():
-    reward = MathAnswer(extract="boxed", answer_column="gold", timeout_s=20)
+    reward = MathAnswer(extract="boxed", answer_column="gold", timeout_s=120)
     reward = pickle.loads(pickle.dumps(reward))
     assert reward(completion="it is 3", gold="3") == 0.0
     assert reward(completion=r"it is \boxed{3}, not 4", gold="3") == 1.0
@@ -108,7 +110,7 @@ def test_only_what_is_boxed():
 
 
 def test_close_leaves_no_process(reward):
-    other = MathAnswer(timeout_s=20)
+    other = MathAnswer(timeout_s=120)
     other.setup()
     process = other._idle[0]._process
     other.close()

@@ -102,7 +102,7 @@ def test_recipes_with_models(tmp_path, monkeypatch):
 def scores_of(entry: dict[str, Any], columns: dict[str, Any], texts: list[str]) -> list[float]:
     """What a run would see, before weights."""
     section = RewardSection.model_validate({**entry, "cache": False, "max_failed_fraction": 1.0})
-    trained = RewardSection(function="tests.unit.reward_models.members:length")  # a monitor cannot be alone
+    trained = RewardSection(function="tests.unit.reward_models.members:length", weight=0.0)  # no monitor comes alone
     rewards = load_rewards([section, trained])
     prompt = Prompt(id="row", text="prompt", token_ids=(5,), columns=columns)
     completions = [
@@ -114,4 +114,4 @@ def scores_of(entry: dict[str, Any], columns: dict[str, Any], texts: list[str]) 
         scored = rewards.score(prompt, completions, step=0, seed=0)
     finally:
         rewards.close()
-    return [{**one.components, **one.monitors}[entry["name"]] for one in scored]
+    return [{**one.components, **one.monitors}.get(entry["name"], one.reward) for one in scored]

