@@ -1,0 +1,79 @@
+"""Finding the answer within a completion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?%?")
+_BOXED = re.compile(r"\\f?boxed\s*\{")
+_FENCED = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def whole(text: str) -> str | None:
+    """The text without the white space around it; None where nothing is left."""
+    return text.strip() or None
+
+
+def last_line(text: str) -> str | None:
+    """The last line that holds anything."""
+    stripped = text.strip()
+    return stripped.splitlines()[-1].strip() if stripped else None
+
+
+def last_number(text: str) -> str | None:
+    """The last thing that reads as a number: ``1,234.5``, ``-3e5``, ``3/4``, ``12%``."""
+    found = [match.group() for match in _NUMBER.finditer(text)]
+    return found[-1] if found else None
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last ``\boxed{...}`` holds, braces balanced; None where there is none or it is not closed."""
+    contents = all_boxed(text)
+    return contents[-1].strip() if contents else None
+
+
+def all_boxed(text: str) -> list[str]:
+    r"""What each closed, outermost ``\boxed{...}`` holds, in order."""
+    contents: list[str] = []
+    position = 0
+    while (start := _BOXED.search(text, position)) is not None:
+        end = _closing_brace(text, start.end())
+        if end is None:
+            break
+        contents.append(text[start.end() : end])
+        position = end + 1
+    return contents
+
+
+def fenced(text: str, languages: tuple[str, ...]) -> str | None:
+    """The last fenced block that says one of ``languages`` or none at all; None where there is no such block."""
+    blocks = [body for language, body in _FENCED.findall(text) if language.strip().lower() in (*languages, "")]
+    return blocks[-1] if blocks else None
+
+
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+    "whole": whole,
+    "last_line": last_line,
+    "last_number": last_number,
+    "boxed": boxed,
+}
+"""Values of the setting ``extract``."""
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the brace closes that was opened just before ``start``; escaped braces do not count."""
+    depth = 1
+    position = start
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 1
+        elif character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return position
+        position += 1
+    return None

@@ -1,0 +1,397 @@
+"""Programs that try to get out, stay, or take more than their share."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reward_models.sandbox import Outcome, Sandbox
+from rlkl.errors import RewardError, RewardInputError
+from tests.unit.reward_models.sandboxes import SYSTEM_PYTHON, make_sandbox
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(params=["namespaces", "process"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    """Readable and writable for every user, so that only the sandbox stands between."""
+    path = tmp_path / "secret.txt"
+    path.write_text("the secret")
+    path.chmod(0o666)
+    for folder in tmp_path.parents:
+        if os.access(folder, os.W_OK) and folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o755)
+    tmp_path.chmod(0o777)
+    return path
+
+
+def run(sandbox: Sandbox, program: str) -> Outcome:
+    return sandbox.run(["-c", textwrap.dedent(program)])
+
+
+def processes_that_say(word: str) -> list[int]:
+    """Process ids whose command line holds ``word``."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                command = (folder / "cmdline").read_bytes()
+            except OSError:  # ended meanwhile
+                continue
+            if word.encode() in command:
+                found.append(int(folder.name))
+    return found
+
+
+def test_it_runs_programs(isolation):
+    sandbox = make_sandbox(isolation)
+    sandbox.check()
+    program = "import sys; print(sys.argv[1:], sys.stdin.read()); print('err', file=sys.stderr); sys.exit(3)"
+    outcome = sandbox.run(["main.py", "x"], files={"main.py": program}, stdin="in")
+    assert outcome == Outcome(exit_code=3, stopped="", stdout="['x'] in\n", stderr="err\n")
+    crashed = run(sandbox, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert crashed.exit_code == -signal.SIGSEGV
+
+
+def test_environment_and_user(isolation, monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", "the secret")
+    outcome = run(
+        make_sandbox(isolation),
+        """
+        import os
+        print(sorted(os.environ), os.getuid() != 0, os.geteuid() != 0, os.listdir("."))
+        print(os.getgroups())
+        """,
+    )
+    names = sorted(["HOME", "LANG", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PATH", "PYTHONHASHSEED", "TMPDIR"])
+    first, second = outcome.stdout.splitlines()
+    assert first == f"{names} True True []"
+    if os.geteuid() == 0:
+        assert second == "[]"
+
+
+def test_each_run_has_a_fresh_folder(isolation):
+    sandbox = make_sandbox(isolation)
+    program = "import os; print(os.listdir('.')); open('left', 'w').write('x')"
+    assert [run(sandbox, program).stdout for _ in range(2)] == ["[]\n"] * 2
+
+
+def test_no_network(isolation):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        outcome = run(
+            make_sandbox(isolation),
+            f"""
+            import socket
+            for family, address in [(socket.AF_INET, ("127.0.0.1", {server.getsockname()[1]})), (socket.AF_UNIX, "x")]:
+                try:
+                    socket.socket(family, socket.SOCK_STREAM).connect(address)
+                    print("connected")
+                except OSError as error:
+                    print(type(error).__name__)
+            """,
+        )
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert outcome.stdout == "PermissionError\nPermissionError\n"
+
+
+def test_no_reading_outside(isolation, secret_file):
+    home = Path.home()
+    outcome = run(
+        make_sandbox(isolation),
+        f"""
+        import os
+        paths = [{str(secret_file)!r}, {str(ROOT / "pyproject.toml")!r}, "/etc/passwd", "/proc/1/environ",
+                 "/proc/{os.getpid()}/environ", "/proc/self/root/etc/passwd", "../../../../etc/passwd"]
+        for path in paths:
+            try:
+                print("READ", path, open(path, "rb").read(10))
+            except OSError as error:
+                pass
+        try:
+            print("LISTED", [name for name in os.listdir({str(home)!r}) if name != ".pyenv"])
+        except OSError:
+            print("LISTED []")
+        """,
+    )
+    assert outcome.stdout == "LISTED []\n", outcome.stderr
+
+
+def test_no_writing_outside(isolation, secret_file):
+    folder = secret_file.parent
+    outcome = run(
+        make_sandbox(isolation),
+        f"""
+        import os
+        for path in [{str(secret_file)!r}, {str(folder / "new")!r}, "/tmp/new", "/dev/shm/new", "/usr/new", "/new"]:
+            for attempt in (lambda: open(path, "a").write("x"), lambda: os.truncate(path, 0), lambda: os.mkdir(path),
+                            lambda: os.symlink("/etc", path), lambda: os.link("mine", path), lambda: os.chmod(path, 0)):
+                try:
+                    attempt()
+                    print("DID", path)
+                except OSError:
+                    pass
+        print("tried")
+        """,
+    )
+    assert outcome.stdout == "tried\n", outcome.stderr
+    assert secret_file.read_text() == "the secret"
+    assert list(folder.iterdir()) == [secret_file]
+
+
+def test_a_fork_bomb_ends_with_its_sandbox(isolation):
+    word = secrets.token_hex(8)
+    outcome = run(
+        make_sandbox(isolation, wall_s=2, processes=20),
+        f"""
+        import os
+        word = "{word}"
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                pass
+        """,
+    )
+    assert outcome.stopped == "time"
+    assert processes_that_say(word) == []
+
+
+def test_the_number_of_processes_has_a_limit(isolation):
+    outcome = run(
+        make_sandbox(isolation, processes=20),
+        """
+        import os, time
+        children = 0
+        try:
+            while children < 1000:
+                if os.fork() == 0:
+                    time.sleep(100)
+                children += 1
+        except OSError:
+            print(children)
+        """,
+    )
+    assert int(outcome.stdout) < 20
+
+
+def test_an_endless_loop_is_stopped_by_the_clock_and_by_cpu_time(isolation):
+    by_clock = run(make_sandbox(isolation, wall_s=1), "while True: pass")
+    assert (by_clock.stopped, by_clock.exit_code) == ("time", -signal.SIGKILL)
+    by_cpu = run(make_sandbox(isolation, wall_s=300, cpu_s=1), "while True: pass")
+    assert (by_cpu.stopped, by_cpu.exit_code) == ("", -signal.SIGKILL)
+    asleep = run(make_sandbox(isolation, wall_s=1), "import time; time.sleep(100)")
+    assert asleep.stopped == "time"
+
+
+def test_memory_files_and_output_have_limits(isolation):
+    memory = run(make_sandbox(isolation), "x = bytearray(10**9)")
+    assert "MemoryError" in memory.stderr
+    file = run(make_sandbox(isolation), "open('big', 'wb').write(bytes(10**8))")
+    assert file.exit_code != 0
+    output = run(make_sandbox(isolation), "while True: print('x' * 1000)")
+    assert output.stopped == "output"
+    assert len(output.stdout) == 16 * 1024
+    errors = run(make_sandbox(isolation), "import sys\nwhile True: print('x' * 1000, file=sys.stderr)")
+    assert errors.stopped == "output"
+
+
+def test_all_files_together_have_a_limit():
+    outcome = run(
+        make_sandbox("namespaces", disk_mb=8, file_mb=4),
+        """
+        try:
+            for number in range(100):
+                open(f"{number}", "wb").write(bytes(3 * 10**6))
+        except OSError as error:
+            print(error.strerror)
+        """,
+    )
+    assert outcome.stdout == "No space left on device\n"
+
+
+def test_the_parent_cannot_be_killed(isolation):
+    bystander = subprocess.Popen(["sleep", "100"])
+    try:
+        outcome = run(
+            make_sandbox(isolation),
+            f"""
+            import os, signal
+            for process in [{os.getpid()}, {bystander.pid}, os.getppid(), 1, -1]:
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except OSError:
+                    pass
+            print("tried")
+            """,
+        )
+        assert bystander.poll() is None
+        assert outcome.stdout == "tried\n" or outcome.exit_code == -signal.SIGKILL  # -1 includes itself
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_no_daemon_stays(isolation):
+    word = secrets.token_hex(8)
+    outcome = run(
+        make_sandbox(isolation, wall_s=300),
+        f"""
+        import os, sys, time
+        for _ in range(3):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(1000)  # {word}"])
+                os._exit(0)
+            os.wait()
+        print("left behind")
+        """,
+    )
+    assert (outcome.exit_code, outcome.stopped, outcome.stdout) == (0, "", "left behind\n")
+    assert processes_that_say(word) == []
+
+
+def test_privileged_calls_are_refused(isolation):
+    outcome = run(
+        make_sandbox(isolation),
+        """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        calls = {
+            "unshare": lambda: libc.unshare(0x10000000),
+            "clone": lambda: libc.syscall(56, 0x10000011, 0, 0, 0, 0),
+            "ptrace": lambda: libc.ptrace(16, 1, 0, 0),
+            "mount": lambda: libc.mount(b"none", b"/tmp", b"tmpfs", 0, None),
+            "chroot": lambda: libc.chroot(b"."),
+            "setuid": lambda: libc.setuid(0),
+            "shmget": lambda: libc.shmget(0, 4096, 0o1600),
+        }
+        print([name for name, call in calls.items() if call() >= 0])
+        """,
+    )
+    assert outcome.stdout == "[]\n", outcome.stderr
+
+
+def test_what_a_killed_parent_leaves(isolation):
+    """The sandbox ends by itself when whoever scores is killed in the middle."""
+    word = secrets.token_hex(8)
+    script = f"""
+from tests.unit.reward_models.sandboxes import make_sandbox
+make_sandbox({isolation!r}, wall_s=300).run(["-c", "import time; time.sleep(300)  # {word}"])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    _wait_until(lambda: len(processes_that_say(f"time.sleep(300)  # {word}")) >= 2)
+    parent.kill()
+    parent.wait()
+    _wait_until(lambda: processes_that_say(word) == [])
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_nothing_is_left_in_the_temporary_folder(isolation, tmp_path, monkeypatch):
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents:
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run(make_sandbox(isolation), "import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a', 0)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_threads_at_once(isolation):
+    sandbox = make_sandbox(isolation, wall_s=300)
+    outcomes: dict[int, Outcome] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: outcomes.update({n: run(sandbox, f"print({n} * {n})")})) for n in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {n: outcome.stdout for n, outcome in outcomes.items()} == {n: f"{n * n}\n" for n in range(6)}
+
+
+def test_installed_packages_are_seen_only_where_asked_for():
+    program = "import sys, yaml; print(sys.prefix, yaml.__file__)"
+    without = run(make_sandbox("namespaces"), program).stdout
+    assert not without.startswith(sys.prefix + " ")
+    limits = make_sandbox("namespaces", wall_s=300).limits
+    assert run(Sandbox(packages=True, limits=limits), program).stdout == f"{sys.prefix} {yaml.__file__}\n"
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "process"])
+@pytest.mark.parametrize("who", ["nobody", "root without CAP_SYS_ADMIN"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="all other tests of this file are that of an ordinary user")
+def test_the_caller_may_be_an_ordinary_user_or_a_containers_root(isolation, who):
+    script = f"""
+from reward_models.sandbox import Limits, Sandbox
+sandbox = Sandbox(isolation={isolation!r}, limits=Limits(processes=20))
+sandbox.check()
+print(sandbox.run(["-c", '''
+import os
+print(os.getuid() != 0)
+try:
+    print(open("/etc/passwd").read())
+except OSError:
+    print("no reading")
+try:
+    for _ in range(30):
+        if os.fork() == 0:
+            __import__("time").sleep(100)
+    print("no limit")
+except OSError:
+    print("a limit")
+''']).stdout)
+"""
+    drop = {
+        "nobody": ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"],
+        "root without CAP_SYS_ADMIN": ["--bounding-set=-sys_admin"],
+    }[who]
+    child = subprocess.run(
+        ["setpriv", *drop, SYSTEM_PYTHON, "-c", script],
+        cwd="/",
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split("\n")[:3] == ["True", "no reading", "a limit"]
+
+
+def test_a_machine_that_cannot_says_so(monkeypatch):
+    with pytest.raises(
+        RewardInputError, match=r"'isolation: namespaces' does not work here with /nowhere/python3.*Try"
+    ):
+        Sandbox(python="/nowhere/python3").check()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(RewardInputError, match="needs Linux; this is darwin"):
+        Sandbox().check()
+
+
+def test_a_sandbox_that_fails_is_an_error_and_no_outcome():
+    with pytest.raises(RewardError, match="could not be made"):
+        Sandbox(python="/nowhere/python3").run(["-c", "print(1)"])
