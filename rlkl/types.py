@@ -81,6 +81,10 @@ class Rollout:
     weights_version: int
     draw: int = 0
     """Which draw of a prompt it was sampled for, counted over the whole run: all rollouts of a group share it."""
+    raw_reward: float | None = None
+    """The weighted sum before normalisation; None where it is ``reward`` itself."""
+    monitors: Mapping[str, float] = field(default_factory=dict)
+    """Rewards that are watched and not optimised, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
