@@ -45,7 +45,7 @@ def train(arm: Arm, seed: int, folder: Path) -> Records:
     run_dir = folder / f"{arm.name.replace(', ', '_').replace(' ', '_')}-{seed}"
     if not (run_dir / "policy").is_dir():
         command = [sys.executable, "-m", "rlkl", "train", arm.recipe, f"run.dir={run_dir}", f"seed={seed}"]
-        with run_dir.with_suffix(".log").open("w") as log:
+        with run_dir.with_name(f"{run_dir.name}.log").open("w") as log:
             subprocess.run([*command, "tracking.wandb=off", *arm.overrides], stdout=log, stderr=log, check=True)
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 

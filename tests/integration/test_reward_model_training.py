@@ -138,7 +138,8 @@ def test_a_warm_start_learns_what_it_is_shown(tmp_path: Path) -> None:
 
 def _mean_gold(policy: Path) -> float:
     """Of what a policy writes on half of the prompts, one completion each."""
-    tokenizer, model = AutoTokenizer.from_pretrained(policy), AutoModelForCausalLM.from_pretrained(policy)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy)
     prompts = [row["prompt"] for row in task_rows("reviews")]
     prompts = random.Random(0).sample(prompts, 100)
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")

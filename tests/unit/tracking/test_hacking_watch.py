@@ -9,10 +9,12 @@ import pytest
 
 from rlkl.recipe import Recipe
 from rlkl.recipe_io import load_recipe
+from rlkl.recipe_keys import describe_keys
 from rlkl.tracking.hacking_watch import HackingWatch, unweighted_rewards
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.suspicious import most_suspicious, repetition
 from rlkl.tracking.tracker import RunSummary, Tracker
+from rlkl.tracking.watch_metrics import WATCH_METRICS
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 
@@ -235,3 +237,14 @@ def test_the_watch_can_be_off_and_is_silent_about_stored_pairs(tmp_path: Path):
         tracker.finish(RunSummary(interrupted=False, policy_dir=None))
         assert not any(key.startswith("watch/") for key in read_metrics(tmp_path / name / "metrics.jsonl")[-1])
         assert not (tmp_path / name / "suspicious").exists()
+
+
+def test_the_docs_name_every_signal_and_every_key():
+    docs = (Path(__file__).parents[3] / "docs" / "hacking_watch.md").read_text()
+    keys = [definition.key.removeprefix("watch/").replace("<name>", "<monitor>") for definition in WATCH_METRICS]
+    signals = [key for key in keys if key.split("/")[0] not in ("rollout", "spread", "warnings")]
+    assert len(signals) == 7
+    assert [signal for signal in signals if f"| `{signal}` |" not in docs] == []
+    for key in ("hacking_watch", "hacking_tolerance", "suspicious_kept"):
+        default = next(found.default for found in describe_keys() if found.name == f"tracking.{key}")
+        assert f"| `tracking.{key}` | {default} |" in docs
