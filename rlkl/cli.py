@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code. Only errors that rlkl raises on purpose end without a traceback."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("rlkl").setLevel(logging.INFO)
+    for name in ("rlkl", "reward_models"):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         return options.run(options)
     except RlklError as error:
@@ -66,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("recipe", metavar="RECIPE")
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
     plan.set_defaults(run=_plan)
+
+    for name, run, what in (
+        ("reward-model", _reward_model, "train a reward model, or two on disjoint halves, from preferences"),
+        ("sft", _sft, "train a language model on demonstrations, for a warm start"),
+    ):
+        trainer = commands.add_parser(name, help=what)
+        trainer.add_argument("recipe", metavar="RECIPE")
+        trainer.add_argument("overrides", nargs="*", metavar="section.key=value")
+        trainer.set_defaults(run=run)
 
     doctor = commands.add_parser("doctor", help="report versions and hardware, and what works here")
     doctor.set_defaults(run=_doctor)
@@ -105,6 +115,30 @@ def _plan(options: argparse.Namespace) -> int:
     from rlkl.recipe_io import load_recipe
 
     show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
+    return 0
+
+
+def _reward_model(options: argparse.Namespace) -> int:
+    from reward_models.training.recipe import RewardModelRecipe
+    from rlkl.recipe_io import load_section
+
+    recipe = load_section(RewardModelRecipe, options.recipe, *options.overrides)
+    from reward_models.training.reward_model import train_reward_model
+    from reward_models.training.show import show_reward_models
+
+    show_reward_models(train_reward_model(recipe))
+    return 0
+
+
+def _sft(options: argparse.Namespace) -> int:
+    from reward_models.training.recipe import SftRecipe
+    from rlkl.recipe_io import load_section
+
+    recipe = load_section(SftRecipe, options.recipe, *options.overrides)
+    from reward_models.training.sft import train_sft
+    from reward_models.training.show import show_sft
+
+    show_sft(train_sft(recipe))
     return 0
 
 

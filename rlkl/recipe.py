@@ -306,6 +306,15 @@ class TrackingSection(Section):
     similarity_pairs: int = Field(
         default=0, ge=0, description="Pairs of completions of different prompts compared each step; 0: no similarity."
     )
+    hacking_watch: bool = Field(
+        default=True, description="Warn when samples drift as those of a policy that hacks its reward do."
+    )
+    hacking_tolerance: float = Field(
+        default=1.0, gt=0, description="Multiplies every limit of the hacking watch; 2 lets twice as much pass."
+    )
+    suspicious_kept: int = Field(
+        default=16, ge=1, description="Samples kept for each signal of the hacking watch that sets in."
+    )
     console: Literal["auto", "live", "plain"] = Field(
         default="auto", description="auto: live in a terminal, else plain lines."
     )

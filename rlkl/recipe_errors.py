@@ -48,6 +48,11 @@ def explain_outside(error: ValidationError, source: str, section: type[Section])
     return explain(error, source, _Root(section, "update"))
 
 
+def explain_whole(error: ValidationError, source: str, section: type[Section]) -> str:
+    """The same for a recipe that is not `Recipe`."""
+    return explain(error, source, _Root(section, ""))
+
+
 def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     kind = detail["type"]
     place = _locate(detail["loc"], root)

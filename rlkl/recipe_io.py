@@ -9,16 +9,18 @@ import re
 from collections.abc import Hashable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from rlkl.errors import RecipeError
 from rlkl.recipe import Recipe
-from rlkl.recipe_errors import explain, explain_outside
+from rlkl.recipe_errors import explain, explain_outside, explain_whole
+from rlkl.schema import Section
 from rlkl.updates.outside import is_outside, settings_class
 
+_S = TypeVar("_S", bound=Section)
 _BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
 _OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
 
@@ -33,6 +35,21 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
     Raises:
         RecipeError: The file is absent or not YAML, or keys or values are not allowed. Lists every problem found.
     """
+    values, source = read_values(path, *overrides)
+    return recipe_from(values, source)
+
+
+def load_section(section: type[_S], path: str | Path, *overrides: str) -> _S:
+    """The same for another command's recipe, whose keys ``section`` holds."""
+    values, source = read_values(path, *overrides)
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(explain_whole(error, source, section)) from None
+
+
+def read_values(path: str | Path, *overrides: str) -> tuple[dict[str, Any], str]:
+    """What a recipe says with the overrides applied, unchecked, and how messages call it."""
     file = _find(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -43,7 +60,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
         raise RecipeError(f"{file}: expected sections (model, data, ...), got {values!r}")
     for override in overrides:
         _apply(values, override)
-    return recipe_from(values, f"{file} with overrides" if overrides else str(file))
+    return values, f"{file} with overrides" if overrides else str(file)
 
 
 def recipe_from(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -70,8 +87,8 @@ def _with_outside_rule(values: dict[str, Any], source: str) -> dict[str, Any]:
         raise RecipeError(explain_outside(error, source, settings)) from None
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out; `load_recipe` reads the same recipe back."""
+def dump_recipe(recipe: Section) -> str:
+    """A recipe as YAML with every default written out; what loaded it reads the same recipe back."""
     return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=120)
 
 

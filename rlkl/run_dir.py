@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from rlkl.errors import CheckpointError, InputError
-from rlkl.recipe import Recipe
+from rlkl.recipe import RunSection
 
 RECIPE_FILE = "recipe.yaml"
 
 
-def new_run_dir(recipe: Recipe) -> Path:
+class HasRun(Protocol):
+    """A recipe of any command."""
+
+    @property
+    def run(self) -> RunSection: ...
+
+
+def new_run_dir(recipe: HasRun, *, resumable: bool = True) -> Path:
     """An unused folder for a new run: ``run.dir``, else ``runs/<name>``, or ``runs/<name>-2`` and so on where taken.
 
     Raises `InputError` when ``run.dir`` was spelled out and already holds something: a run never overwrites another.
+    ``resumable``: the message may advise to go on with that other run.
     """
     if recipe.run.dir is not None:
         chosen = Path(recipe.run.dir)
         if _is_taken(chosen):
-            raise InputError(
-                f"run.dir = {str(chosen)!r} already holds files; choose another folder, or go on with that run: "
-                f"rlkl train --resume {chosen}"
-            )
+            advice = f", or go on with that run: rlkl train --resume {chosen}" if resumable else ""
+            raise InputError(f"run.dir = {str(chosen)!r} already holds files; choose another folder{advice}")
         return chosen
     first = Path("runs") / recipe.run.name
     number, chosen = 2, first

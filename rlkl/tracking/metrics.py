@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from rlkl.tracking.definition import MetricDefinition
 from rlkl.tracking.rule_metrics import RULE_METRICS
+from rlkl.tracking.watch_metrics import WATCH_METRICS
 
 METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
@@ -280,6 +281,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         timing=True,
     ),
     *RULE_METRICS,
+    *WATCH_METRICS,
 )
 
 
@@ -314,7 +316,7 @@ def render_docs() -> str:
         "# Metrics",
         "",
         "Written by `python -m rlkl.tracking.metrics > docs/metrics.md`; edit `rlkl/tracking/metrics.py` and",
-        "`rlkl/tracking/rule_metrics.py` instead.",
+        "`rlkl/tracking/rule_metrics.py` or `rlkl/tracking/watch_metrics.py` instead.",
         "",
         "The same keys stand in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished",
         "training steps from 1. Metrics marked with a clock differ between two otherwise identical runs.",

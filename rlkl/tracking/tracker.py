@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rlkl.recipe import Recipe
 from rlkl.tracking.console import open_console, print_summary
+from rlkl.tracking.hacking_watch import HackingWatch, warn
 from rlkl.tracking.metrics import check_known
 from rlkl.tracking.pictures import save_pictures
 from rlkl.tracking.records import MetricsFile, TokenColumns, drop_later_samples, sample_path, write_samples
+from rlkl.tracking.suspicious import drop_later_suspects, suspects_path, write_suspects
 from rlkl.tracking.view import RunState
 from rlkl.tracking.wandb_run import WandbRun, new_run_id
 from rlkl.tracking.writer import BackgroundWriter
@@ -51,6 +53,7 @@ class Tracker:
         self._next_step = first_step
         run_dir.mkdir(parents=True, exist_ok=True)
         drop_later_samples(run_dir, first_step)
+        drop_later_suspects(run_dir, first_step)
         with ExitStack() as opened:
             self._metrics = MetricsFile(run_dir / "metrics.jsonl", first_step=first_step)
             opened.callback(self._metrics.close)
@@ -62,6 +65,8 @@ class Tracker:
                 self.note("starting W&B")
                 self._wandb = WandbRun(run_dir, recipe, run_id=self.run_id, first_step=first_step)
             opened.pop_all()
+        watched = recipe.tracking.hacking_watch and not recipe.data.has_pairs  # of stored pairs nothing drifts
+        self._watch = HackingWatch(recipe, self._metrics.kept) if watched else None
         self._writer = BackgroundWriter()
 
     @property
@@ -95,9 +100,10 @@ class Tracker:
         what went wrong in writing an earlier step.
         """
         assert step == self._next_step, f"step {step} logged where step {self._next_step} is due"
+        finished = self._next_step + 1
+        metrics = {**metrics, **self._watched(finished, metrics, groups)}
         check_known(metrics)
-        self._next_step += 1
-        finished = self._next_step
+        self._next_step = finished
         record = {"step": finished, **metrics}
         self._metrics.append(record)
         self._state.update(record, groups)
@@ -119,6 +125,19 @@ class Tracker:
     ) -> None:
         pictures = save_pictures(self._run_dir, groups, corrupted, kept=self._recipe.tracking.samples_kept)
         write_samples(sample_path(self._run_dir, finished), finished, groups, token_columns, pictures)
+
+    def _watched(
+        self, finished: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]
+    ) -> Mapping[str, float]:
+        """What the hacking watch adds to a step's metrics; warns of what sets in, and keeps its suspects."""
+        if self._watch is None or not groups:
+            return {}
+        sighting = self._watch.look(self._state.records, metrics, groups)
+        if sighting.set_in:
+            path = suspects_path(self._run_dir, finished)
+            self._writer.submit(partial(write_suspects, path, sighting.suspects))
+            warn(sighting, finished, str(path))
+        return sighting.metrics
 
     def flush(self) -> None:
         """Returns once every step logged so far is on disk; raises what went wrong in writing."""

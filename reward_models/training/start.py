@@ -1,0 +1,147 @@
+"""What both commands do before and after training: model folders, tokenizers, TRL's settings, the log, the result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+
+from reward_models.training.recipe import LearnerSection, StartSection
+from rlkl.errors import InputError
+from rlkl.run_dir import RECIPE_FILE, HasRun, new_run_dir
+from rlkl.tasks import base_model, task_name
+from rlkl.tasks.teaching import threads
+
+logger = logging.getLogger(__name__)
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""As transformers calls them."""
+
+
+def model_folder(path: str) -> str:
+    """The folder behind ``model.path``: a built-in base model is built if need be, a local folder made absolute."""
+    task = task_name(path)
+    if task is not None:
+        return str(base_model(task))
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Raises `InputError` where there is none, or where it cannot end a sequence."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.path = {path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a Hugging "
+            "Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model.path = {path!r}: its tokenizer names no end-of-sequence token; set eos_token in it")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def open_run(recipe: HasRun, dumped: str) -> Path:
+    """The folder of a new run, with its recipe in it."""
+    run_dir = new_run_dir(recipe, resumable=False).absolute()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / RECIPE_FILE).write_text(dumped)
+    except OSError as error:
+        raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
+    return run_dir
+
+
+def trl_settings(model: StartSection, learner: LearnerSection, seed: int) -> dict[str, Any]:
+    """Settings that TRL's trainers share. Nothing is saved, reported or evaluated by the trainer itself."""
+    return {
+        "num_train_epochs": float(learner.epochs),
+        "max_steps": learner.max_steps or -1,
+        "per_device_train_batch_size": learner.micro_batch_size,
+        "per_device_eval_batch_size": learner.micro_batch_size,
+        "gradient_accumulation_steps": learner.batch_size // learner.micro_batch_size,
+        "learning_rate": learner.lr,
+        "lr_scheduler_type": SCHEDULES[learner.schedule],
+        "warmup_steps": learner.warmup_steps,
+        "weight_decay": learner.weight_decay,
+        "max_grad_norm": learner.max_grad_norm,
+        "use_cpu": learner.device == "cpu",
+        "bf16": model.dtype == "bfloat16",
+        "gradient_checkpointing": model.gradient_checkpointing,
+        "max_length": None,
+        "logging_steps": learner.log_every,
+        "logging_first_step": True,
+        "seed": seed % 2**32,
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_pin_memory": learner.device != "cpu" and torch.cuda.is_available(),
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+
+
+def lora_config(model: StartSection, task_type: str) -> Any:
+    """peft's settings, or None. A scoring head is always trained whole."""
+    if model.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=task_type,
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=model.lora.target_modules,
+        lora_dropout=0.0,
+    )
+
+
+def on_threads(learner: LearnerSection) -> Any:
+    """torch on as many CPU threads as the recipe asks for."""
+    return threads(learner.threads) if learner.threads is not None else nullcontext()
+
+
+class TrainingLog(TrainerCallback):
+    """Writes what TRL logs to a file of JSON lines, ``step`` first, and to the log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        shown = ", ".join(
+            f"{key} {logs[key]:.3f}" for key in ("loss", "accuracy", "mean_token_accuracy") if key in logs
+        )
+        logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
+
+
+@contextmanager
+def complete_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder to write into that gets its name, ``folder``, only when the block ends well."""
+    aside = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    yield aside
+    aside.rename(folder)
+
+
+def merged(model: Any) -> Any:
+    """A trained model with its adapters, if it has some, merged into its weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A Hugging Face folder."""
+    with complete_or_absent(folder) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
