@@ -146,7 +146,7 @@ def test_received_attention_is_what_the_towers_own_attention_gives(
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "watched", eager)
     theirs = AutoModelForImageTextToText.from_pretrained(model_path)
-    tower = theirs.base_model.visual
+    tower: Any = theirs.base_model.visual
     patches_PD, grid_3 = pictures.patches(seen)
 
     received = received_attention(tower, patches_PD, grid_3)
