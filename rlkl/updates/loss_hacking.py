@@ -15,8 +15,9 @@ WINDOW = 10
 """Steps before there is a median; and the length of the two stretches between which entropies are compared."""
 JUMP = 3.0
 """A value above this many running medians has jumped. The paper's collapse: clipping tenfold, variance eightfold."""
-RISE = 1.2
-"""An entropy rises when the mean of the last stretch exceeds that of the one before by this factor."""
+RISE, LEAST_RISE = 1.2, 0.05
+"""An entropy rises when the mean of the last stretch exceeds that of the one before by this factor and so many nats:
+near zero a fifth is noise."""
 MAX_KL = 0.3
 """Nats per token. The paper's healthy runs stay below 0.06; its collapse passes 0.4 on its way to 0.9. Where the base
 model's own is higher, since answers are a few words that are seen in the picture, the limit is `JUMP` times that."""
@@ -56,4 +57,5 @@ def loss_hacking_alarms(records: Sequence[Mapping[str, float]], *, first_kl: flo
 
 def _rises(key: str, records: Sequence[Mapping[str, float]]) -> bool:
     values = [record[key] for record in records[-2 * WINDOW :]]
-    return fmean(values[WINDOW:]) > RISE * fmean(values[:WINDOW])
+    before, now = fmean(values[:WINDOW]), fmean(values[WINDOW:])
+    return now > RISE * before and now > before + LEAST_RISE

@@ -72,3 +72,6 @@ def test_both_entropies_must_rise() -> None:
     for key, value in risen.items():
         assert loss_hacking_alarms([*history(30), *history(10, **{key: value})]) == {}
     assert loss_hacking_alarms([*history(9), *history(10, **risen)]) == {}
+    tiny = {"perception__entropy_clean": 0.03, "perception__entropy_corrupted": 1.2}
+    doubled = {"perception__entropy_clean": 0.06, "perception__entropy_corrupted": 1.5}
+    assert loss_hacking_alarms([*history(30, **tiny), *history(10, **doubled)]) == {}, "near zero a fifth is noise"
