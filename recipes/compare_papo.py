@@ -96,7 +96,7 @@ def hack(results: Results, folder: Path) -> None:
     settings = [(gamma, entropy) for gamma in HACKED_GAMMAS for entropy in (0.0, ENTROPY)]
 
     def one(gamma: float, entropy: float) -> None:
-        run_dir = folder / f"hack-{gamma}-{entropy}"
+        run_dir = folder / f"hack-{gamma}-{entropy}".replace(".", "_")  # what follows a point would be a suffix
         update = (
             f"update={{rule: papo, kl_coef: 0.0, recompute: true, perception_coef: {gamma}, "
             f"entropy_coef: {entropy}, corrupted_entropy_coef: {entropy}}}"
