@@ -51,8 +51,7 @@ def train(
     reward_set = _load_rewards(recipe, rewards)
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
-    update = build_update(recipe.update)
-    check_supplied(update)
+    update = _build_update(recipe)
     checkpoint, state = _checkpoint(resume_from, recipe)
     _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
@@ -60,8 +59,7 @@ def train(
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
     pictures = load_picture_processor(model_path, recipe.data.pixels)
-    source = _load_data(recipe, tokenizer, pictures)
-    _check_pictures(update, source)
+    source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
     _check_data(recipe, source, checkpoint, state)
     run_dir = resume_from or new_run_dir(recipe)
@@ -73,8 +71,8 @@ def train(
             reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
             tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
             spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
-            settings = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
-            backend = RayBackend(recipe, spec, settings)
+            engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
+            backend = RayBackend(recipe, spec, engine)
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
             reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
@@ -95,6 +93,12 @@ def train(
     except BaseException as error:
         tracker.fail(error)
         raise
+
+
+def _build_update(recipe: Recipe) -> PolicyUpdate:
+    update = build_update(recipe.update)
+    check_supplied(update)
+    return update
 
 
 def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> RewardSet:
@@ -132,9 +136,11 @@ def resolve_model(path: str) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None) -> PromptSource:
+def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
     encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
-    return load_prompts(recipe.data, encoder, seed=recipe.seed)
+    source = load_prompts(recipe.data, encoder, seed=recipe.seed)
+    _check_pictures(update, source)
+    return source
 
 
 def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:

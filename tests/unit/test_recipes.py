@@ -16,12 +16,40 @@ NAMES = sorted({file.stem for file in RECIPES.glob("*.yaml")} - FOR_OTHER_COMMAN
 ONLINE = ["reviews_grpo", "reviews_ppo", "reviews_sparsepo", "reviews_superhf"]
 
 
+LAPTOP = Machine(cpus=4, memory_gib=16.0, gpus=())
+GPU_MACHINE = Machine(cpus=64, memory_gib=1024.0, gpus=("H100",) * 4)
+KNOWN_WARNINGS = {
+    # PAPO's authors ran this, with the code that makes it a constant.
+    "papo_qwen2_5_vl_7b": ["update.corrupted_entropy_coef without update.recompute"],
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_called_after_its_file_and_needs_no_warning(name, tmp_path, monkeypatch):
+def test_a_recipe_is_called_after_its_file_and_needs_no_other_warning(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(str(RECIPES / f"{name}.yaml"))
     assert recipe.run.name == name
-    assert make_plan(recipe, Machine(cpus=4, memory_gib=16.0, gpus=())).warnings == ()
+    warnings = make_plan(recipe, LAPTOP if recipe.model.path.startswith("task:") else GPU_MACHINE).warnings
+    assert [warning.partition(":")[0] for warning in warnings] == KNOWN_WARNINGS.get(name, [])
+
+
+def test_papos_recipes_carry_its_papers_settings():
+    small, large = (load_recipe(str(RECIPES / f"papo_qwen2_5_vl_{size}.yaml")) for size in ("3b", "7b"))
+    assert small.model_dump(exclude={"run", "model", "update"}) == large.model_dump(exclude={"run", "model", "update"})
+    assert (small.update.entropy_coef, small.update.corrupted_entropy_coef) == (0, 0)
+    assert (large.update.entropy_coef, large.update.corrupted_entropy_coef) == (0.05, 0.05)
+    for recipe in (small, large):
+        update, rollout, learner = recipe.update, recipe.rollout, recipe.learner
+        assert (update.rule, update.variant, update.perception_coef, update.kl_coef) == ("papo", "grpo", 0.02, 0.01)
+        assert (update.corruption.kind, update.corruption.fraction, update.corruption.cell) == ("patches", 0.6, 14)
+        assert (update.choices().clip_low, update.choices().clip_high) == (0.2, 0.3)
+        assert (rollout.prompts_per_step, rollout.samples_per_prompt, rollout.max_new_tokens) == (384, 5, 2048)
+        assert (learner.lr, learner.weight_decay, learner.minibatches) == (1e-6, 0.01, 3)
+        assert (learner.beta1, learner.beta2, learner.max_grad_norm) == (0.9, 0.999, 1.0)
+        assert (learner.schedule, learner.warmup_steps, recipe.model.freeze_vision) == ("constant", 0, False)
+        assert recipe.data.pixels == (200_704, 1_003_520)
+        assert recipe.steps == 2 * 38_870 // 384
+        assert {reward.name: reward.weight for reward in recipe.rewards} == {"accuracy": 0.9, "format": 0.1}
 
 
 def test_recipes_of_the_reviews_world_differ_only_in_their_rule():
