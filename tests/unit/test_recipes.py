@@ -9,6 +9,7 @@ import pytest
 from rlkl.machine import Machine
 from rlkl.plan import make_plan
 from rlkl.recipe_io import load_recipe
+from rlkl.updates.settings import PapoSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FOR_OTHER_COMMANDS = {"reviews_reward_model", "reviews_sft"}
@@ -36,10 +37,10 @@ def test_a_recipe_is_called_after_its_file_and_needs_no_other_warning(name, tmp_
 def test_papos_recipes_carry_its_papers_settings():
     small, large = (load_recipe(str(RECIPES / f"papo_qwen2_5_vl_{size}.yaml")) for size in ("3b", "7b"))
     assert small.model_dump(exclude={"run", "model", "update"}) == large.model_dump(exclude={"run", "model", "update"})
-    assert (small.update.entropy_coef, small.update.corrupted_entropy_coef) == (0, 0)
-    assert (large.update.entropy_coef, large.update.corrupted_entropy_coef) == (0.05, 0.05)
-    for recipe in (small, large):
+    for recipe, entropy in ((small, 0), (large, 0.05)):
         update, rollout, learner = recipe.update, recipe.rollout, recipe.learner
+        assert isinstance(update, PapoSettings)
+        assert (update.entropy_coef, update.corrupted_entropy_coef) == (entropy, entropy)
         assert (update.rule, update.variant, update.perception_coef, update.kl_coef) == ("papo", "grpo", 0.02, 0.01)
         assert (update.corruption.kind, update.corruption.fraction, update.corruption.cell) == ("patches", 0.6, 14)
         assert (update.choices().clip_low, update.choices().clip_high) == (0.2, 0.3)
