@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
+    _add_score(commands)
+
     plan = commands.add_parser("plan", help="check a recipe and print what it would do; loads no model")
     plan.add_argument("recipe", metavar="RECIPE")
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -84,6 +86,40 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("prefix", nargs="?", default="", help="only keys that start so, such as learner")
     keys.set_defaults(run=_keys)
     return parser
+
+
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    score = commands.add_parser("score", help="score data with rewards, as training would, without training")
+    score.usage = (
+        "rlkl score --reward my.py:fn --data rows.jsonl [mode=process ...]\n"
+        "       rlkl score RECIPE --data rows.jsonl [section.key=value ...]"
+    )
+    score.add_argument(
+        "words", nargs="*", metavar="RECIPE ...", help="a recipe and overrides; with --reward, keys of every reward"
+    )
+    score.add_argument("--reward", action="append", default=[], metavar="FILE:FUNCTION", help="may be given repeatedly")
+    score.add_argument("--data", required=True, metavar="FILE", help="rows with prompt, completion and other columns")
+    score.add_argument("--tokenizer", metavar="FOLDER", help="a model folder, for rewards that read token ids")
+    score.add_argument("--out", type=Path, metavar="FILE", help="write the scores of every row there, as JSON lines")
+    score.set_defaults(run=_score)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from rlkl.recipe_io import load_recipe, load_rewards_only
+    from rlkl.scoring import score_data, write_scores
+    from rlkl.scoring_view import show
+
+    words: list[str] = options.words
+    if options.reward and words and "=" not in words[0]:
+        raise InputError(f"rlkl score takes a recipe or --reward, not both; got the recipe {words[0]}")
+    if not options.reward and (not words or "=" in words[0]):
+        raise InputError("rlkl score needs --reward FILE:FUNCTION, or a recipe first (rlkl score RECIPE --data FILE)")
+    recipe = load_rewards_only(options.reward, *words) if options.reward else load_recipe(words[0], *words[1:])
+    report = score_data(recipe, options.data, tokenizer_path=options.tokenizer)
+    show(report)
+    if options.out is not None:
+        write_scores(report, options.out)
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

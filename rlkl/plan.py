@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,8 +148,23 @@ def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
             does=f"{rollout.engine} engine, {recipe.model.dtype}",
         ),
         Process(role="learner", count=1, cpus=1, gpus=shares.learner, does=f"{recipe.update.rule}, AdamW"),
+        *_reward_processes(recipe),
     )
     return tuple(process for process in processes if process.count)
+
+
+def _reward_processes(recipe: Recipe) -> Iterator[Process]:
+    """The workers of rewards that do not run in the driver. Worker processes are not reserved anywhere."""
+    for reward in recipe.rewards:
+        if reward.mode in ("process", "actor"):
+            is_actor = reward.mode == "actor"
+            yield Process(
+                role=f"reward {reward.mode}",
+                count=reward.workers,
+                cpus=reward.cpus if is_actor else 0,
+                gpus=reward.gpus if is_actor else 0,
+                does=reward.name or reward.function,
+            )
 
 
 def _shortage(processes: tuple[Process, ...], machine: Machine) -> tuple[str, ...]:

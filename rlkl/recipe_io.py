@@ -6,7 +6,7 @@ YAML is read by the core schema of YAML 1.2: ``1e-4`` is a number, ``off`` is te
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,24 @@ def read_values(path: str | Path, *overrides: str) -> tuple[dict[str, Any], str]
     for override in overrides:
         _apply(values, override)
     return values, f"{file} with overrides" if overrides else str(file)
+
+
+def load_rewards_only(functions: Sequence[str], *overrides: str) -> Recipe:
+    """A recipe of nothing but rewards, for scoring data that are there already.
+
+    Args:
+        functions: As in ``rewards[].function``.
+        overrides: Keys of every reward, without the ``rewards[]`` before them: ``mode=process``.
+
+    Raises:
+        RecipeError: Lists every problem found.
+    """
+    values: dict[str, Any] = {"model": {"path": "unused"}, "data": {"source": "unused"}}
+    values["rewards"] = [{"function": function} for function in functions]
+    for override in overrides:
+        for number in range(len(functions)):
+            _apply(values, f"rewards[{number}].{override}")
+    return recipe_from(values, "rlkl score")
 
 
 def recipe_from(values: Mapping[str, Any], source: str = "recipe") -> Recipe:

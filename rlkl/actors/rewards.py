@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlkl.actors.calls import short
+from rlkl.actors.cluster import connect
 from rlkl.actors.shells import RewardHost
+from rlkl.recipe import Recipe
+from rlkl.resources import reward_needs
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, overdue
 from rlkl.rewards.pool import WorkerSpec, setup_error
 from rlkl.rewards.result import Failure
+
+
+@contextmanager
+def ray_for_rewards(recipe: Recipe) -> Iterator[None]:
+    """Ray for the recipe's rewards alone; it ends with the block where it was started here."""
+    own = connect(recipe.cluster, cpus=math.ceil(reward_needs(recipe).cpus))
+    try:
+        yield
+    finally:
+        if own:
+            ray.shutdown()
 
 
 class RayRewardWorker:

@@ -140,8 +140,8 @@ def opened(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(value: Any) -> Any:
-    from rlkl.data.images import open_image
-
     if isinstance(value, Image):
+        from rlkl.data.images import open_image
+
         return open_image(value)
     return type(value)(_pictures(part) for part in value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from rlkl.errors import RewardError, RewardInputError
@@ -126,10 +127,13 @@ class RewardSet:
         while self._caches:
             self._caches.popitem()[1].close()
 
-    def open_round(self, prompts: Sequence[Prompt], *, samples: int, state: State, draws: Sequence[int]) -> Round:
+    def open_round(
+        self, prompts: Sequence[Prompt], *, samples: int | Sequence[int], state: State, draws: Sequence[int]
+    ) -> Round:
         """Score ``samples`` completions of each prompt. ``draws`` numbers the prompts over the whole run."""
         self.start()
-        return Round(self, prompts, samples=samples, state=state, draws=draws)
+        counts = [samples] * len(prompts) if isinstance(samples, int) else samples
+        return Round(self, prompts, counts=counts, state=state, draws=draws)
 
     def pool_of(self, name: str) -> Pool:
         return self._pools[name]
@@ -154,19 +158,28 @@ class Round:
     """One round of samples: `add` each as it comes, then `finish`. Samples are numbered prompt by prompt."""
 
     def __init__(
-        self, rewards: RewardSet, prompts: Sequence[Prompt], *, samples: int, state: State, draws: Sequence[int]
+        self,
+        rewards: RewardSet,
+        prompts: Sequence[Prompt],
+        *,
+        counts: Sequence[int],
+        state: State,
+        draws: Sequence[int],
     ) -> None:
         self._set = rewards
-        self._prompts, self._draws, self._samples, self._state = prompts, draws, samples, state
-        self._completions: list[Completion | None] = [None] * (len(prompts) * samples)
+        self._prompts, self._draws, self._state = prompts, draws, state
+        starts = list(accumulate(counts, initial=0))
+        self._groups = [range(start, end) for start, end in pairwise(starts)]
+        self._prompt_of = [number for number, count in enumerate(counts) for _ in range(count)]
+        self._completions: list[Completion | None] = [None] * starts[-1]
         self._lanes = {reward.name: self._lane(reward) for reward in rewards.rewards}
 
     def add(self, index: int, completion: Completion) -> None:
         """Take in sample ``index`` with its text, and let whoever may start on it start."""
         self._completions[index] = completion
-        prompt = self._prompts[index // self._samples]
         for name, lane in self._lanes.items():
-            lane.add(index, self._sample(prompt, completion, index % self._samples, name))
+            seed = derive_seed(self._state.seed, "reward", self._state.step - 1, *self._place(index), name)
+            lane.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
 
     def finish(self) -> ScoredRound:
         """Wait for all scores.
@@ -189,50 +202,57 @@ class Round:
         for reward in judged:
             self._raise_if_asked(reward)
             self._raise_if_too_many(reward)
-        groups = [range(g * self._samples, (g + 1) * self._samples) for g in range(len(self._prompts))]
         return ScoredRound(
-            scored=settle(judged, groups, self._set.normalize),
+            scored=settle(judged, self._groups, self._set.normalize),
             calls_s={name: lane.seconds for name, lane in self._lanes.items()},
             failures=failures,
         )
 
     def _lane(self, reward: LoadedReward) -> Lane:
         count, unit, inline = len(self._completions), reward.parameters.unit, reward.section.mode == "inline"
-        size = {"sample": 1, "group": self._samples, "batch": reward.section.batch_size}[unit]
-        size = size or (max(count, 1) if inline else _BATCH_SIZE)
+        if unit == "group":
+            units = [group for group in self._groups if group]
+        else:
+            size = reward.section.batch_size or (max(count, 1) if inline else _BATCH_SIZE)
+            size = 1 if unit == "sample" else size
+            units = [range(start, min(start + size, count)) for start in range(0, count, size)]
         return Lane(
             parameters=reward.parameters,
             state=self._state,
             pool=self._set.pool_of(reward.name),
             cache=self._set.cache_of(reward.name),
-            units=[range(start, min(start + size, count)) for start in range(0, count, size)],
+            units=units,
             eager=not inline,
         )
 
-    def _sample(self, prompt: Prompt, completion: Completion, sample: int, name: str) -> Sample:
-        seed = derive_seed(self._state.seed, "reward", self._state.step - 1, prompt.id, sample, name)
-        return Sample(prompt=prompt, completion=completion, rng_seed=seed)
+    def _prompt(self, index: int) -> Prompt:
+        return self._prompts[self._prompt_of[index]]
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """The prompt's id, and which of its samples this is."""
+        number = self._prompt_of[index]
+        return self._prompts[number].id, index - self._groups[number].start
 
     def _where(self, index: int) -> str:
         completion = self._completions[index]
         assert completion is not None
         shown = completion.text[:_SHOWN_CHARACTERS] + ("..." if len(completion.text) > _SHOWN_CHARACTERS else "")
-        return f"on prompt {self._prompts[index // self._samples].id}, completion {shown!r}"
+        return f"on prompt {self._prompt(index).id}, completion {shown!r}"
 
     def _failed(self, reward: Judged, index: int) -> FailedScore:
         failure, completion = reward.outcomes[index], self._completions[index]
         assert isinstance(failure, Failure)
         assert completion is not None
-        prompt = self._prompts[index // self._samples]
+        prompt_id, sample_index = self._place(index)
         return FailedScore(
             reward=reward.name,
             kind=failure.kind,
             error=f"{failure.what}: {failure.detail}" if failure.detail else failure.what,
             on_error=reward.section.on_error,
-            prompt_id=prompt.id,
-            draw=self._draws[index // self._samples],
-            sample_index=index % self._samples,
-            prompt=prompt.text,
+            prompt_id=prompt_id,
+            draw=self._draws[self._prompt_of[index]],
+            sample_index=sample_index,
+            prompt=self._prompt(index).text,
             completion=completion.text,
             traceback=failure.traceback,
         )

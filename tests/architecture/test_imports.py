@@ -22,7 +22,8 @@ LAYERS = (
     {"weights", "tracking"},
     {"actors"},
     {"collectors", "loop"},
-    {"start", "plan", "plan_warnings", "plan_view", "doctor"},
+    {"start", "plan", "plan_warnings", "plan_view", "doctor", "scoring"},
+    {"scoring_view"},
     {"cli", "__main__"},
 )
 """From the bottom up. A module imports from its own layer and from those below."""
