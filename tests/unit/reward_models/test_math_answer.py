@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,13 +91,17 @@ def test_memory_has_a_limit():
     reward = MathAnswer(timeout_s=120, memory_mb=256)
     assert reward(completion="3", answer="3") == 1.0
     process = reward._idle[0]._process
-    assert process.stdin is not None
     with pytest.raises(BrokenPipeError):
-        for _ in range(100):
-            process.stdin.write(bytes(10_000_000).replace(b"\0", b"1"))
+        _write_a_gigabyte(process)
     assert process.wait(timeout=120) == 1
     assert reward(completion="3", answer="3") == 1.0
     reward.close()
+
+
+def _write_a_gigabyte(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    for _ in range(100):
+        process.stdin.write(b"1" * 10_000_000)
 
 
 def test_gold_that_is_no_mathematics_is_an_error(reward):
