@@ -250,6 +250,26 @@ def test_the_parent_cannot_be_killed(isolation):
         bystander.wait()
 
 
+def test_the_parent_cannot_be_slowed_down(isolation):
+    affinity, priority = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
+    outcome = run(
+        make_sandbox(isolation),
+        f"""
+        import os, resource
+        for attempt in (lambda: os.sched_setaffinity({os.getpid()}, [0]),
+                        lambda: os.setpriority(os.PRIO_PROCESS, {os.getpid()}, 19),
+                        lambda: resource.prlimit({os.getpid()}, resource.RLIMIT_CPU, (1, 1))):
+            try:
+                attempt()
+                print("DID")
+            except OSError:
+                pass
+        """,
+    )
+    assert outcome.stdout == "", outcome.stderr
+    assert (os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)) == (affinity, priority)
+
+
 def test_no_daemon_stays(isolation):
     word = secrets.token_hex(8)
     outcome = run(
