@@ -10,7 +10,6 @@ Runs are `rlkl train` (see `compare_rules.py`); what RESULTS.json has is not run
 from __future__ import annotations
 
 import os
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +26,16 @@ DAPO = "rollout.max_rounds=4"
 TEST_ROWS = 512
 DEPENDENT = 0.5
 """Share of the test questions that cannot be guessed."""
-HACKED_GAMMAS = (0.02, 0.5, 2.0)
 ENTROPY = 0.3
+HACKED = (
+    (0.02, 0.0, True),
+    (0.02, ENTROPY, True),
+    (0.5, 0.0, True),
+    (0.5, ENTROPY, True),
+    (0.5, 0.0, False),
+    (2.0, 0.0, False),
+)
+"""gamma, both entropy weights, and whether the corrupted log-probs are recomputed, with gradient."""
 TIMED_STEPS, TIMED_TURNS = 30, 3
 
 
@@ -92,13 +99,12 @@ def compare(results: Results, folder: Path) -> None:
 
 
 def hack(results: Results, folder: Path) -> None:
-    """Nothing holds the policy near its start, and gamma grows; then the double entropy, in the mode where it acts."""
-    settings = [(gamma, entropy) for gamma in HACKED_GAMMAS for entropy in (0.0, ENTROPY)]
+    """Nothing holds the policy near its start; gamma grows; the double entropy in the mode where all of it acts."""
 
-    def one(gamma: float, entropy: float) -> None:
-        run_dir = folder / f"hack-{gamma}-{entropy}".replace(".", "_")  # what follows a point would be a suffix
+    def one(key: str, gamma: float, entropy: float, recompute: bool) -> None:
+        run_dir = folder / key.replace("/", "-").replace(".", "_")  # what follows a point would be a suffix
         update = (
-            f"update={{rule: papo, kl_coef: 0.0, recompute: true, perception_coef: {gamma}, "
+            f"update={{rule: papo, kl_coef: 0.0, recompute: {str(recompute).lower()}, perception_coef: {gamma}, "
             f"entropy_coef: {entropy}, corrupted_entropy_coef: {entropy}}}"
         )
         records = train("shapes_papo", run_dir, f"steps={STEPS}", "seed=1", "learner.minibatches=2", update)
@@ -106,27 +112,15 @@ def hack(results: Results, folder: Path) -> None:
         keys = ("reward/mean", "perception/kl", "perception/entropy_clean", "perception/entropy_corrupted")
         figures = {key: fmean(record[key] for record in last) for key in keys}
         figures["best reward"] = max(fmean(r["reward/mean"] for r in records[n : n + 10]) for n in range(STEPS - 9))
-        figures["first warning"] = first_warning(run_dir.with_suffix(".log"))
-        results.add(f"hack/{gamma}/{entropy}", figures)
+        figures["first alarm"] = next((r["step"] for r in records if r["update/alarms"] > 0), -1)
+        results.add(key, figures)
 
-    missing = [job for job in settings if f"hack/{job[0]}/{job[1]}" not in results.runs]
+    jobs = {f"hack/{job[0]}/{job[1]}" + ("" if job[2] else "/frozen"): job for job in HACKED}
     with ThreadPoolExecutor(int(os.environ.get("JOBS", "2"))) as pool:
-        for future in [pool.submit(one, *job) for job in missing]:
+        for future in [pool.submit(one, key, *job) for key, job in jobs.items() if key not in results.runs]:
             future.result()
-    for gamma, entropy in settings:
-        figures = results.runs[f"hack/{gamma}/{entropy}"]
-        print(gamma, entropy, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-
-
-def first_warning(log: Path) -> float:
-    """The first step after which the log warns of hacking; -1 for none. Each step's plain line names its number."""
-    step = 0
-    for line in log.read_text().splitlines():
-        if found := re.match(r"step +(\d+)/", line):
-            step = int(found[1])
-        if "perception" in line and "WARNING" in line:
-            return float(step)
-    return -1.0
+    for key in jobs:
+        print(key, " ".join(f"{name} {value:.3f};" for name, value in results.runs[key].items()))
 
 
 def time_steps(results: Results, folder: Path) -> None:
