@@ -62,8 +62,8 @@ class HackingWatch:
         return Sighting(metrics=metrics, set_in=set_in, suspects=suspects)
 
     def _monitors(self, rollouts: Sequence[Rollout]) -> dict[str, str]:
-        """The metric of each monitor, by its name."""
-        names = dict.fromkeys(name for rollout in rollouts for name in rollout.monitors)
+        """The metric of each monitor, by its name; not of the components of one (``<name>/<component>``)."""
+        names = dict.fromkeys(name for rollout in rollouts for name in rollout.monitors if "/" not in name)
         unweighted = dict.fromkeys(n for rollout in rollouts for n in rollout.components if n in self._unweighted)
         return {name: f"monitor/{name}" for name in names} | {name: f"reward/{name}" for name in unweighted}
 
