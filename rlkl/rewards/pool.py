@@ -83,6 +83,7 @@ class WorkerPool:
         self._on_close = on_close
         self._calls: queue.SimpleQueue[tuple[Call, Future[Answer]] | None] = queue.SimpleQueue()
         self._closing = False
+        self._broken: BaseException | None = None
         started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
             threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
@@ -98,6 +99,8 @@ class WorkerPool:
     def submit(self, call: Call) -> Future[Answer]:
         future: Future[Answer] = Future()
         self._calls.put((call, future))
+        if self._broken is not None:
+            self._refuse(self._broken)
         return future
 
     def close(self) -> None:
@@ -127,10 +130,22 @@ class WorkerPool:
                 continue
             try:
                 future.set_result(worker.call(call))
-            except BaseException as error:
+            except BaseException as error:  # no fault of the function's: nobody may wait for a pool that is not whole
+                self._broken = error
                 future.set_exception(error)
+                self._refuse(error)
                 raise
         worker.close()
+
+    def _refuse(self, error: BaseException) -> None:
+        """Answer all that waits with ``error``."""
+        while True:
+            try:
+                item = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            if item is not None:
+                item[1].set_exception(error)
 
 
 class ThreadWorker:

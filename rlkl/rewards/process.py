@@ -95,13 +95,17 @@ class ProcessWorker:
         self._calls, child = Pipe()
         with child:
             code = _START.format(path=sys.path, child=child.fileno(), faults=self._faults.fileno(), parent=os.getpid())
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=(child.fileno(), self._faults.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a reward prints must not get between the lines of rlkl's own output
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    pass_fds=(child.fileno(), self._faults.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what a reward prints must not get between the lines of rlkl's own output
+                    start_new_session=True,
+                )
+            except OSError as error:  # no process or no memory left on this machine
+                self._kill()
+                return Failure(kind="crashed", what="found no room for its process", detail=str(error))
         try:
             self._calls.send(self._spec)
             if not self._calls.poll(self._spec.start_timeout_s):

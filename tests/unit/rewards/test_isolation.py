@@ -12,6 +12,8 @@ import pytest
 
 from rlkl.errors import RewardError, RewardInputError
 from rlkl.rewards import RewardSet
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.pool import WorkerPool
 from tests.unit.rewards.scoring import loaded, score, values
 
 REWARDS = '''
@@ -310,3 +312,32 @@ def test_under_raise_the_sample_is_named_and_kept(file: str, tmp_path: Path):
     ):
         score(rewards, ["a", "raise"])
     assert (tmp_path / "failures" / "step_000003.jsonl").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_pool_whose_worker_broke():
+    class Broken:
+        def start(self): ...
+
+        def call(self, call):
+            time.sleep(0.2)
+            raise ZeroDivisionError
+
+        def close(self): ...
+
+        def abandon(self): ...
+
+    call = Call(unit="sample", arguments={}, tokens=(1,))
+    pool = WorkerPool([Broken()])
+    waiting = [pool.submit(call) for _ in range(3)]
+    for future in waiting:
+        with pytest.raises(ZeroDivisionError):
+            future.result(timeout=60)
+    with pytest.raises(ZeroDivisionError):
+        pool.submit(call).result(timeout=60)
+    pool.close()
+
+
+def test_a_worker_needs_little_memory_of_its_own(file: str):
+    with loaded(drops(file, "sample", memory_mb=64)) as rewards:
+        assert values(score(rewards, ["a", "bb"])) == [1.0, 2.0]
