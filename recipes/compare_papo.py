@@ -67,8 +67,8 @@ def scored(policy: str, run_dir: Path) -> dict[str, float]:
     record = train("shapes_papo", run_dir, f"model.path={policy}", *overrides, *further)[-1]
     return {
         "accuracy": record["reward/mean"],
-        "vision": record["reward/vision"] / DEPENDENT,
-        "guesses": record["reward/guess"] / DEPENDENT,
+        "vision": record["monitor/vision"] / DEPENDENT,
+        "guesses": record["monitor/guess"] / DEPENDENT,
         "K": record["perception/kl"],
         "H": record["perception/entropy_clean"],
         "H corrupted": record["perception/entropy_corrupted"],

@@ -23,7 +23,7 @@ from threading import Lock
 SWEEP_SEED, SEEDS = 0, (1, 2, 3)
 LAST = 10
 """Steps at the end of a run over which a sweep averages."""
-FIGURES = {"proxy": "reward/mean", "gold": "reward/gold", "KL": "kl/policy_to_reference"}
+FIGURES = {"proxy": "reward/mean", "gold": "monitor/gold", "KL": "kl/policy_to_reference"}
 METEOR = "similarity/meteor"
 
 
