@@ -63,7 +63,7 @@ class RunResult:
     status: Literal["done", "interrupted"]
     exit_code: int
     metrics: dict[str, float]
-    """The last step's record."""
+    """What the last step measured."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -43,8 +43,7 @@ class HackingWatch:
         self._unweighted = unweighted_rewards(recipe)
         self._on: set[str] = set()
         for record in records:
-            levels = {key: value for key, value in record.items() if key.startswith("watch/")}
-            self._switch({key.removeprefix("watch/"): level for key, level in levels.items()})
+            self._switch(_levels(record))
 
     def look(self, records: Sequence[Record], record: Record, groups: Sequence[RolloutGroup]) -> Sighting:
         """What there is to say about the step of ``record``, which follows ``records``. Warns of what sets in."""
@@ -94,6 +93,12 @@ def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
     """Names of the rewards that the recipe gives weight 0: logged, and never optimised."""
     sections = [section for section in recipe.rewards if section.weight == 0]
     return frozenset(section.name or section.function.rpartition(":")[2].rpartition("/")[2] for section in sections)
+
+
+def _levels(record: Record) -> dict[str, float]:
+    """The signals' levels that a record holds, by signal."""
+    names = {key: key.removeprefix("watch/") for key in record if key.startswith("watch/") and key != WARNINGS}
+    return {name: record[key] for key, name in names.items() if not name.startswith("spread/")}
 
 
 def _measured(rollouts: Sequence[Rollout], monitors: Mapping[str, str]) -> dict[str, float]:

@@ -110,6 +110,7 @@ def test_heavy_library_has_one_home(library: str) -> None:
         "import rlkl.updates",
         "from rlkl.cli import main; main(['--help'])",
         "from rlkl.cli import main; main(['plan', 'quickstart'])",
+        "from rlkl.cli import main; assert main(['reward-model', 'quickstart']) == 2",
     ],
 )
 def test_light_commands_load_nothing_heavy(code: str) -> None:
