@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 SEEDS = (1, 2, 3)
-GOLD, PROXY = "reward/gold", "reward/mean"
+GOLD, PROXY = "monitor/gold", "reward/mean"
 WINDOW = 5
 SIGNALS = ("similarity", "empty", "length", "repetition", "kl_acceleration", "gap/gold", "fall/gold")
 

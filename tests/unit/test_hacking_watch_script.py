@@ -23,7 +23,7 @@ def records(gold: list[float], levels: dict[int, float]) -> list[dict[str, float
     return [
         {
             "step": step,
-            "reward/gold": value,
+            "monitor/gold": value,
             "kl/policy_to_reference": 2.0,
             "watch/length": levels.get(step, 0.5),
         }
