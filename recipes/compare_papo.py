@@ -24,6 +24,10 @@ GRPO = "{rule: grpo, aggregation: token_mean, clip_high: 0.3, kl_coef: 0.01}"
 """PAPO_G without its own terms."""
 DAPO = "rollout.max_rounds=4"
 TEST_ROWS = 512
+PROBES = (
+    "rewards=[{function: task:shapes}, {function: task:shapes/vision, role: monitor}, "
+    "{function: task:shapes/guess, role: monitor}]"
+)
 DEPENDENT = 0.5
 """Share of the test questions that cannot be guessed."""
 ENTROPY = 0.3
@@ -63,7 +67,7 @@ ARMS = (
 def scored(policy: str, run_dir: Path) -> dict[str, float]:
     """What a policy answers to questions that it was not trained on, eight times each; one seed for all policies."""
     overrides = ("steps=1", "learner.lr=0", f"rollout.prompts_per_step={TEST_ROWS}", "seed=99")
-    further = ("data.source=task:shapes/test", "model.reference=task:shapes", "update={rule: papo}")
+    further = ("data.source=task:shapes/test", "model.reference=task:shapes", "update={rule: papo}", PROBES)
     record = train("shapes_papo", run_dir, f"model.path={policy}", *overrides, *further)[-1]
     return {
         "accuracy": record["reward/mean"],
