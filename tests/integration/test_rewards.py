@@ -17,7 +17,7 @@ import ctypes, os, time
 
 def is_bad(completion):
     """Of an untrained model's completions about one in six."""
-    return completion[:1] in ("1", "2", "3")
+    return sum(map(ord, completion)) % 6 == 0
 
 def digits(completion):
     return sum(character.isdigit() for character in completion[:4]) / 4
@@ -37,10 +37,14 @@ class Held:
     def setup(self):
         self.process = os.getpid()
     def __call__(self, completion):
-        if completion[:1] == "1":
+        if is_bad(completion):
             os._exit(1)
         return {"digits": digits(completion), "here": float(self.process == os.getpid())}
 '''
+
+
+def is_bad(completion: str) -> bool:
+    return sum(map(ord, completion)) % 6 == 0
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def test_a_reward_that_hangs_on_some_samples_costs_those_and_no_others(file: str
     assert result.status == "done"
     for step, line in enumerate(records(result.run_dir), start=1):
         rows = pq.read_table(result.run_dir / "samples" / f"step_{step:06d}.parquet").to_pylist()
-        bad = [row for row in rows if row["completion"][:1] in ("1", "2", "3")]
+        bad = [row for row in rows if is_bad(row["completion"])]
         assert bad
         for row in rows:
             assert row["reward"] == (None if row in bad else digits(row["completion"]))
@@ -127,7 +131,7 @@ def test_a_reward_in_ray_actors(file: str, untied_model: Path, tmp_path: Path):
     assert line["reward/Held/here"] == 1.0
     assert 0 < line["reward/failed"] < line["reward/dropped"]
     rows = pq.read_table(tmp_path / "run" / "samples" / "step_000001.parquet").to_pylist()
-    lost = {row["prompt_id"] for row in rows if row["completion"][:1] == "1"}
+    lost = {row["prompt_id"] for row in rows if is_bad(row["completion"])}
     assert lost
     for row in rows:
         expected = None if row["prompt_id"] in lost else digits(row["completion"]) + 1.0
