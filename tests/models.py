@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlkl.compat import ensure_torch_extras
-from rlkl.tasks.characters import EOS_ID, MAX_POSITIONS, PAD_ID, character_tokenizer, small_qwen3_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from rlkl.tasks.characters import character_tokenizer, small_qwen3_config
+from rlkl.tasks.shapes import small_qwen2_5_vl_config
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 """What stands for one image in a prompt of `tiny_qwen2_5_vl`; its processor repeats the middle token."""
@@ -49,46 +46,10 @@ def tiny_qwen2_5_vl(folder: Path, *, seed: int) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(_tiny_qwen2_5_vl_config(tokenizer))
+        model = Qwen2_5_VLForConditionalGeneration(small_qwen2_5_vl_config(tokenizer, initializer_range=0.2))
     model.save_pretrained(folder)
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
     )
     processor.save_pretrained(folder)
     return folder
-
-
-def _tiny_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    from transformers import Qwen2_5_VLConfig
-
-    width, ids = 64, tokenizer.get_vocab()
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": MAX_POSITIONS,
-            "initializer_range": 0.2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None,
-            "eos_token_id": EOS_ID,
-            "pad_token_id": PAD_ID,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": width,
-            "intermediate_size": 128,
-            "num_heads": 2,
-            "out_hidden_size": width,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.2,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        dtype="float32",
-    )

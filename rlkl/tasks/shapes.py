@@ -185,11 +185,11 @@ def demonstration(processor: Any, shown: Sequence[Shown]) -> dict[str, Tensor]:
     return {**inputs, "labels": torch.where(answered_BT, ids_BT, IGNORED)}
 
 
-def small_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast, *, width: int = 64) -> Qwen2_5_VLConfig:
+def small_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast, *, initializer_range: float = 0.1) -> Qwen2_5_VLConfig:
     """Two layers for words and two for pictures. Heads are 32 wide, the smallest that vLLM's CPU attention takes."""
     from transformers import Qwen2_5_VLConfig
 
-    ids = tokenizer.get_vocab()
+    width, ids = 64, tokenizer.get_vocab()
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -199,7 +199,7 @@ def small_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast, *, width: int = 
             "num_attention_heads": width // 32,
             "num_key_value_heads": 1,
             "max_position_embeddings": MAX_POSITIONS,
-            "initializer_range": 0.1,
+            "initializer_range": initializer_range,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
             "eos_token_id": EOS_ID,
@@ -212,7 +212,7 @@ def small_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast, *, width: int = 
             "num_heads": width // 32,
             "out_hidden_size": width,
             "fullatt_block_indexes": [1],
-            "initializer_range": 0.1,
+            "initializer_range": initializer_range,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
