@@ -25,6 +25,9 @@ REWARD_MODEL = "reward_model"
 HELD_OUT_REWARD_MODEL = "held_out_reward_model"
 """Of the second half; for a monitor, never for training."""
 REPORT = "report.json"
+TEXT_KEY, TEXT = "rlkl_text", "sampled"
+"""What a model's config says about the token ids that it was taught: the prompt's, the answer's, the end of sequence.
+`reward_models.SequenceClassifier` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,7 @@ def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Sequence
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     model = merged(trainer.model)
+    model.config.update({TEXT_KEY: TEXT})
     save_model(model, tokenizer, folder)
     return model
 

@@ -70,6 +70,7 @@ def test_the_models_load_in_transformers_and_score_as_reported(halves: Path) -> 
     held_out, parts = split_by_prompt([pair.prompt for pair in pairs], held_out_fraction=0.1, parts=2, seed=recipe.seed)
     assert [len(part) for part in parts] == list(report(halves)["trained_on"].values())
     model = AutoModelForSequenceClassification.from_pretrained(halves / "reward_model")
+    assert model.config.rlkl_text == "sampled"
     right = 0
     with torch.inference_mode():
         for row in held_out:
