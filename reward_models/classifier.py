@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_TEXTS = ("completion", "prompt_completion", "sampled", "chat")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -40,9 +41,11 @@ class SequenceClassifier:
 
     path: str
     """A folder that ``AutoModelForSequenceClassification.from_pretrained`` reads, tokenizer included."""
-    text: str = "prompt_completion"
-    """``completion``; ``prompt_completion`` (one after the other, as the policy saw them); or ``chat`` (the prompt as a
-    user's turn, or as a list of messages, and the completion as the assistant's, in the model's own chat template)."""
+    text: str = "auto"
+    """``completion``; ``prompt_completion`` (one text, then the other, encoded together); ``sampled`` (the tokens of
+    the prompt, those of the completion, and the end of sequence, as ``rlkl reward-model`` trains); or ``chat`` (the
+    prompt as a user's turn, or as a list of messages, and the completion as the assistant's, in the model's own chat
+    template). ``auto``: what the model's config names (``rlkl_text``), else ``prompt_completion``."""
     prompt_column: str | None = None
     """The column to take the prompt from, when the one that the policy saw carries the policy's chat template."""
     label: int | str | None = None
@@ -61,7 +64,7 @@ class SequenceClassifier:
 
     def __post_init__(self) -> None:
         check_text(self, "path", "device")
-        check_choice(self, "text", ("completion", "prompt_completion", "chat"))
+        check_choice(self, "text", ("auto", *_TEXTS))
         check_choice(self, "output", ("logit", "probability"))
         check_choice(self, "truncate", ("never", "left", "right"))
         check_choice(self, "dtype", _DTYPES)
@@ -132,7 +135,10 @@ class _Loaded:
                 "a model for sequence classification",
                 f"Its weights lack {shorten(', '.join(sorted(report['missing_keys'])))}, so scores would be random",
             )
-        if settings.text == "chat" and not self._tokenizer.chat_template:
+        self._text = settings.text
+        if self._text == "auto":
+            self._text = getattr(self._model.config, "rlkl_text", "prompt_completion")
+        if self._text == "chat" and not self._tokenizer.chat_template:
             raise refuse(settings, "text", "completion or prompt_completion", "The model has no chat template")
         self._text_config = self._model.config.get_text_config()
         self._label = self._column_of_label()
@@ -142,12 +148,14 @@ class _Loaded:
     def encode(self, prompt: Any, completion: str) -> list[int]:
         """The token ids of one text, not padded."""
         settings = self._settings
-        if settings.text == "chat":
+        if self._text == "chat":
             turns = [*self._messages(prompt), {"role": "assistant", "content": completion}]
             text = self._tokenizer.apply_chat_template(turns, tokenize=False)
             ids = self._tokenizer.encode(text, add_special_tokens=False)  # the template has them
-        elif settings.text == "completion":
+        elif self._text == "completion":
             ids = self._tokenizer.encode(completion)
+        elif self._text == "sampled":
+            ids = self._as_sampled(prompt, completion)
         else:
             ids = self._tokenizer.encode(text_of(settings, settings.prompt_column or "prompts", prompt) + completion)
         if not ids:
@@ -160,6 +168,19 @@ class _Loaded:
                 f"to left or right, or sample fewer tokens. The completion is {shorten(repr(completion))}"
             )
         return ids[-self._longest :] if settings.truncate == "left" else ids[: self._longest]
+
+    def _as_sampled(self, prompt: Any, completion: str) -> list[int]:
+        """The ids that a policy would see, end of sequence included, as `rlkl.data.prompts` encodes a prompt."""
+        tokenizer, stop = self._tokenizer, self._first_known("eos_token_id")
+        if isinstance(prompt, str):
+            begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+            ids = tokenizer.encode(prompt, add_special_tokens=not begins)
+        else:
+            text = tokenizer.apply_chat_template(self._messages(prompt), tokenize=False, add_generation_prompt=True)
+            ids = tokenizer.encode(text, add_special_tokens=False)
+        ids = ids[:-1] if ids[-1:] == [stop] else ids
+        answer = tokenizer.encode(completion, add_special_tokens=False)
+        return [*ids, *answer] if answer[-1:] == [stop] else [*ids, *answer, stop]
 
     def score(self, texts: Sequence[list[int]]) -> list[float]:
         """The score of each text, in order. The longest come first, so that memory runs out at once or never."""
@@ -223,7 +244,9 @@ class _Loaded:
         for name in names:
             if (token := getattr(self._tokenizer, name)) is not None:
                 return token
-        raise RewardError("SequenceClassifier: an empty text, and the tokenizer has no special token to stand for it")
+        raise RewardError(
+            f"SequenceClassifier: the tokenizer lacks a special token that the text needs ({', '.join(names)})"
+        )
 
     def _messages(self, prompt: Any) -> list[dict[str, Any]]:
         if isinstance(prompt, str):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from reward_models import SequenceClassifier
 from reward_models.training.pairs import load_pairs
 from reward_models.training.recipe import RewardModelRecipe, SftRecipe
 from reward_models.training.reward_model import score_sequences
@@ -78,6 +79,19 @@ def test_the_models_load_in_transformers_and_score_as_reported(halves: Path) -> 
             chosen, rejected = (model(input_ids=one).logits.item() for one in ids)
             right += chosen > rejected
     assert right / len(held_out) == pytest.approx(report(halves)["held_out"]["reward_model"]["accuracy"], abs=0.002)
+
+
+def test_the_ready_made_reward_scores_as_reported(halves: Path) -> None:
+    rows = [row for row in task_rows("reviews/pairs") if row["chosen"] != row["rejected"]]
+    held_out, _ = split_by_prompt([row["prompt"] for row in rows], held_out_fraction=0.1, parts=2, seed=0)
+    rows = [rows[row] for row in held_out]
+    reward = SequenceClassifier(path=str(halves / "reward_model"), batch_size=64)
+    prompts = [row["prompt"] for row in rows]
+    chosen, rejected = (
+        reward(prompts=prompts, completions=[row[side] for row in rows]) for side in ("chosen", "rejected")
+    )
+    right = sum(one > other for one, other in zip(chosen, rejected, strict=True)) / len(rows)
+    assert right == pytest.approx(report(halves)["held_out"]["reward_model"]["accuracy"], abs=0.002)
 
 
 def test_a_score_does_not_depend_on_its_batch(halves: Path) -> None:

@@ -21,7 +21,15 @@ from transformers import (
 
 from reward_models import SequenceClassifier
 from rlkl.errors import RewardError, RewardInputError
-from rlkl.tasks.characters import CHARACTER_VOCABULARY, EOS, PAD, PAD_ID, character_tokenizer, small_qwen3_config
+from rlkl.tasks.characters import (
+    CHARACTER_VOCABULARY,
+    EOS,
+    EOS_ID,
+    PAD,
+    PAD_ID,
+    character_tokenizer,
+    small_qwen3_config,
+)
 
 TEXTS = ["a", "hello there", "x" * 60, "", "The same.", "the end" + EOS, PAD, "12 + 12 = 24", "q" * 33, "zz"]
 TOLERANCE = 1e-5
@@ -157,6 +165,20 @@ def test_where_the_prompt_comes_from(tmp_path):
     assert chat(question=[turns], completions=["2"]) == pytest.approx(expected, abs=TOLERANCE)
     with pytest.raises(RewardError, match="a prompt is 3; expected text, or a list of messages"):
         chat(question=[3], completions=["2"])
+
+
+def test_a_model_that_says_so_reads_prompt_answer_and_end(tmp_path):
+    model = qwen3(1, rlkl_text="sampled")
+    path = save(tmp_path, model)
+    ids = [*character_tokenizer().encode("1+1="), *character_tokenizer().encode("2"), EOS_ID]
+    with torch.inference_mode():
+        expected = model.eval()(input_ids=torch.tensor([ids])).logits.item()
+    score = SequenceClassifier(path=path)(prompts=["1+1="], completions=["2"])[0]
+    assert score == pytest.approx(expected, abs=TOLERANCE)
+    ended = SequenceClassifier(path=path)(prompts=["1+1=" + EOS], completions=["2" + EOS])[0]
+    assert ended == pytest.approx(expected, abs=TOLERANCE)
+    joined = SequenceClassifier(path=path, text="prompt_completion")(prompts=["1+1="], completions=["2"])[0]
+    assert joined != pytest.approx(expected, abs=1e-3)
 
 
 def test_texts_that_are_too_long(tmp_path):
