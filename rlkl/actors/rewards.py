@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,10 @@ class RayRewardWorker:
         if failure is not None:
             raise setup_error(self._spec.name, failure)
 
-    def call(self, call: Call) -> Answer:
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        return map(self._answer, calls)
+
+    def _answer(self, call: Call) -> Answer:
         if self._actor is None:
             failure = self._start()  # an earlier replacement did not come up
             if failure is not None:

@@ -6,8 +6,8 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,9 @@ class Worker(Protocol):
         """Raise `RewardInputError` where it cannot be brought up."""
         ...
 
-    def call(self, call: Call) -> Answer:
-        """Whatever happens to the function: within its time limit there is an answer, and the next call finds it up."""
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """One answer a call, in order, each as soon as it is there. Whatever happens to the function: within its time
+        limit there is an answer, and the next call finds it up."""
         ...
 
     def close(self) -> None: ...
@@ -48,6 +49,13 @@ class Worker(Protocol):
     def abandon(self) -> None:
         """End a call that is under way, from another thread."""
         ...
+
+
+_Waiting = tuple[Call, Future[Answer]]
+
+_MOST_AT_ONCE = 32
+_AT_ONCE_S = 0.005
+"""So much work a worker takes along at one time."""
 
 
 class Pool(Protocol):
@@ -81,8 +89,7 @@ class WorkerPool:
         """Starts all workers at once and waits for them; raises the first `RewardInputError`."""
         self._workers = workers
         self._on_close = on_close
-        self._calls: queue.SimpleQueue[tuple[Call, Future[Answer]] | None] = queue.SimpleQueue()
-        self._closing = False
+        self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
@@ -105,7 +112,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Drop what waits, end what runs, stop the workers."""
-        self._closing = True
+        self._refuse(CancelledError())
         for _ in self._threads:
             self._calls.put(None)
         for worker in self._workers:
@@ -123,19 +130,38 @@ class WorkerPool:
                 return
             raise
         started.set_result(None)
-        while (item := self._calls.get()) is not None:
-            call, future = item
-            if self._closing:
-                future.cancel()
-                continue
+        mean_s = 1.0  # of a call, until some have been made
+        while (first := self._calls.get()) is not None:
+            calls, futures = zip(*self._further(first, mean_s), strict=True)
             try:
-                future.set_result(worker.call(call))
+                for answer, future in zip(worker.answer(calls), futures, strict=True):
+                    future.set_result(answer)
+                    mean_s += 0.1 * (answer.seconds - mean_s)
             except BaseException as error:  # no fault of the function's: nobody may wait for a pool that is not whole
                 self._broken = error
-                future.set_exception(error)
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
                 self._refuse(error)
                 raise
         worker.close()
+
+    def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
+        """With ``first`` those calls that the worker takes along: some if they are quick, so that not each one waits for
+        threads and processes to take turns, but no more than its share of what waits."""
+        share = self._calls.qsize() // len(self._workers)
+        count = min(share, _MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
+        taken = [first]
+        while len(taken) < count:
+            try:
+                item = self._calls.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:  # the end, for this thread or another
+                self._calls.put(None)
+                break
+            taken.append(item)
+        return taken
 
     def _refuse(self, error: BaseException) -> None:
         """Answer all that waits with ``error``."""
@@ -162,7 +188,10 @@ class ThreadWorker:
 
     def abandon(self) -> None: ...
 
-    def call(self, call: Call) -> Answer:
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        return map(self._answer, calls)
+
+    def _answer(self, call: Call) -> Answer:
         if self._timeout_s is None or self._callee.is_async:
             return self._callee.call(call, self._timeout_s)
         self._inner = self._inner or _Inner(self._callee)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, Any
@@ -46,14 +47,24 @@ class ProcessWorker:
         if failure is not None:
             raise setup_error(self._spec.name, failure)
 
-    def call(self, call: Call) -> Answer:
-        start = time.perf_counter()
-        answer = self._answer(call)
-        failure = answer.failure
-        outcomes = [failure, *answer.outcomes]
-        if any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes):
-            self._replace()
-        return answer if answer.seconds else Answer(failure=failure, seconds=time.perf_counter() - start)
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """They go out together and come back one by one; whatever an end of the process leaves open goes out again."""
+        left = list(calls)
+        while left:
+            failure = self._send(left)
+            if failure is not None and len(left) > 1:  # it may be one of them that cannot travel
+                for call in left:
+                    yield from self.answer([call])
+                return
+            for place in range(len(left)):
+                answer = self._receive() if failure is None else Answer(failure=failure)
+                yield answer
+                if failure is not None or _ends(answer):
+                    self._replace()
+                    left = left[place + 1 :]
+                    break
+            else:
+                left = []
 
     def close(self) -> None:
         """Let it close what it holds, for a few seconds."""
@@ -70,24 +81,39 @@ class ProcessWorker:
         if process is not None and self._busy:
             _signal_group(process, signal.SIGKILL)
 
-    def _answer(self, call: Call) -> Answer:
-        if self._process is None:
-            failure = self._start()  # an earlier replacement did not come up
+    def _send(self, calls: Sequence[Call]) -> Failure | None:
+        """Hand the calls over, to a new process if this one has ended in between; what went wrong, or None."""
+        failure: Failure | None = None
+        for _ in range(2):
+            failure = self._start() if self._process is None else None  # an earlier replacement did not come up
             if failure is not None:
-                return Answer(failure=failure)
+                return failure
+            assert self._calls is not None
+            try:
+                self._calls.send(calls)
+            except _GONE:
+                failure = self._crash()
+                self._kill()
+            except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
+                return raised(error)
+            else:
+                return None
+        return failure
+
+    def _receive(self) -> Answer:
+        """The next answer."""
         assert self._calls is not None
+        start = time.perf_counter()
         self._busy = True
         try:
-            self._calls.send(call)
-            if not self._calls.poll(self._spec.timeout_s):
-                return Answer(failure=overdue(self._spec.timeout_s, self._stack()))
-            return self._calls.recv()
+            if self._calls.poll(self._spec.timeout_s):
+                return self._calls.recv()
+            failure = overdue(self._spec.timeout_s, self._stack())
         except _GONE:
-            return Answer(failure=self._crash())
-        except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
-            return Answer(failure=raised(error))
+            failure = self._crash()
         finally:
             self._busy = False
+        return Answer(failure=failure, seconds=time.perf_counter() - start)
 
     def _start(self) -> Failure | None:
         """Bring a process up; what went wrong, or None."""
@@ -163,6 +189,12 @@ class ProcessWorker:
         assert self._faults is not None
         self._faults.seek(0)
         return self._faults.read().decode(errors="replace")[-_TRACE_CHARACTERS:]
+
+
+def _ends(answer: Answer) -> bool:
+    """Whether the process is gone, or not to be trusted any more."""
+    outcomes = (answer.failure, *answer.outcomes)
+    return any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int, *, whole_group: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""The process that scores in mode ``process``. It answers one call at a time and ends with the process that began it.
+"""The process that scores in mode ``process``. It makes one call at a time and ends with the process that began it.
 
 Its memory is limited by RLIMIT_DATA: what it may write to, whether in use yet or not, counts from its start on. That
 leaves alone what a CUDA context only reserves, and makes an allocation fail at once instead of the machine run short.
@@ -11,6 +11,7 @@ import faulthandler
 import os
 import resource
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -29,7 +30,7 @@ def main(connection: int, faults: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
-    calls: Connection[Answer | Failure | None, Call | WorkerSpec] = Connection(connection)
+    calls: Connection[Answer | Failure | None, Sequence[Call] | WorkerSpec] = Connection(connection)
     spec = calls.recv()
     assert isinstance(spec, WorkerSpec)
     if spec.memory_mb is not None:
@@ -39,11 +40,12 @@ def main(connection: int, faults: int, parent: int) -> None:
     calls.send(failure)
     while callee is not None:
         try:
-            call = calls.recv()
+            wanted = calls.recv()
         except EOFError:
             break
-        assert isinstance(call, Call)
-        calls.send(portable(callee.call(call)))
+        assert isinstance(wanted, list)
+        for call in wanted:
+            calls.send(portable(callee.call(call)))
     if callee is not None:
         callee.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlkl.errors import RewardError, RewardInputError
 from rlkl.rewards import RewardSet
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.pool import WorkerPool
-from tests.unit.rewards.scoring import loaded, score, values
+from tests.unit.rewards.scoring import STATE, completion, loaded, prompts, score, values
 
 REWARDS = '''
 import ctypes, math, os, time
@@ -248,8 +249,6 @@ def test_worker_processes_are_gone_once_closed_also_those_that_hang(file: str):
 
 
 def _begin(rewards: RewardSet, text: str) -> Any:
-    from tests.unit.rewards.scoring import STATE, completion, prompts
-
     scoring = rewards.open_round(prompts(1), samples=1, state=STATE, draws=[0])
     scoring.add(0, completion(text))
     time.sleep(0.5)
@@ -319,7 +318,7 @@ def test_nobody_waits_for_a_pool_whose_worker_broke():
     class Broken:
         def start(self): ...
 
-        def call(self, call):
+        def answer(self, calls):
             time.sleep(0.2)
             raise ZeroDivisionError
 
@@ -341,3 +340,41 @@ def test_nobody_waits_for_a_pool_whose_worker_broke():
 def test_a_worker_needs_little_memory_of_its_own(file: str):
     with loaded(drops(file, "sample", memory_mb=64)) as rewards:
         assert values(score(rewards, ["a", "bb"])) == [1.0, 2.0]
+
+
+def test_a_row_that_cannot_travel_costs_its_own_sample(tmp_path: Path):
+    path = tmp_path / "own.py"
+    path.write_text("def called(completion, thing):\n    return float(thing)\n")
+    rows = [replace(prompt, columns={"thing": n}) for n, prompt in enumerate(prompts(40))]
+    rows[7] = replace(rows[7], columns={"thing": lambda: None})
+    with loaded(drops(str(path), "called")) as rewards:
+        scoring = rewards.open_round(rows, samples=1, state=STATE, draws=range(40))
+        for index in range(40):
+            scoring.add(index, completion("x"))
+        done = scoring.finish()
+    assert values(done) == [None if n == 7 else float(n) for n in range(40)]
+    assert "pickle" in done.failures[0].error
+
+
+def test_a_worker_that_ended_in_between_costs_nothing(tmp_path: Path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import os, threading\n"
+        "def ends_later(completion):\n"
+        "    if completion == 'last':\n        threading.Timer(0.3, os._exit, [1]).start()\n"
+        "    return 1.0\n"
+    )
+    with loaded(drops(str(path), "ends_later")) as rewards:
+        assert values(score(rewards, ["last", "a"])) == [1.0, 1.0]
+        time.sleep(1.0)
+        assert values(score(rewards, ["a", "b"])) == [1.0, 1.0]
+
+
+def test_quick_calls_travel_together_and_a_bad_one_among_them_is_lost_alone(file: str):
+    texts = ["a"] * 400
+    for place, bad in ((90, "segv"), (91, "hang"), (250, "oom"), (399, "exit")):
+        texts[place] = bad
+    with loaded(drops(file, "sample", workers=2, **PROCESS)) as rewards:
+        done = score(rewards, texts)
+    assert [index for index, value in enumerate(values(done)) if value is None] == [90, 91, 250, 399]
+    assert values(done).count(1.0) == 396
