@@ -147,7 +147,7 @@ class WorkerPool:
         worker.close()
 
     def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
-        """With ``first`` those calls that the worker takes along: some if they are quick, so that not each one waits for
+        """With ``first`` those that the worker takes along: some if they are quick, so that not each one waits for
         threads and processes to take turns, but no more than its share of what waits."""
         share = self._calls.qsize() // len(self._workers)
         count = min(share, _MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
