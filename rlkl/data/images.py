@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import warnings
@@ -82,8 +81,8 @@ def _read_file(text: str, folder: Path) -> bytes:
 
 def _from_base64(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:  # also of letters that are not ASCII
         raise BadImage(f"is neither a file nor base64 text ({error})") from error
 
 
@@ -118,12 +117,17 @@ def _rgb(picture: Picture) -> Picture:
 
 
 def _from_wide(picture: Picture) -> Picture:
-    """Grey values of 16 bits or more; PIL's own conversion cuts them off at 255."""
+    """Grey values of 16 bits or more, or from 0 to 1; PIL's own conversion cuts them off at 255."""
     import numpy as np
     from PIL import Image as pil
 
     values = np.asarray(picture).astype(np.float64)
-    top = 65535.0 if values.max() > 255 else 255.0
+    if not np.isfinite(values).all():
+        raise BadImage("has pixels that are no numbers")
+    if picture.mode == "F":
+        top = 1.0 if values.max() <= 1 else 255.0
+    else:
+        top = 65535.0 if picture.mode.startswith("I;16") or values.max() > 255 else 255.0
     return pil.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8), "L").convert("RGB")
 
 

@@ -88,7 +88,7 @@ class Learner:
         of the policy, not of the best of its samples. No example at all leaves nothing to train on; `step` then does
         nothing.
         """
-        self._batch = None
+        self._batch, self._corrupted_pictures = None, {}
         if not examples:
             return {}
         progress = step / self._recipe.steps

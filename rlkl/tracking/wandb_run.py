@@ -53,7 +53,7 @@ class WandbRun:
         self._run = self._start(recipe)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
-        self._table: Any = None
+        self._tables: dict[tuple[str, ...], tuple[str, Any]] = {}
         for finished, path in [] if self._run.resumed else sample_files(run_dir):
             if finished <= first_step:
                 self._add_rows(path)
@@ -100,21 +100,27 @@ class WandbRun:
 
     def log_samples(self, finished: int) -> None:
         """Adds the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
-        self._add_rows(sample_path(self._run_dir, finished))
-        self._run.log({"samples": self._table}, step=finished)
+        key, table = self._add_rows(sample_path(self._run_dir, finished))
+        self._run.log({key: table}, step=finished)
 
-    def _add_rows(self, path: Path) -> None:
-        """The file's first rows: `SAMPLE_COLUMNS`, and what the run has of pictures and of numbers a token."""
+    def _add_rows(self, path: Path) -> tuple[str, Any]:
+        """The file's first rows: `SAMPLE_COLUMNS`, and what the run has of pictures and of numbers a token.
+
+        Returns the table that they went to and its key. A step that trained on nothing has fewer columns; a table has
+        one set of them, so ``samples_2`` and on take what differs from the first.
+        """
         schema = pq.read_schema(path)
         pictures = [name for name in (CLEAN, CORRUPTED) if name in schema.names]
         tokens = [f.name for f in schema if f.type == TOKEN_COLUMN and f.name != "logprobs"]
-        columns = [*SAMPLE_COLUMNS, *pictures, *tokens]
-        if self._table is None:
-            self._table = _new_table(columns)
-        for row in pq.read_table(path, columns=columns).slice(0, self._rows_kept).to_pylist():
+        columns = (*SAMPLE_COLUMNS, *pictures, *tokens)
+        if columns not in self._tables:
+            key = f"samples_{len(self._tables) + 1}" if self._tables else "samples"
+            self._tables[columns] = key, _new_table(columns)
+        for row in pq.read_table(path, columns=list(columns)).slice(0, self._rows_kept).to_pylist():
             row |= {name: self._picture(row[name]) for name in pictures}
             row |= {name: " ".join(f"{x:.3g}" for x in row[name] or ()) for name in tokens}
-            self._table.add_data(*(row[name] for name in columns))
+            self._tables[columns][1].add_data(*(row[name] for name in columns))
+        return self._tables[columns]
 
     def _picture(self, paths: Sequence[str] | None) -> Any:
         import wandb

@@ -80,6 +80,23 @@ def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path):
     assert pixels(encoded(Image.fromarray(values)), tmp_path) == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
 
 
+def test_a_dark_picture_of_sixteen_bits_stays_dark(tmp_path: Path):
+    values = np.array([[0, 128, 255]], dtype=np.uint16)
+    assert pixels(encoded(Image.fromarray(values)), tmp_path) == [(0, 0, 0), (0, 0, 0), (1, 1, 1)]
+
+
+def test_float_pictures_go_from_0_to_1_or_to_255(tmp_path: Path):
+    for values in ([[0.0, 0.5, 1.0]], [[0.0, 127.5, 255.0]]):
+        picture = Image.fromarray(np.array(values, dtype=np.float32))
+        assert pixels(picture, tmp_path) == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+    with pytest.raises(BadImage, match="has pixels that are no numbers"):
+        read_image(Image.fromarray(np.array([[np.nan]], dtype=np.float32)), tmp_path)
+
+
+def test_base64_may_be_wrapped_into_lines(tmp_path: Path, red_png: bytes):
+    assert pixels(base64.encodebytes(red_png).decode(), tmp_path) == [RED] * 15
+
+
 def test_transparent_pixels_lie_on_white(tmp_path: Path):
     picture = Image.new("RGBA", (3, 1))
     picture.putdata([(*RED, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
@@ -110,6 +127,8 @@ def test_a_camera_held_upright_is_obeyed(tmp_path: Path):
         (b"", "does not decode"),
         ("missing.png", r"the file 'missing\.png' cannot be read"),
         ("A" * 100 + "!", "is neither a file nor base64 text"),
+        ("é" * 100, "is neither a file nor base64 text"),
+        ("data:image/png;base64,é", "is neither a file nor base64 text"),
         ({"bytes": None, "path": None}, "has neither 'bytes' nor 'path'"),
         ({}, "has neither"),
         (7, "is int; expected bytes, a path"),

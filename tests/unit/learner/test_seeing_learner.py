@@ -85,6 +85,14 @@ def test_siblings_share_their_corrupted_pictures_and_a_new_draw_has_new_ones(mod
     assert {group: corrupted_of(learner, group) for group in (0, 1)} == first, "the draw and the seed alone decide"
 
 
+def test_a_step_that_trains_on_nothing_has_no_corrupted_pictures(model_path: str, pictures):
+    learner = build(model_path, **papo())
+    learner.prepare(examples(pictures), step=0)
+    assert learner.corrupted_pictures()
+    learner.prepare([], step=1)
+    assert learner.corrupted_pictures() == {}
+
+
 def test_pictures_of_one_prompt_are_corrupted_independently(pictures):
     twice = picture(112, 112, 3)
     item = example(prompt_with(pictures, (twice, twice)), group=0)
