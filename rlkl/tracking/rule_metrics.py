@@ -125,7 +125,10 @@ RULE_METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="time/corrupted_s",
         unit="seconds",
-        formula="Corrupting the pictures and scoring the responses given them, once a step: a part of time/learner_s.",
+        formula=(
+            "Corrupting the pictures and scoring the responses given them, once a step: a part of time/learner_s. What "
+            "update.recompute does besides, in each pass, is not in it."
+        ),
         bad="Far above a fifth of time/step_s: lower update.corruption's cost, or the pictures' size.",
         timing=True,
     ),
