@@ -18,9 +18,10 @@ JUMP = 3.0
 RISE, LEAST_RISE = 1.2, 0.05
 """An entropy rises when the mean of the last stretch exceeds that of the one before by this factor and so many nats:
 near zero a fifth is noise."""
-MAX_KL = 0.3
-"""Nats per token. The paper's healthy runs stay below 0.06; its collapse passes 0.4 on its way to 0.9. Where the base
-model's own is higher, since answers are a few words that are seen in the picture, the limit is `JUMP` times that."""
+MAX_KL, KL_JUMP, FIRST_STEPS = 0.3, 4.0, 3
+"""Nats per token, mean of the last stretch. The paper's healthy runs stay below 0.06; its collapse passes 0.4 on its way
+to 0.9. Where answers are a few words that are seen in the picture, the base model's own is higher, and learning to look
+doubles it: then the limit is `KL_JUMP` times the mean of the run's first steps."""
 
 _REMEDY = "Look at the samples; lower update.perception_coef, or raise update.entropy_coef or update.kl_coef."
 _JUMPS = ("update/clip_fraction_high", "perception/kl_variance")
@@ -30,15 +31,15 @@ _ENTROPIES = ("perception/entropy_clean", "perception/entropy_corrupted")
 def loss_hacking_alarms(records: Sequence[Mapping[str, float]], *, first_kl: float) -> dict[str, str]:
     """Metric key -> warning, for each monitor that trips on the last of a run's step records (oldest first).
 
-    At most the last `HISTORY` records before it count. ``first_kl`` is ``perception/kl`` of the run's first step: the
-    base model's own. Raises `KeyError` when a record lacks a monitored metric.
+    At most the last `HISTORY` records before it count. ``first_kl`` is the mean ``perception/kl`` of the run's first
+    `FIRST_STEPS`: about the base model's own. Raises `KeyError` when a record lacks a monitored metric.
     """
     *past, now = list(records)[-HISTORY - 1 :]
     alarms = {}
-    limit = max(MAX_KL, JUMP * first_kl)
-    if now["perception/kl"] > limit:
+    limit, recent = max(MAX_KL, KL_JUMP * first_kl), [record["perception/kl"] for record in [*past, now][-WINDOW:]]
+    if len(recent) == WINDOW and (kl := fmean(recent)) > limit:
         alarms["perception/kl"] = (
-            f"perception/kl = {now['perception/kl']:.3g} nats per token exceeds {limit:.3g} (at the start it was "
+            f"perception/kl = {kl:.3g} nats per token over {WINDOW} steps exceeds {limit:.3g} (at the start it was "
             f"{first_kl:.3g}): the policy may be hacking the perception loss. {_REMEDY}"
         )
     for key in _JUMPS:

@@ -14,6 +14,7 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.functional import perception, reduce, surrogate
 from rlkl.functional.reduce import masked
 from rlkl.updates.grpo import WEIGHTS, Grpo
-from rlkl.updates.loss_hacking import loss_hacking_alarms
+from rlkl.updates.loss_hacking import FIRST_STEPS, loss_hacking_alarms
 from rlkl.updates.settings import CorruptionSettings, PapoSettings
 
 DUAL_CLIP = 3.0
@@ -107,4 +108,6 @@ class Papo(Grpo):
     def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
         """Signs that the perception KL is hacked. They change nothing in the training."""
         seen = [record for record in records if "perception/kl" in record]  # a step that trained on nothing has none
-        return loss_hacking_alarms(seen, first_kl=seen[0]["perception/kl"]) if seen else {}
+        if not seen:
+            return {}
+        return loss_hacking_alarms(seen, first_kl=fmean(record["perception/kl"] for record in seen[:FIRST_STEPS]))

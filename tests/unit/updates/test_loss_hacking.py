@@ -33,7 +33,6 @@ def test_a_healthy_run_raises_no_alarm() -> None:
     [
         ("update/clip_fraction_high", 1.5e-3, 1.6e-3),
         ("perception/kl_variance", 4.5, 4.6),
-        ("perception/kl", 0.3, 0.31),
     ],
 )
 def test_each_value_has_its_limit(key: str, quiet: float, loud: float) -> None:
@@ -44,11 +43,16 @@ def test_each_value_has_its_limit(key: str, quiet: float, loud: float) -> None:
     assert "update.perception_coef" in alarms[key]
 
 
-def test_a_world_of_short_answers_is_measured_by_its_own_start() -> None:
-    """One word that is seen in the picture: the base model's perception KL is high already."""
-    assert loss_hacking_alarms([{**HEALTHY, "perception/kl": 1.9}], first_kl=0.65) == {}
-    alarms = loss_hacking_alarms([{**HEALTHY, "perception/kl": 2.0}], first_kl=0.65)
-    assert "2 nats per token exceeds 1.95 (at the start it was 0.65)" in alarms["perception/kl"]
+@pytest.mark.parametrize(("first_kl", "quiet", "loud"), [(0.04, 0.3, 0.31), (0.5, 2.0, 2.1)])
+def test_the_perception_kl_of_ten_steps_has_a_limit(first_kl: float, quiet: float, loud: float) -> None:
+    """The paper's, or, where answers are a word that is seen in the picture, four times the run's own start."""
+    before = history(20, perception__kl=first_kl)
+    assert loss_hacking_alarms([*before, *history(10, perception__kl=quiet)], first_kl=first_kl) == {}
+    assert loss_hacking_alarms(history(9, perception__kl=loud), first_kl=first_kl) == {}, "nine steps are too few"
+    alarms = loss_hacking_alarms([*before, *history(10, perception__kl=loud)], first_kl=first_kl)
+    assert list(alarms) == ["perception/kl"]
+    assert f"perception/kl = {loud:.3g} nats per token over 10 steps exceeds {quiet:.3g}" in alarms["perception/kl"]
+    assert "update.perception_coef" in alarms["perception/kl"]
 
 
 def test_jumps_need_a_history_with_values() -> None:

@@ -303,7 +303,7 @@ def test_alarms_compare_with_the_runs_first_step() -> None:
     }
     rule, trained_on_nothing = Papo(PapoSettings()), {"optim/skipped": 1.0}
     assert rule.alarms([trained_on_nothing]) == {}
-    assert rule.alarms([healthy, {**healthy, "perception/kl": 1.4}]) == {}
-    alarms = rule.alarms([trained_on_nothing, healthy, *[{**healthy, "perception/kl": 1.6}] * 300])
+    assert rule.alarms([healthy, *[{**healthy, "perception/kl": 1.9}] * 2, *[healthy] * 12]) == {}
+    alarms = rule.alarms([trained_on_nothing, *[healthy] * 3, *[{**healthy, "perception/kl": 2.1}] * 300])
     assert list(alarms) == ["perception/kl"]
-    assert "exceeds 1.5 (at the start it was 0.5)" in alarms["perception/kl"]
+    assert "exceeds 2 (at the start it was 0.5)" in alarms["perception/kl"]
