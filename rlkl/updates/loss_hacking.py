@@ -19,9 +19,9 @@ RISE, LEAST_RISE = 1.2, 0.05
 """An entropy rises when the mean of the last stretch exceeds that of the one before by this factor and so many nats:
 near zero a fifth is noise."""
 MAX_KL, KL_JUMP, FIRST_STEPS = 0.3, 4.0, 3
-"""Nats per token, mean of the last stretch. The paper's healthy runs stay below 0.06; its collapse passes 0.4 on its way
-to 0.9. Where answers are a few words that are seen in the picture, the base model's own is higher, and learning to look
-doubles it: then the limit is `KL_JUMP` times the mean of the run's first steps."""
+"""Nats per token, mean of the last stretch. The paper's healthy runs stay below 0.06; its collapse passes 0.4 on its
+way to 0.9. Where answers are a few words that are seen in the picture, the base model's own is higher, and learning to
+look doubles it: then the limit is `KL_JUMP` times the mean of the run's first steps."""
 
 _REMEDY = "Look at the samples; lower update.perception_coef, or raise update.entropy_coef or update.kl_coef."
 _JUMPS = ("update/clip_fraction_high", "perception/kl_variance")
