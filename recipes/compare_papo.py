@@ -28,8 +28,6 @@ PROBES = (
     "rewards=[{function: task:shapes}, {function: task:shapes/vision, role: monitor}, "
     "{function: task:shapes/guess, role: monitor}]"
 )
-DEPENDENT = 0.5
-"""Share of the test questions that cannot be guessed."""
 ENTROPY = 0.3
 HACKED = (
     (0.02, 0.0, True),
@@ -71,8 +69,8 @@ def scored(policy: str, run_dir: Path) -> dict[str, float]:
     record = train("shapes_papo", run_dir, f"model.path={policy}", *overrides, *further)[-1]
     return {
         "accuracy": record["reward/mean"],
-        "vision": record["monitor/vision"] / DEPENDENT,
-        "guesses": record["monitor/guess"] / DEPENDENT,
+        "vision": record["monitor/vision"],
+        "guesses": record["monitor/guess"],
         "K": record["perception/kl"],
         "H": record["perception/entropy_clean"],
         "H corrupted": record["perception/entropy_corrupted"],

@@ -52,7 +52,7 @@ def task_rows(name: str) -> list[dict[str, Any]]:
     return _part(found.further_rows(), task, part, "rows")() if part else found.rows()
 
 
-def task_reward(name: str) -> Callable[..., float]:
+def task_reward(name: str) -> Callable[..., float | None]:
     """The reward of a task, or another one that it has: ``arithmetic``, ``reviews/gold``.
 
     Raises:

@@ -31,6 +31,6 @@ class Task(Protocol):
         """Other rows by part, such as preference pairs."""
         return {}
 
-    def further_rewards(self) -> Mapping[str, Callable[..., float]]:
+    def further_rewards(self) -> Mapping[str, Callable[..., float | None]]:
         """Other rewards by part, such as a gold reward that is only watched."""
         return {}

@@ -9,8 +9,8 @@ look. So it can look, and guesses about as often.
 
 - ``task:shapes`` as data: rows with the columns ``prompt``, ``images``, ``answer``, ``kind``, ``usual`` and
   ``vision_dependent``; as a reward: 1 for the answer, else 0.
-- ``task:shapes/vision`` as a reward: the same on vision-dependent rows, 0 on others. ``task:shapes/guess``: 1 on these
-  rows for what the wording suggests.
+- ``task:shapes/vision`` as a reward: the same on vision-dependent rows, and none on others. ``task:shapes/guess``: 1 on
+  these rows for what the wording suggests.
 
 Answers are one word and an end: ``rollout.max_new_tokens: 4``.
 """
@@ -74,18 +74,18 @@ class Shapes(Task):
         """1 for exactly the answer, else 0."""
         return float(completion == answer)
 
-    def vision(self, completion: str, answer: str, vision_dependent: bool) -> float:
-        """1 for the answer to a vision-dependent question, else 0: at most their share of the rows."""
-        return float(vision_dependent and completion == answer)
+    def vision(self, completion: str, answer: str, vision_dependent: bool) -> float | None:
+        """The same of vision-dependent questions; no opinion on others."""
+        return float(completion == answer) if vision_dependent else None
 
-    def guess(self, completion: str, usual: str, vision_dependent: bool) -> float:
-        """1 for what the wording suggests where that is wrong, else 0: an answer given without a look."""
-        return float(vision_dependent and completion == usual)
+    def guess(self, completion: str, usual: str, vision_dependent: bool) -> float | None:
+        """Of vision-dependent questions, 1 for what the wording suggests: an answer given without a look."""
+        return float(completion == usual) if vision_dependent else None
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
         return {"test": self.test_rows}
 
-    def further_rewards(self) -> Mapping[str, Callable[..., float]]:
+    def further_rewards(self) -> Mapping[str, Callable[..., float | None]]:
         return {"vision": self.vision, "guess": self.guess}
 
     def _rows(self, part: str, count: int, usual_fraction: float) -> list[dict[str, Any]]:

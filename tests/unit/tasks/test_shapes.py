@@ -143,11 +143,11 @@ def test_rewards():
     reward, vision = task_reward("shapes"), task_reward("shapes/vision")
     assert [reward(completion=text, answer="red") for text in ("red", "blue", "red red", "")] == [1.0, 0.0, 0.0, 0.0]
     assert vision(completion="red", answer="red", vision_dependent=True) == 1.0
-    assert vision(completion="red", answer="red", vision_dependent=False) == 0.0
+    assert vision(completion="red", answer="red", vision_dependent=False) is None, "it abstains"
     assert vision(completion="blue", answer="red", vision_dependent=True) == 0.0
     guess = task_reward("shapes/guess")
     assert guess(completion="blue", usual="blue", vision_dependent=True) == 1.0
-    assert guess(completion="blue", usual="blue", vision_dependent=False) == 0.0, "there the guess is right"
+    assert guess(completion="blue", usual="blue", vision_dependent=False) is None, "there the guess is right"
     assert guess(completion="red", usual="blue", vision_dependent=True) == 0.0
 
 
