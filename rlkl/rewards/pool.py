@@ -85,9 +85,16 @@ class InlinePool:
 class WorkerPool:
     """Calls go to whichever worker is free. Each worker has a thread here, which waits for it."""
 
-    def __init__(self, workers: Sequence[Worker], *, on_close: Callable[[], None] = lambda: None) -> None:
-        """Starts all workers at once and waits for them; raises the first `RewardInputError`."""
+    def __init__(
+        self, workers: Sequence[Worker], *, together: bool = False, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        """Starts all workers at once and waits for them; raises the first `RewardInputError`.
+
+        ``together``: quick calls may be handed over several at a time, where there is one worker only. Among several,
+        one call that takes long would hold up those with it, which another worker could take.
+        """
         self._workers = workers
+        self._together = together and len(workers) == 1
         self._on_close = on_close
         self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
@@ -132,7 +139,7 @@ class WorkerPool:
         started.set_result(None)
         mean_s = 1.0  # of a call, until some have been made
         while (first := self._calls.get()) is not None:
-            calls, futures = zip(*self._further(first, mean_s), strict=True)
+            calls, futures = zip(*(self._further(first, mean_s) if self._together else [first]), strict=True)
             try:
                 for answer, future in zip(worker.answer(calls), futures, strict=True):
                     future.set_result(answer)
@@ -148,9 +155,8 @@ class WorkerPool:
 
     def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
         """With ``first`` those that the worker takes along: some if they are quick, so that not each one waits for
-        threads and processes to take turns, but no more than its share of what waits."""
-        share = self._calls.qsize() // len(self._workers)
-        count = min(share, _MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
+        threads and processes to take turns."""
+        count = min(_MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
         taken = [first]
         while len(taken) < count:
             try:

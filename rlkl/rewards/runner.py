@@ -110,7 +110,7 @@ class RewardSet:
                 )
             elif section.mode == "process":
                 spec = _worker_spec(reward, timeout_s)
-                self._pools[name] = WorkerPool([ProcessWorker(spec) for _ in range(section.workers)])
+                self._pools[name] = WorkerPool([ProcessWorker(spec) for _ in range(section.workers)], together=True)
 
     def start_actors(self, make_worker: Callable[[WorkerSpec], Worker], *, timeout_s: float) -> None:
         """Bring up the rewards in mode ``actor``, each worker made by ``make_worker``; raises `RewardInputError`."""

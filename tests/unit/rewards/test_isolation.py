@@ -374,7 +374,20 @@ def test_quick_calls_travel_together_and_a_bad_one_among_them_is_lost_alone(file
     texts = ["a"] * 400
     for place, bad in ((90, "segv"), (91, "hang"), (250, "oom"), (399, "exit")):
         texts[place] = bad
-    with loaded(drops(file, "sample", workers=2, **PROCESS)) as rewards:
+    with loaded(drops(file, "sample", **PROCESS)) as rewards:
         done = score(rewards, texts)
     assert [index for index, value in enumerate(values(done)) if value is None] == [90, 91, 250, 399]
     assert values(done).count(1.0) == 396
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_hang_among_quick_calls_holds_up_none_that_another_worker_could_take(file: str, mode: str):
+    with loaded(drops(file, "sample", mode, workers=2, timeout_s=3600.0)) as rewards:
+        rewards.start()
+        call = Call(unit="sample", arguments={"completion": "a"}, tokens=(1,))
+        hang = replace(call, arguments={"completion": "sleep"})
+        waiting = [rewards.pool_of("r").submit(hang if n == 150 else call) for n in range(300)]
+        answers = [future.result(timeout=60) for n, future in enumerate(waiting) if n != 150]
+        assert not waiting[150].done()
+    assert len(answers) == 299
+    assert not [answer for answer in answers if answer.failure]
