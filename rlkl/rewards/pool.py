@@ -35,13 +35,18 @@ class WorkerSpec:
 class Worker(Protocol):
     """Runs one call at a time. All but `abandon` are called on one thread."""
 
+    @property
+    def broken(self) -> Failure | None:
+        """Why it could not be brought up again after a call had ended it; from then on all calls fail with this."""
+        ...
+
     def start(self) -> None:
         """Raise `RewardInputError` where it cannot be brought up."""
         ...
 
     def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
         """One answer a call, in order, each as soon as it is there. Whatever happens to the function: within its time
-        limit there is an answer, and the next call finds it up."""
+        limit there is an answer, and the next call finds it up, or ``broken``."""
         ...
 
     def close(self) -> None: ...
@@ -98,6 +103,7 @@ class WorkerPool:
         self._on_close = on_close
         self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
+        self._whole, self._lock = len(workers), threading.Lock()
         started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
             threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
@@ -151,7 +157,17 @@ class WorkerPool:
                         future.set_exception(error)
                 self._refuse(error)
                 raise
+            if worker.broken is not None and self._retire():
+                break
         worker.close()
+
+    def _retire(self) -> bool:
+        """Whether a broken worker may leave the calls to others. The last one stays, and fails them."""
+        with self._lock:
+            if self._whole == 1:
+                return False
+            self._whole -= 1
+            return True
 
     def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
         """With ``first`` those that the worker takes along: some if they are quick, so that not each one waits for
@@ -187,6 +203,7 @@ class ThreadWorker:
         self._callee = callee
         self._timeout_s = timeout_s
         self._inner: _Inner | None = None
+        self.broken: Failure | None = None
 
     def start(self) -> None: ...
 

@@ -316,6 +316,8 @@ def test_under_raise_the_sample_is_named_and_kept(file: str, tmp_path: Path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_pool_whose_worker_broke():
     class Broken:
+        broken = None
+
         def start(self): ...
 
         def answer(self, calls):
