@@ -226,10 +226,11 @@ def _ends(answer: Answer) -> bool:
 def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
     """Whether it ends in time. It is not waited for, so its number still stands for what else is in its group."""
     end = time.monotonic() + timeout_s
-    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
+    with contextlib.suppress(ChildProcessError):  # it is gone for good
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
     return True
 
 
