@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from rlkl.actors.shells import RewardHost
 from rlkl.recipe import Recipe
 from rlkl.resources import reward_needs
 from rlkl.rewards.arguments import Call
-from rlkl.rewards.calling import Answer, overdue
+from rlkl.rewards.calling import Answer, overdue, raised
 from rlkl.rewards.pool import WorkerSpec, setup_error
 from rlkl.rewards.result import Failure
 
@@ -38,6 +39,11 @@ class RayRewardWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._actor: Any = None
+        self._broken: Failure | None = None
+
+    @property
+    def broken(self) -> Failure | None:
+        return self._broken
 
     def start(self) -> None:
         failure = self._start()
@@ -48,15 +54,17 @@ class RayRewardWorker:
         return map(self._answer, calls)
 
     def _answer(self, call: Call) -> Answer:
-        if self._actor is None:
-            failure = self._start()  # an earlier replacement did not come up
-            if failure is not None:
-                return Answer(failure=failure)
+        if self._broken is not None:
+            return Answer(failure=self._broken)
         actor: Any = self._actor
-        failure, answer = self._wait(actor.call.remote(call), self._spec.timeout_s)
+        try:
+            ref = actor.call.remote(call)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
+            return Answer(failure=raised(error))
+        failure, answer = self._wait(ref, self._spec.timeout_s)
         if failure is not None:
             self._end()
-            self._start()
+            self._broken = self._start()  # given up where it does not come up: each try may take minutes
         return answer or Answer(failure=failure)
 
     def close(self) -> None:

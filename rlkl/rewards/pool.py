@@ -35,13 +35,18 @@ class WorkerSpec:
 class Worker(Protocol):
     """Runs one call at a time. All but `abandon` are called on one thread."""
 
+    @property
+    def broken(self) -> Failure | None:
+        """Why it could not be brought up again after a call had ended it; from then on all calls fail with this."""
+        ...
+
     def start(self) -> None:
         """Raise `RewardInputError` where it cannot be brought up."""
         ...
 
     def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
         """One answer a call, in order, each as soon as it is there. Whatever happens to the function: within its time
-        limit there is an answer, and the next call finds it up."""
+        limit there is an answer, and the next call finds it up, or ``broken``."""
         ...
 
     def close(self) -> None: ...
@@ -85,12 +90,20 @@ class InlinePool:
 class WorkerPool:
     """Calls go to whichever worker is free. Each worker has a thread here, which waits for it."""
 
-    def __init__(self, workers: Sequence[Worker], *, on_close: Callable[[], None] = lambda: None) -> None:
-        """Starts all workers at once and waits for them; raises the first `RewardInputError`."""
+    def __init__(
+        self, workers: Sequence[Worker], *, together: bool = False, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        """Starts all workers at once and waits for them; raises the first `RewardInputError`.
+
+        ``together``: quick calls may be handed over several at a time, where there is one worker only. Among several,
+        one call that takes long would hold up those with it, which another worker could take.
+        """
         self._workers = workers
+        self._together = together and len(workers) == 1
         self._on_close = on_close
         self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
+        self._whole, self._lock = len(workers), threading.Lock()
         started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
             threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
@@ -132,7 +145,7 @@ class WorkerPool:
         started.set_result(None)
         mean_s = 1.0  # of a call, until some have been made
         while (first := self._calls.get()) is not None:
-            calls, futures = zip(*self._further(first, mean_s), strict=True)
+            calls, futures = zip(*(self._further(first, mean_s) if self._together else [first]), strict=True)
             try:
                 for answer, future in zip(worker.answer(calls), futures, strict=True):
                     future.set_result(answer)
@@ -144,13 +157,22 @@ class WorkerPool:
                         future.set_exception(error)
                 self._refuse(error)
                 raise
+            if worker.broken is not None and self._retire():
+                break
         worker.close()
+
+    def _retire(self) -> bool:
+        """Whether a broken worker may leave the calls to others. The last one stays, and fails them."""
+        with self._lock:
+            if self._whole == 1:
+                return False
+            self._whole -= 1
+            return True
 
     def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
         """With ``first`` those that the worker takes along: some if they are quick, so that not each one waits for
-        threads and processes to take turns, but no more than its share of what waits."""
-        share = self._calls.qsize() // len(self._workers)
-        count = min(share, _MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
+        threads and processes to take turns."""
+        count = min(_MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
         taken = [first]
         while len(taken) < count:
             try:
@@ -181,6 +203,7 @@ class ThreadWorker:
         self._callee = callee
         self._timeout_s = timeout_s
         self._inner: _Inner | None = None
+        self.broken: Failure | None = None
 
     def start(self) -> None: ...
 

@@ -26,6 +26,7 @@ _STACK_S = 0.5
 _TRACE_CHARACTERS = 8000
 _GONE = (EOFError, OSError)
 """What a pipe raises whose other end has closed."""
+_CLOSED = Failure(kind="crashed", what="was closed before the call was over")
 
 
 class ProcessWorker:
@@ -41,6 +42,11 @@ class ProcessWorker:
         self._faults: IO[bytes] | None = None
         self._busy = False
         self._closing = False
+        self._broken: Failure | None = None
+
+    @property
+    def broken(self) -> Failure | None:
+        return self._broken
 
     def start(self) -> None:
         failure = self._start()
@@ -48,10 +54,14 @@ class ProcessWorker:
             raise setup_error(self._spec.name, failure)
 
     def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        """They go out together and come back one by one; whatever an end of the process leaves open goes out again."""
+        """They go out together and come back one by one; whatever an end of the process leaves open goes out again,
+        unless no other can be brought up or the worker is being closed."""
         left = list(calls)
         while left:
-            failure = self._send(left)
+            failure = self._over() or self._send(left)
+            if failure is not None and (over := self._over()):
+                yield from [Answer(failure=over)] * len(left)
+                return
             if failure is not None and len(left) > 1:  # it may be one of them that cannot travel
                 for call in left:
                     yield from self.answer([call])
@@ -59,7 +69,7 @@ class ProcessWorker:
             for place in range(len(left)):
                 answer = self._receive() if failure is None else Answer(failure=failure)
                 yield answer
-                if failure is not None or _ends(answer):
+                if _ends(answer):
                     self._replace()
                     left = left[place + 1 :]
                     break
@@ -71,8 +81,7 @@ class ProcessWorker:
         if self._calls is not None:
             self._calls.close()
         if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=5.0)
+            _ended(self._process, timeout_s=5.0)
         self._kill()
 
     def abandon(self) -> None:
@@ -81,19 +90,24 @@ class ProcessWorker:
         if process is not None and self._busy:
             _signal_group(process, signal.SIGKILL)
 
+    def _over(self) -> Failure | None:
+        """Why no call is made any more, or None."""
+        if self._closing:
+            return _CLOSED
+        return self._broken
+
     def _send(self, calls: Sequence[Call]) -> Failure | None:
         """Hand the calls over, to a new process if this one has ended in between; what went wrong, or None."""
         failure: Failure | None = None
         for _ in range(2):
-            failure = self._start() if self._process is None else None  # an earlier replacement did not come up
-            if failure is not None:
-                return failure
             assert self._calls is not None
             try:
                 self._calls.send(calls)
             except _GONE:
                 failure = self._crash()
-                self._kill()
+                self._replace()
+                if self._over() is not None:
+                    break
             except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
                 return raised(error)
             else:
@@ -106,6 +120,8 @@ class ProcessWorker:
         start = time.perf_counter()
         self._busy = True
         try:
+            if self._closing:  # `abandon` came too early to see that a call is under way
+                raise EOFError
             if self._calls.poll(self._spec.timeout_s):
                 return self._calls.recv()
             failure = overdue(self._spec.timeout_s, self._stack())
@@ -133,6 +149,8 @@ class ProcessWorker:
                 self._kill()
                 return Failure(kind="crashed", what="found no room for its process", detail=str(error))
         try:
+            if self._closing:  # `abandon` came too early to see the process
+                raise EOFError
             self._calls.send(self._spec)
             if not self._calls.poll(self._spec.start_timeout_s):
                 failure = overdue(self._spec.start_timeout_s, self._stack())
@@ -145,9 +163,15 @@ class ProcessWorker:
         return failure
 
     def _replace(self) -> None:
+        """Another process. Where it does not come up the worker is given up: each try may take minutes."""
         self._kill()
-        if not self._closing:
-            self._start()
+        if self._closing:
+            return
+        self._busy = True
+        try:
+            self._broken = self._start()
+        finally:
+            self._busy = False
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -174,10 +198,12 @@ class ProcessWorker:
     def _crash(self) -> Failure:
         """What a process that ended by itself left behind."""
         assert self._process is not None
-        try:
-            code = self._process.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
+        if self._closing:
+            return _CLOSED
+        if not _ended(self._process, timeout_s=5.0):
             return Failure(kind="crashed", what="closed its connection", traceback=self._written())
+        _signal_group(self._process, signal.SIGKILL)
+        code = self._process.wait()
         if code >= 0:
             return Failure(kind="crashed", what=f"ended its process with exit code {code}", traceback=self._written())
         name = signal.Signals(-code).name
@@ -195,6 +221,17 @@ def _ends(answer: Answer) -> bool:
     """Whether the process is gone, or not to be trusted any more."""
     outcomes = (answer.failure, *answer.outcomes)
     return any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes)
+
+
+def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
+    """Whether it ends in time. It is not waited for, so its number still stands for what else is in its group."""
+    end = time.monotonic() + timeout_s
+    with contextlib.suppress(ChildProcessError):  # it is gone for good
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+    return True
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int, *, whole_group: bool = True) -> None:

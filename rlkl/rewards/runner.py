@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from rlkl.recipe import Normalize, RewardSection
 from rlkl.rewards.arguments import Sample, State, make_call
 from rlkl.rewards.binding import Parameters
 from rlkl.rewards.cache import ScoreCache
-from rlkl.rewards.calling import Callee
+from rlkl.rewards.calling import Callee, raised
 from rlkl.rewards.failures import FailedScore, FailureLog
 from rlkl.rewards.lane import Lane
 from rlkl.rewards.pool import InlinePool, Pool, Worker, WorkerPool, WorkerSpec, thread_pool
@@ -23,6 +24,8 @@ from rlkl.rewards.settling import Judged, Scored, settle
 from rlkl.rewards.source import Source
 from rlkl.seeds import derive_seed
 from rlkl.types import Completion, Prompt
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
 """For a call in a worker of its own, where the recipe says nothing."""
@@ -110,7 +113,7 @@ class RewardSet:
                 )
             elif section.mode == "process":
                 spec = _worker_spec(reward, timeout_s)
-                self._pools[name] = WorkerPool([ProcessWorker(spec) for _ in range(section.workers)])
+                self._pools[name] = WorkerPool([ProcessWorker(spec) for _ in range(section.workers)], together=True)
 
     def start_actors(self, make_worker: Callable[[WorkerSpec], Worker], *, timeout_s: float) -> None:
         """Bring up the rewards in mode ``actor``, each worker made by ``make_worker``; raises `RewardInputError`."""
@@ -121,11 +124,14 @@ class RewardSet:
                 self._pools[reward.name] = WorkerPool(workers)
 
     def close(self) -> None:
-        """End all workers; safe to call twice."""
-        while self._pools:
-            self._pools.popitem()[1].close()
-        while self._caches:
-            self._caches.popitem()[1].close()
+        """End all workers; safe to call twice. What a reward's ``close`` raises is logged: all scores are there."""
+        for holders in (self._pools, self._caches):
+            while holders:
+                name, holder = holders.popitem()
+                try:
+                    holder.close()
+                except (Exception, SystemExit) as error:
+                    logger.warning("reward '%s' could not be closed: %s", name, raised(error).traceback)
 
     def open_round(
         self, prompts: Sequence[Prompt], *, samples: int | Sequence[int], state: State, draws: Sequence[int]

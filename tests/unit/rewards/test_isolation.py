@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from rlkl.errors import RewardError, RewardInputError
 from rlkl.rewards import RewardSet
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.pool import WorkerPool
+from rlkl.rewards.process import ProcessWorker
+from rlkl.rewards.runner import _worker_spec
 from tests.unit.rewards.scoring import STATE, completion, loaded, prompts, score, values
 
 REWARDS = '''
@@ -316,6 +320,8 @@ def test_under_raise_the_sample_is_named_and_kept(file: str, tmp_path: Path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_pool_whose_worker_broke():
     class Broken:
+        broken = None
+
         def start(self): ...
 
         def answer(self, calls):
@@ -374,7 +380,138 @@ def test_quick_calls_travel_together_and_a_bad_one_among_them_is_lost_alone(file
     texts = ["a"] * 400
     for place, bad in ((90, "segv"), (91, "hang"), (250, "oom"), (399, "exit")):
         texts[place] = bad
-    with loaded(drops(file, "sample", workers=2, **PROCESS)) as rewards:
+    with loaded(drops(file, "sample", **PROCESS)) as rewards:
         done = score(rewards, texts)
     assert [index for index, value in enumerate(values(done)) if value is None] == [90, 91, 250, 399]
     assert values(done).count(1.0) == 396
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_hang_among_quick_calls_holds_up_none_that_another_worker_could_take(file: str, mode: str):
+    with loaded(drops(file, "sample", mode, workers=2, timeout_s=3600.0)) as rewards:
+        rewards.start()
+        call = Call(unit="sample", arguments={"completion": "a"}, tokens=(1,))
+        hang = replace(call, arguments={"completion": "sleep"})
+        waiting = [rewards.pool_of("r").submit(hang if n == 150 else call) for n in range(300)]
+        answers = [future.result(timeout=60) for n, future in enumerate(waiting) if n != 150]
+        assert not waiting[150].done()
+    assert len(answers) == 299
+    assert not [answer for answer in answers if answer.failure]
+
+
+def _alive(pid: int) -> bool:
+    """Whether it runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _until(true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    return true()
+
+
+def test_no_process_comes_back_while_its_worker_is_closed(file: str, tmp_path: Path):
+    log = tmp_path / "log"
+    with loaded(drops(file, "Holding", settings={"file": str(log)})) as rewards:
+        rewards.start()
+        worker = ProcessWorker(_worker_spec(rewards.rewards[0], 60.0))
+        worker.start()
+        call = Call(unit="sample", arguments={"completion": "a"}, tokens=(1,))
+        answers = worker.answer([call, replace(call, arguments={"completion": "sleep"}), call, call])
+        assert next(answers).failure is None
+        rest: list[Any] = []
+        thread = threading.Thread(target=lambda: rest.extend(answers))
+        thread.start()
+        assert _until(lambda: worker._busy)
+        worker.abandon()
+        thread.join(timeout=60)
+        assert [answer.failure.what for answer in rest] == ["was closed before the call was over"] * 3
+        assert [answer.failure for answer in worker.answer([call])] == [rest[0].failure]
+        worker.close()
+        pids = [int(line.split()[1]) for line in log.read_text().splitlines()]
+    assert len(pids) == 2  # the pool's and this one's, each set up once
+    assert not [pid for pid in pids if _alive(pid)]
+
+
+COMES_UP_ONCE = '''
+import os, pathlib
+class Once:
+    """Its first ``workers`` setups succeed, all others fail."""
+    def __init__(self, *, folder, workers):
+        self.folder, self.workers = pathlib.Path(folder), workers
+    def setup(self):
+        (self.folder / f"setup_{os.getpid()}").touch()
+        if len(list(self.folder.glob("setup_*"))) > self.workers:
+            raise OSError("no room left")
+    def __call__(self, completion):
+        if completion == "exit":
+            os._exit(3)
+        return 1.0
+'''
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_does_not_come_up_again_is_given_up(tmp_path: Path, workers: int):
+    path, folder = tmp_path / "own.py", tmp_path / "setups"
+    path.write_text(COMES_UP_ONCE)
+    folder.mkdir()
+    settings = {"folder": str(folder), "workers": workers}
+    with loaded(drops(f"{path}", "Once", workers=workers, settings=settings)) as rewards:
+        rewards.start()
+        done = score(rewards, ["exit", *["a"] * 39])
+        assert _until(lambda: len(list(folder.iterdir())) > workers)
+        assert values(score(rewards, ["a", "a"])) == ([None] * 2 if workers == 1 else [1.0] * 2)
+    assert len(list(folder.iterdir())) == workers + 1  # one try, not one a call
+    if workers == 1:
+        assert values(done) == [None] * 40
+        assert {failure.error for failure in done.failures[1:]} == {"raised OSError: no room left"}
+    else:  # what the lost worker leaves is done by the other
+        assert values(done) == [None, *[1.0] * 39]
+    assert "exit code 3" in done.failures[0].error
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread"])
+def test_a_close_that_fails_is_logged_and_all_others_are_closed(
+    tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "class Good:\n    def __init__(self, *, file):\n        self.file = file\n"
+        "    def __call__(self, completion):\n        return 1.0\n"
+        "    def close(self):\n        open(self.file, 'w').close()\n"
+        "class Bad:\n    def __call__(self, completion):\n        return 1.0\n"
+        "    def close(self):\n        raise OSError('the server is away')\n"
+    )
+    names = ["first", "last"]
+    good = [
+        {"function": f"{path}:Good", "name": n, "mode": mode, "settings": {"file": str(tmp_path / n)}} for n in names
+    ]
+    with loaded(good[0], {"function": f"{path}:Bad", "mode": mode}, good[1]) as rewards:
+        assert values(score(rewards, ["a", "b"])) == [3.0, 3.0]
+    assert [name for name in names if (tmp_path / name).exists()] == names
+    assert "reward 'Bad' could not be closed" in caplog.text
+    assert "OSError: the server is away" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["exit", "segv", "close"])
+def test_what_a_reward_has_started_ends_with_its_process(tmp_path: Path, end: str):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import ctypes, os, subprocess\n"
+        "def starts(completion):\n"
+        "    if completion == 'exit':\n        os._exit(3)\n"
+        "    if completion == 'segv':\n        ctypes.string_at(0)\n"
+        "    return float(subprocess.Popen(['sleep', '3600']).pid)\n"
+    )
+    with loaded(drops(str(path), "starts")) as rewards:
+        pid = values(score(rewards, ["a"]))[0]
+        assert pid is not None
+        assert _alive(int(pid))
+        if end != "close":
+            assert values(score(rewards, [end])) == [None]
+            assert _until(lambda: not _alive(int(pid)))
+    assert _until(lambda: not _alive(int(pid)))
