@@ -180,7 +180,7 @@ def _encoded(text: str, tokenizer: Any) -> tuple[int, ...]:
     return (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
 
 
-def _given_ids(row: Prompt, column: str | list[str]) -> list[tuple[int, ...]]:
+def _given_ids(row: Prompt, column: Any) -> list[tuple[int, ...]]:
     """Those of the column ``completion_ids``: a list for a text, a list of as many lists for a list of texts."""
     texts = 1 if isinstance(column, str) else len(column)
     given = row.columns.get("completion_ids")
