@@ -51,7 +51,9 @@ class CodeExecution:
     - ``{"stdin": text, "stdout": text}``: passed where the program ends with exit code 0 having written that text,
       white space at the end of lines and of the whole apart; or
     - ``{"check": code}`` or just the code, such as ``assert add(1, 2) == 3``: run after the program in the same
-      interpreter, passed where neither raises.
+      interpreter, passed where neither raises. A program written to deceive can pass any such check: what tells a pass
+      from a failure is in that interpreter too, and the program can read it in the frames of its callers. Use ``stdin``
+      and ``stdout`` for a policy that is not trusted, such as one in training that may find this out.
 
     What the program does (crash, exceed a limit, try to get out) fails the case; a failure of the sandbox is a
     `RewardError`. A row whose test cases are None abstains.

@@ -123,6 +123,10 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.allow_changed_rewards and options.resume is None:
+        raise InputError(
+            "--allow-changed-rewards goes with --resume RUN_DIR only: a new run has no rewards that could have changed"
+        )
     recipe = _recipe_to_train(options.words, options.resume)
     from rlkl.start import train
 

@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rlkl.data.prompts import Encoder, load_prompts
-from rlkl.errors import DataError, InputError, did_you_mean
+from rlkl.errors import DataError, InputError, RewardInputError, did_you_mean
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet, load_rewards
-from rlkl.rewards.arguments import State
+from rlkl.rewards.arguments import State, UnknownIds
 from rlkl.rewards.runner import ScoredRound
 from rlkl.types import Completion, Prompt
 
@@ -45,7 +45,7 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
 
     A row has a prompt, a ``completion`` (text, or a list of texts) and whatever columns the rewards read. Samples of
     equal prompts that follow one another are one group. Token ids are those of ``tokenizer_path``, or of a column
-    ``completion_ids``.
+    ``completion_ids``, which holds one list a text; a reward that looks at ids that are not there fails.
 
     Raises:
         InputError: the data or a reward cannot be used.
@@ -53,8 +53,9 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
     """
     rewards = load_rewards(recipe.rewards, normalize=recipe.scoring.normalize)
     rows = _read(recipe, data, tokenizer_path)
-    if tokenizer_path is None and not all("completion_ids" in row.columns for row in rows):
-        _refuse_ids(rewards)
+    if tokenizer_path is None:
+        rows = [replace(row, token_ids=UnknownIds()) for row in rows]
+        _refuse_ids(rewards, completions_too=any(row.columns.get("completion_ids") is None for row in rows))
     tokenizer = None if tokenizer_path is None else _tokenizer(tokenizer_path)
     groups = _grouped([(row, completion) for row in rows for completion in _completions(row, tokenizer)])
     rewards.check([prompt for prompt, _ in groups[:2]])
@@ -149,13 +150,16 @@ def _tokenizer(path: str) -> Any:
         raise InputError(f"--tokenizer {path}: cannot be loaded ({error}); expected a Hugging Face folder") from error
 
 
-def _refuse_ids(rewards: RewardSet) -> None:
+def _refuse_ids(rewards: RewardSet, *, completions_too: bool) -> None:
+    """Nobody tokenized the prompts, nor the completions where these are meant too. A parameter with a default counts:
+    in training it gets ids."""
     for reward in rewards.rewards:
-        for name in _IDS:
-            if name in reward.parameters.required:
-                raise InputError(
-                    f"reward '{reward.name}' reads '{name}', and text alone has no token ids: give --tokenizer PATH, "
-                    "or a column 'completion_ids'"
+        for name in _IDS if completions_too else _IDS[1:]:
+            if name in reward.parameters.names:
+                column = ", or a column 'completion_ids'" if name == "completion_ids" else ""
+                raise RewardInputError(
+                    f"reward '{reward.name}' reads '{name}', and text alone has no token ids: give --tokenizer PATH"
+                    f"{column}"
                 )
 
 
@@ -165,23 +169,35 @@ def _completions(row: Prompt, tokenizer: Any) -> list[Completion]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         names = did_you_mean(COMPLETION_COLUMN, row.columns)
         raise DataError(f"{row.id} has no column '{COMPLETION_COLUMN}' with a text or a list of texts; {names}")
-    given = row.columns.get("completion_ids")
+    ids = _given_ids(row, column) if tokenizer is None else [_encoded(text, tokenizer) for text in texts]
     return [
-        Completion(
-            token_ids=_token_ids(text, tokenizer, given if len(texts) == 1 else None),
-            logprobs=None,
-            finish_reason="stop",
-            text=text,
-        )
-        for text in texts
+        Completion(token_ids=token_ids, logprobs=None, finish_reason="stop", text=text)
+        for text, token_ids in zip(texts, ids, strict=True)
     ]
 
 
-def _token_ids(text: str, tokenizer: Any, given: Any) -> tuple[int, ...]:
-    if tokenizer is None:
-        return tuple(given or ())
-    token_ids = tokenizer.encode(text, add_special_tokens=False)
-    return (*token_ids, tokenizer.eos_token_id)
+def _encoded(text: str, tokenizer: Any) -> tuple[int, ...]:
+    return (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
+
+
+def _given_ids(row: Prompt, column: Any) -> list[tuple[int, ...]]:
+    """Those of the column ``completion_ids``: a list for a text, a list of as many lists for a list of texts."""
+    texts = 1 if isinstance(column, str) else len(column)
+    given = row.columns.get("completion_ids")
+    if given is None:
+        return [UnknownIds()] * texts
+    lists = [given] if isinstance(column, str) else given
+    if not isinstance(lists, list) or len(lists) != texts or not all(map(_are_ids, lists)):
+        wanted = "a list of token ids" if isinstance(column, str) else f"a list of {texts} lists of token ids"
+        raise DataError(
+            f"{row.id}: column 'completion_ids' has to be {wanted}, as '{COMPLETION_COLUMN}' is "
+            f"{'a text' if isinstance(column, str) else f'a list of {texts} texts'}; got {given!r:.200}"
+        )
+    return [tuple(token_ids) for token_ids in lists]
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(part) is int and part >= 0 for part in value)
 
 
 def _grouped(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, list[Completion]]]:

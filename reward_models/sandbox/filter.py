@@ -1,7 +1,8 @@
 """Which system calls a sandboxed program is refused, as a seccomp filter.
 
 It takes away what programs that read, compute and write never need: the network, other processes, mounts, namespaces,
-kernel keys, and the parts of the kernel in which most ways out were found. Refused calls answer EPERM.
+kernel keys, memory that no limit counts (memfd), and the parts of the kernel in which most ways out were found. Refused
+calls answer EPERM.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ _ALWAYS = {
         "pivot_root": 155, "chroot": 161, "unshare": 272, "setns": 308, "swapon": 167, "add_key": 248,
         "request_key": 249, "keyctl": 250, "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "kexec_load": 246,
         "init_module": 175, "finit_module": 313, "open_by_handle_at": 304, "shmget": 29, "msgget": 68, "semget": 64,
-        "mq_open": 240,
+        "mq_open": 240, "memfd_create": 319,
     },
     _AARCH64: {
         "socket": 198, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "mount": 40, "umount2": 39,
         "pivot_root": 41, "chroot": 51, "unshare": 97, "setns": 268, "swapon": 224, "add_key": 217,
         "request_key": 218, "keyctl": 219, "bpf": 280, "perf_event_open": 241, "userfaultfd": 282, "kexec_load": 104,
         "init_module": 105, "finit_module": 273, "open_by_handle_at": 265, "shmget": 194, "msgget": 186,
-        "semget": 190, "mq_open": 180,
+        "semget": 190, "mq_open": 180, "memfd_create": 279,
     },
 }  # fmt: skip
 _ALWAYS_SAME = {
     "io_uring_setup": 425, "io_uring_enter": 426, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsmount": 432,
-    "pidfd_getfd": 438,
+    "pidfd_getfd": 438, "memfd_secret": 447,
 }  # fmt: skip
 """Newer calls have one number everywhere."""
 

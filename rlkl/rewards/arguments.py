@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn, cast
 
+from rlkl.errors import RewardInputError
 from rlkl.rewards.binding import Parameters, Unit, bind_arguments
 from rlkl.types import Completion, Image, Prompt
 
@@ -38,6 +39,25 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.completions)
+
+
+class UnknownIds(tuple[int, ...]):
+    """Stands for the token ids of a text that nobody tokenized; a function that looks at them gets `MissingIds`."""
+
+    __slots__ = ()
+
+
+class MissingIds(Sequence[Any]):
+    """Handed over for ids that there are not: a score that was made from them would be a wrong one."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise RewardInputError(
+            "there are no token ids here, for there is only text: give --tokenizer PATH, or a column 'completion_ids' "
+            "for those of completions"
+        )
+
+    __len__ = __getitem__ = __iter__ = __contains__ = __eq__ = __array__ = _refuse  # pyright: ignore[reportAssignmentType]
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +94,19 @@ def make_call(parameters: Parameters, samples: Sequence[Sample], state: State) -
     return Call(unit=unit, arguments=arguments, tokens=tuple(len(s.completion.token_ids) for s in samples))
 
 
+def _ids(token_ids: tuple[int, ...]) -> Any:
+    return MissingIds() if isinstance(token_ids, UnknownIds) else token_ids
+
+
 def _of_sample(sample: Sample) -> dict[str, Any]:
     prompt, completion = sample.prompt, sample.completion
     return {
         **prompt.columns,
         "prompt": prompt.text,
-        "prompt_ids": prompt.token_ids,
+        "prompt_ids": _ids(prompt.token_ids),
         "images": prompt.images,
         "completion": completion.text,
-        "completion_ids": completion.token_ids,
+        "completion_ids": _ids(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "rng": sample.rng_seed,
     }
@@ -91,22 +115,23 @@ def _of_sample(sample: Sample) -> dict[str, Any]:
 def _of_group(samples: Sequence[Sample]) -> dict[str, Any]:
     prompt = samples[0].prompt
     completions = tuple(sample.completion.text for sample in samples)
-    completion_ids = tuple(sample.completion.token_ids for sample in samples)
+    ids = [sample.completion.token_ids for sample in samples]
+    unknown = any(isinstance(each, UnknownIds) for each in ids)
     group = Group(
         prompt=prompt.text,
-        prompt_ids=prompt.token_ids,
+        prompt_ids=_ids(prompt.token_ids),
         columns=prompt.columns,
         images=prompt.images,
         completions=completions,
-        completion_ids=completion_ids,
+        completion_ids=cast(Any, MissingIds()) if unknown else tuple(ids),
     )
     return {
         **prompt.columns,
         "prompt": prompt.text,
-        "prompt_ids": prompt.token_ids,
+        "prompt_ids": _ids(prompt.token_ids),
         "images": prompt.images,
         "completions": list(completions),
-        "completion_ids": list(completion_ids),
+        "completion_ids": MissingIds() if unknown else ids,
         "finish_reason": [sample.completion.finish_reason for sample in samples],
         "rng": samples[0].rng_seed,
         "group": group,

@@ -6,13 +6,16 @@ import hashlib
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rlkl.rewards.arguments import Call, Group, State
 from rlkl.rewards.result import Score
 from rlkl.types import Image
+
+_PLAIN = (type(None), bool, int, float, str)
+"""What JSON tells apart."""
 
 
 class ScoreCache:
@@ -30,7 +33,7 @@ class ScoreCache:
     def key(self, call: Call, texts: tuple[Any, ...]) -> str:
         """Hash of the function's source and settings, of all that the call hands to it, and of ``texts``: prompt and
         completion, which count whether it reads them or not."""
-        seen = json.dumps([self._fingerprint, texts, call.arguments], sort_keys=True, default=_plain)
+        seen = json.dumps(_canonical([self._fingerprint, texts, call.arguments]))
         return hashlib.blake2b(seen.encode(), digest_size=16).hexdigest()
 
     def get(self, key: str) -> tuple[Score, ...] | None:
@@ -70,10 +73,29 @@ def _score(values: Mapping[str, Any]) -> Score:
     )
 
 
-def _plain(value: Any) -> Any:
-    """What JSON lacks, in a form that differs where the value does."""
+def _canonical(value: Any) -> Any:
+    """The value as JSON that is the same in every process for equal values, and differs where the value does.
+
+    A container is a list that starts with its kind; what has no order of its own is sorted by the text of its parts,
+    so keys of any types go together.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        plain = type(value) in _PLAIN
+        return value if plain else [_kind(value), repr(value)]  # an enum, a numpy number, ...
     if isinstance(value, Image):
-        return value.key
+        return ["image", value.key]
     if isinstance(value, Group | State):
-        return asdict(value)
-    return hashlib.blake2b(pickle.dumps(value, protocol=5), digest_size=16).hexdigest()
+        fields_ = {field.name: getattr(value, field.name) for field in fields(value)}
+        return [_kind(value), _canonical(fields_)]
+    if isinstance(value, Mapping):
+        pairs = [[_canonical(key), _canonical(part)] for key, part in value.items()]
+        return ["dict", *sorted(pairs, key=json.dumps)]
+    if isinstance(value, set | frozenset):
+        return ["set", *sorted(map(_canonical, value), key=json.dumps)]
+    if isinstance(value, list | tuple):
+        return ["list" if isinstance(value, list) else "tuple", *map(_canonical, value)]
+    return ["pickle", _kind(value), hashlib.blake2b(pickle.dumps(value, protocol=5), digest_size=16).hexdigest()]
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

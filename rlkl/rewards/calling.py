@@ -6,15 +6,13 @@ import asyncio
 import inspect
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rlkl.rewards.arguments import Call, opened
-from rlkl.rewards.result import Failure, Outcome, outcome_of, outcomes_of
+from rlkl.rewards.result import Failure, Outcome, outcome_of, outcomes_of, raised
 
-_TRACEBACK_CHARACTERS = 8000
 _CANCEL_S = 5.0
 """How long an async call may take to end once it is cancelled."""
 
@@ -80,14 +78,12 @@ class Callee:
         start = time.perf_counter()
         try:
             value = self._finished(self._function(**opened(call.arguments)), timeout_s)
+            seconds = time.perf_counter() - start
+            outcomes = _outcomes(value, call)
         except OverdueError:
             return Answer(failure=overdue(timeout_s), seconds=time.perf_counter() - start)
         except (Exception, SystemExit) as error:  # whatever a user's function raises is counted against its sample
             return Answer(failure=raised(error), seconds=time.perf_counter() - start)
-        seconds = time.perf_counter() - start
-        if call.unit == "sample":
-            return Answer(outcomes=(outcome_of(value, call.tokens[0]),), seconds=seconds)
-        outcomes = outcomes_of(value, call.tokens)
         if isinstance(outcomes, Failure):
             return Answer(failure=outcomes, seconds=seconds)
         return Answer(outcomes=outcomes, seconds=seconds)
@@ -106,6 +102,10 @@ class Callee:
         return self._loop.run(value, timeout_s)
 
 
+def _outcomes(value: Any, call: Call) -> tuple[Outcome, ...] | Failure:
+    return (outcome_of(value, call.tokens[0]),) if call.unit == "sample" else outcomes_of(value, call.tokens)
+
+
 async def _limited(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
     limit = asyncio.timeout(timeout_s)
     try:
@@ -120,18 +120,6 @@ async def _limited(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether a call gives something to await."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def raised(error: BaseException) -> Failure:
-    """A failure by an exception of the function."""
-    text = "".join(traceback.format_exception(error))
-    return Failure(
-        kind="memory" if isinstance(error, MemoryError) else "raised",
-        what=f"raised {type(error).__name__}",
-        detail=str(error),
-        traceback=text[-_TRACEBACK_CHARACTERS:],
-        cause=error,
-    )
 
 
 def overdue(timeout_s: float | None, stack: str = "") -> Failure:

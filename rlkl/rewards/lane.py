@@ -9,9 +9,9 @@ from rlkl.errors import RewardInputError
 from rlkl.rewards.arguments import Call, Sample, State, make_call
 from rlkl.rewards.binding import Parameters
 from rlkl.rewards.cache import ScoreCache
-from rlkl.rewards.calling import Answer, raised
+from rlkl.rewards.calling import Answer
 from rlkl.rewards.pool import Pool
-from rlkl.rewards.result import Outcome, Score
+from rlkl.rewards.result import Outcome, Score, raised
 
 
 class Lane:

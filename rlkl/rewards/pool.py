@@ -13,8 +13,8 @@ from typing import Protocol
 
 from rlkl.errors import RewardInputError
 from rlkl.rewards.arguments import Call
-from rlkl.rewards.calling import Answer, Callee, overdue, raised
-from rlkl.rewards.result import Failure
+from rlkl.rewards.calling import Answer, Callee, overdue
+from rlkl.rewards.result import Failure, raised
 from rlkl.rewards.source import Source
 
 

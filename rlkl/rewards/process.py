@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from rlkl.rewards.arguments import Call
-from rlkl.rewards.calling import Answer, overdue, raised
+from rlkl.rewards.calling import Answer, overdue
 from rlkl.rewards.pool import WorkerSpec, setup_error
-from rlkl.rewards.result import Failure
+from rlkl.rewards.result import Failure, raised
 
 _START = "import sys; sys.path[:] = {path!r}; from rlkl.rewards.worker import main; main({child}, {faults}, {parent})"
 _STACK_S = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,7 @@ NAME = re.compile(r"[\w.-]+")
 """What a reward or a component may be called: it becomes part of a metric's key."""
 
 _SHOWN_CHARACTERS = 500
+_TRACEBACK_CHARACTERS = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,18 @@ class Failure:
 Outcome = Score | Failure
 
 
+def raised(error: BaseException) -> Failure:
+    """A failure by an exception of the function, or of what it returned."""
+    text = "".join(traceback.format_exception(error))
+    return Failure(
+        kind="memory" if isinstance(error, MemoryError) else "raised",
+        what=f"raised {type(error).__name__}",
+        detail=str(error),
+        traceback=text[-_TRACEBACK_CHARACTERS:],
+        cause=error,
+    )
+
+
 class Unusable(Exception):
     """A returned value is no reward. Never leaves this package."""
 
@@ -71,11 +85,17 @@ class Unusable(Exception):
 
 
 def outcome_of(value: Any, tokens: int) -> Outcome:
-    """What a function's answer about one sample means; ``tokens``: how many the completion has."""
+    """What a function's answer about one sample means; ``tokens``: how many the completion has.
+
+    Whatever the value raises while it is read is the sample's failure.
+    """
     try:
-        return _score(value, tokens)
-    except Unusable as problem:
-        return problem.failure(value)
+        try:
+            return _score(value, tokens)
+        except Unusable as problem:
+            return problem.failure(value)
+    except (Exception, SystemExit) as error:  # a value's own __float__, __iter__, __repr__, ...
+        return raised(error)
 
 
 def outcomes_of(values: Any, tokens: Sequence[int]) -> tuple[Outcome, ...] | Failure:
@@ -107,8 +127,7 @@ def _score(value: Any, tokens: int) -> Score:
         own = math.fsum([own or 0.0, *token_values])
     elif own is None and value.token_values is not None:
         own = 0.0  # a completion without tokens has nothing to earn them
-    tags = (value.tags,) if isinstance(value.tags, str) else tuple(map(str, value.tags))
-    return Score(value=own, components=components, tags=tags, token_values=token_values)
+    return Score(value=own, components=components, tags=_tags(value.tags), token_values=token_values)
 
 
 def _components(components: Any) -> dict[str, float]:
@@ -122,6 +141,13 @@ def _components(components: Any) -> dict[str, float]:
         for name, number in components.items()
         if number is not None
     }
+
+
+def _tags(tags: Any) -> tuple[str, ...]:
+    """A single text would be a tag a letter where it is meant as one; it is refused with all else."""
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+        raise Unusable(f"expected tags to be a list of texts, got {tags!r}")
+    return tuple(str(tag) for tag in tags)
 
 
 def _token_values(values: Any, tokens: int) -> tuple[float, ...]:

@@ -16,9 +16,9 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from rlkl.rewards.arguments import Call
-from rlkl.rewards.calling import Answer, Callee, raised
+from rlkl.rewards.calling import Answer, Callee
 from rlkl.rewards.pool import WorkerSpec
-from rlkl.rewards.result import Failure
+from rlkl.rewards.result import Failure, raised
 
 _PR_SET_PDEATHSIG = 1
 

@@ -25,6 +25,21 @@ def number(completion):
 
 def tokens(completion_ids):
     return completion_ids[-1] == EOS and len(completion_ids)
+
+def of_group(group):
+    return list(map(len, group.completion_ids))
+
+def of_prompt(completion, prompt_ids):
+    return len(prompt_ids)
+
+def of_group_prompt(group):
+    return [float(len(group.prompt_ids))] * len(group)
+
+def maybe(completion, completion_ids=()):
+    return len(completion_ids)
+
+def others(completion, **others):
+    return sum(others["completion_ids"])
 """.replace("EOS", str(EOS_ID))
 ROWS = [
     {"prompt": "1+1=", "completion": "2", "answer": "2"},
@@ -82,6 +97,52 @@ def test_token_ids_come_from_a_tokenizer_or_from_the_data(here: Path, capsys: py
     given = [{"prompt": "1+1=", "completion": "2", "completion_ids": [9, 9, 9, EOS_ID]}]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     assert [row["reward"] for row in scored(here, "--reward=my.py:tokens")] == [4.0]
+
+
+PAIRED = {"prompt": "1+1=", "completion": ["2", "15"], "completion_ids": [[9, 9, EOS_ID], [9, EOS_ID]]}
+
+
+def rows_of(here: Path, *rows: dict) -> None:
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", ["tokens", "of_group", "maybe"])
+def test_each_text_of_a_list_has_the_ids_that_are_given_for_it(here: Path, name: str):
+    rows_of(here, PAIRED)
+    assert [row["reward"] for row in scored(here, f"--reward=my.py:{name}")] == [3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("completion", "ids"),
+    [("2", [[9]]), ("2", 9), ("2", ["9"]), (["2", "15"], [9, 9]), (["2", "15"], [[9]]), (["2"], [9]), ("2", [True])],
+)
+def test_ids_that_do_not_go_with_the_texts_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], completion: object, ids: object
+):
+    rows_of(here, {"prompt": "1+1=", "completion": completion, "completion_ids": ids})
+    assert main(["score", "--data=rows.jsonl", "--reward=my.py:tokens"]) == 2
+    assert "column 'completion_ids' has to be a list of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "paired", "code", "message"),
+    [
+        ("of_prompt", True, 2, "reads 'prompt_ids', and text alone has no token ids: give --tokenizer PATH"),
+        ("of_group_prompt", True, 1, "raised RewardInputError"),
+        ("maybe", False, 2, "reads 'completion_ids', and text alone has no token ids"),
+        ("of_group", False, 1, "raised RewardInputError"),
+        ("others", False, 1, "raised RewardInputError"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["inline", "process"])
+def test_nothing_is_scored_by_ids_that_are_not_there(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, paired: bool, code: int, message: str, mode: str
+):
+    rows_of(here, PAIRED if paired else {"prompt": "1+1=", "completion": ["2", "15"]})
+    assert main(["score", "--data=rows.jsonl", f"--reward=my.py:{name}", f"mode={mode}"]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "give --tokenizer PATH" in error
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,29 @@ def test_privileged_calls_are_refused(isolation):
     assert outcome.stdout == "[]\n", outcome.stderr
 
 
+def test_memory_that_no_limit_counts_is_refused(isolation):
+    outcome = run(
+        make_sandbox(isolation),
+        """
+        import ctypes, errno, os
+        def attempt(make):
+            file = make()
+            if file < 0:
+                raise OSError(ctypes.get_errno(), "refused")
+            os.write(file, bytes(2**20)) if make is ordinary else os.ftruncate(file, 2**20)
+        libc = ctypes.CDLL(None, use_errno=True)
+        ordinary = lambda: os.memfd_create("hoard")
+        for make in (ordinary, lambda: libc.syscall(447, 0)):
+            try:
+                attempt(make)
+                print("taken")
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+        """,
+    )
+    assert outcome.stdout == "EPERM\nEPERM\n", outcome.stderr
+
+
 def test_what_a_killed_parent_leaves(isolation):
     """The sandbox ends by itself when whoever scores is killed in the middle."""
     word = secrets.token_hex(8)

@@ -164,6 +164,10 @@ def test_abstaining_is_no_zero(value: Any):
         ({}, "return None to abstain"),
         (rlkl.Reward(token_values=[1.0]), "one number for each of the 2 completion tokens"),
         (rlkl.Reward(token_values=[1.0, math.inf]), "every token value to be a finite number"),
+        (rlkl.Reward(1.0, tags=None), "tags to be a list of texts, got None"),  # pyright: ignore[reportArgumentType]
+        (rlkl.Reward(1.0, tags=5), "tags to be a list of texts, got 5"),  # pyright: ignore[reportArgumentType]
+        (rlkl.Reward(1.0, tags="odd"), "tags to be a list of texts, got 'odd'"),
+        (rlkl.Reward(1.0, tags=["odd", 5]), "tags to be a list of texts"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_what_is_wrong_inside_a_reward_is_named(value: Any, message: str):
@@ -179,7 +183,7 @@ def test_tags_go_with_the_sample():
         return rlkl.Reward(1.0, tags=("long", "odd"))
 
     def g(completion):
-        return rlkl.Reward(1.0, tags="odd")
+        return rlkl.Reward(1.0, tags=["odd"])
 
     assert load_rewards([], [f, g]).score(PROMPTS[0], [completion("x")], step=0, seed=0)[0].tags == ("long", "odd")
 

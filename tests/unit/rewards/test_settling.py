@@ -77,6 +77,34 @@ def test_a_sample_that_one_reward_drops_is_dropped_though_another_scored_it(file
     assert done.scored[1].components == {"length": 1.0}
 
 
+HOSTILE = """
+import rlkl
+
+class Hostile:
+    def __float__(self):
+        raise LookupError("no number today")
+
+def tagged(completion):
+    return rlkl.Reward(1.0, tags=None if completion == "?" else ("fine",))
+
+def hostile(completion):
+    return Hostile() if completion == "?" else 1.0
+
+def hostiles(completions):
+    return [Hostile() if text == "?" else 1.0 for text in completions]
+"""
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+@pytest.mark.parametrize("name", ["tagged", "hostile", "hostiles"])
+def test_what_a_returned_value_raises_is_the_failure_of_its_sample(tmp_path: Path, name: str, mode: str):
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    with loaded(section(str(tmp_path / "hostile.py"), name, mode=mode, on_error="drop_sample")) as rewards:
+        done = score(rewards, ["1", "?", "3"])
+    assert values(done) == [1.0, None, 1.0]
+    assert [scored.failed for scored in done.scored] == [(), (name,), ()]
+
+
 def normalised(numbers: list[float]) -> list[float]:
     return [(x - fmean(numbers)) / (pstdev(numbers) + STD_EPSILON) for x in numbers]
 
