@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import rlkl
+from rlkl.actors.rewards import RayRewardWorker, ray_for_rewards
 from rlkl.errors import CheckpointError, RewardError
+from rlkl.rewards import load_rewards
+from rlkl.rewards.arguments import Call
+from rlkl.rewards.result import Failure
 from tests.integration.runs import STEPS, digits, make_recipe, records, untimed
 
 REWARDS = '''
@@ -136,3 +142,50 @@ def test_a_reward_in_ray_actors(file: str, untied_model: Path, tmp_path: Path):
     for row in rows:
         expected = None if row["prompt_id"] in lost else digits(row["completion"]) + 1.0
         assert row["reward"] == expected
+
+
+ONCE = '''
+import os, pathlib
+class Once:
+    """Its first setup succeeds, all others fail."""
+    def __init__(self, *, folder):
+        self.folder = pathlib.Path(folder)
+    def setup(self):
+        (self.folder / f"setup_{os.getpid()}").touch()
+        if len(list(self.folder.glob("setup_*"))) > 1:
+            raise OSError("no room left")
+    def __call__(self, completion):
+        if completion == "exit":
+            os._exit(3)
+        return 1.0
+'''
+
+
+def test_an_actor_outlives_calls_that_cannot_travel_and_is_given_up_once_it_does_not_come_back(
+    untied_model: Path, tmp_path: Path
+):
+    path, folder = tmp_path / "own.py", tmp_path / "setups"
+    path.write_text(ONCE)
+    folder.mkdir()
+    section = {"function": f"{path}:Once", "mode": "actor", "settings": {"folder": str(folder)}}
+    recipe = make_recipe(tmp_path / "run", untied_model, rewards=[section])
+    with ray_for_rewards(recipe), closing(load_rewards(recipe.rewards)) as rewards:
+        rewards.start_actors(RayRewardWorker, timeout_s=60.0)
+        pool = rewards.pool_of("Once")
+
+        def failure(argument: object) -> Failure | None:
+            call = Call(unit="sample", arguments={"completion": argument}, tokens=(1,))
+            return pool.submit(call).result(timeout=120).failure
+
+        assert failure("a") is None
+        stuck = failure(threading.Lock())
+        assert stuck is not None
+        assert stuck.kind == "raised"
+        assert failure("a") is None
+        assert len(list(folder.iterdir())) == 1  # it is the same actor
+
+        crash = failure("exit")
+        assert crash is not None
+        assert crash.kind == "crashed"
+        assert [one.detail for _ in range(3) if (one := failure("a"))] == ["no room left"] * 3
+        assert len(list(folder.iterdir())) == 2  # one try, not one a call
