@@ -14,6 +14,7 @@ from reward_models.settings import (
     check_number,
     check_optional_number,
     check_text,
+    fingerprint_of_files,
     refuse,
     shorten,
     takes,
@@ -78,6 +79,10 @@ class SequenceClassifier:
                 raise refuse(self, "prompt_column", "nothing, because 'text: completion' reads no prompt")
         self._prompts = self.prompt_column or "prompts"
         self.__signature__ = takes("completions", *([] if self.text == "completion" else [self._prompts]))
+
+    def fingerprint(self) -> str:
+        """Of the model's files, so that another model in the same folder is another reward."""
+        return fingerprint_of_files(Path(self.path))
 
     def setup(self) -> None:
         """Load the model.

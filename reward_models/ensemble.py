@@ -17,6 +17,7 @@ import rlkl
 from reward_models.settings import check_choice, check_number, refuse, shorten
 from rlkl.errors import RewardError, RewardInputError, did_you_mean
 from rlkl.importing import Importer
+from rlkl.rewards.source import fingerprint_of, source_of
 
 _IMPORTER = Importer(
     key="settings.members[].function",
@@ -75,6 +76,10 @@ class Ensemble:
                 if known is None or known.default is not Parameter.empty:
                     parameters[name] = parameter.replace(name=name, kind=Parameter.KEYWORD_ONLY)
         self.__signature__ = Signature(list(parameters.values()))
+
+    def fingerprint(self) -> str:
+        """Of its members: each counts as it would by itself."""
+        return " ".join(member.fingerprint() for member in self._built)
 
     def setup(self) -> None:
         for member in self._built:
@@ -150,7 +155,9 @@ class _Member:
                 raise RewardInputError(f"Ensemble: a member has the key '{key}'; {did_you_mean(str(key), keys)}")
         if "weight" in given and not weighted:
             raise RewardInputError("Ensemble: a member has a 'weight', which only 'combine: weighted' uses")
-        self._function = _built(given["function"], given.get("settings") or {})
+        reference, settings = given["function"], given.get("settings") or {}
+        self._function = _built(reference, settings)
+        self._source = source_of(reference, settings) if isinstance(reference, str) else None
         self.name: str = given.get("name") or _name_of(self._function)
         self.weight = self._number(given, "weight", 1.0, positive=True)
         self._shift = self._number(given, "shift", 0.0, positive=False)
@@ -161,6 +168,9 @@ class _Member:
         self.is_async = inspect.iscoroutinefunction(self._function) or inspect.iscoroutinefunction(
             type(self._function).__call__
         )
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self._source, self._function)
 
     def hook(self, name: str) -> None:
         """Call ``setup`` or ``close``, if there is one."""

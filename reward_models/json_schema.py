@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reward_models.extraction import fenced
-from reward_models.settings import check_choice, check_column, check_number, refuse, shorten, takes, text_of
+from reward_models.settings import (
+    check_choice,
+    check_column,
+    check_number,
+    fingerprint_of_files,
+    refuse,
+    shorten,
+    takes,
+    text_of,
+)
 from rlkl.errors import RewardError, RewardInputError
 
 if TYPE_CHECKING:
@@ -45,6 +54,10 @@ class JsonSchema:
         elif not isinstance(self.schema, dict | bool | str):
             raise refuse(self, "schema", "a JSON schema or the path of a JSON file")
         self.__signature__ = takes("completion", *([self.schema_column] if self.schema_column else []))
+
+    def fingerprint(self) -> str:
+        """Of the schema's file, where it has one."""
+        return fingerprint_of_files(Path(self.schema)) if isinstance(self.schema, str) else ""
 
     def setup(self) -> None:
         """Read and check the schema.

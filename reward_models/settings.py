@@ -6,8 +6,10 @@ and ``__signature__`` tells the runner which, because the names of columns are s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Any
 
 from rlkl.errors import RewardError, RewardInputError, did_you_mean
@@ -104,3 +106,14 @@ def text_of(reward: object, name: str, value: Any) -> str:
 def shorten(text: str, characters: int = _SHOWN_CHARACTERS) -> str:
     """A text as far as an error message shows it."""
     return text if len(text) <= characters else text[:characters] + "..."
+
+
+def fingerprint_of_files(path: Path) -> str:
+    """Hash of a file, or of all files of a folder with their names; empty where there is nothing."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    return digest.hexdigest() if files else ""

@@ -88,7 +88,8 @@ def check_settings(found: Any, settings: Mapping[str, Any], reference: str) -> N
 def fingerprint_of(source: Source | None, function: Callable[..., Any]) -> str:
     """Hash of the source text and the settings: the whole file of a reward that has one, else its module.
 
-    A function that was given from Python counts by its own text; one whose text cannot be had, by its name.
+    A function that was given from Python counts by its own text; one whose text cannot be had, by its name. An instance
+    with a method ``fingerprint`` adds what that returns: what its score hangs on besides, such as a model's weights.
     """
     if source is not None and source.file is not None:
         text = source.text.decode(errors="replace") + source.reference.rpartition(":")[2]
@@ -97,7 +98,9 @@ def fingerprint_of(source: Source | None, function: Callable[..., Any]) -> str:
     else:
         text = _own_text(function)
     settings = json.dumps(source.settings, sort_keys=True, default=repr) if source and source.settings else ""
-    return hashlib.blake2b((text + settings).encode(), digest_size=16).hexdigest()
+    own = getattr(function, "fingerprint", None)
+    further = str(own()) if callable(own) else ""
+    return hashlib.blake2b((text + settings + further).encode(), digest_size=16).hexdigest()
 
 
 def _module_text(function: Callable[..., Any]) -> str:
