@@ -51,7 +51,7 @@ def show_sft(result: SftResult, console: Console | None = None) -> None:
     """How well held-out answers are known before and after."""
     console = console or Console(markup=False, highlight=False)
     report = result.report
-    console.print(f"\nlearned {report.trained_on} rows; on {report.held_out} of other prompts:")
+    console.print(f"\n{report.trained_on} rows to learn from; on {report.held_out} rows of other prompts:")
     for name, loss in (("before", report.before), ("after", report.after)):
         console.print(
             f"  {name:<7} {loss.nats_per_token:.3f} nats per token, {loss.token_accuracy:.1%} of tokens right"
