@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlkl.recipe import Recipe
-    from rlkl.recipe_io import load_recipe
+    from rlkl.recipe.io import load_recipe
     from rlkl.rewards import Reward, reward
     from rlkl.start import train
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Recipe": "rlkl.recipe",
     "Reward": "rlkl.rewards.result",
-    "load_recipe": "rlkl.recipe_io",
+    "load_recipe": "rlkl.recipe.io",
     "reward": "rlkl.rewards.decorator",
     "train": "rlkl.start",
 }

@@ -105,7 +105,7 @@ def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _score(options: argparse.Namespace) -> int:
-    from rlkl.recipe_io import load_recipe, load_rewards_only
+    from rlkl.recipe.io import load_recipe, load_rewards_only
     from rlkl.scoring import score_data, write_scores
     from rlkl.scoring_view import show
 
@@ -134,8 +134,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:
-    from rlkl.recipe_io import load_recipe
-    from rlkl.run_dir import recipe_path
+    from rlkl.recipe.io import load_recipe
+    from rlkl.recipe.run_dir import recipe_path
 
     if resume is None:
         if not words or "=" in words[0]:
@@ -152,7 +152,7 @@ def _plan(options: argparse.Namespace) -> int:
     from rlkl.machine import this_machine
     from rlkl.plan import make_plan
     from rlkl.plan_view import show
-    from rlkl.recipe_io import load_recipe
+    from rlkl.recipe.io import load_recipe
 
     show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
     return 0
@@ -160,7 +160,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _reward_model(options: argparse.Namespace) -> int:
     from reward_models.training.recipe import RewardModelRecipe
-    from rlkl.recipe_io import load_section
+    from rlkl.recipe.io import load_section
 
     recipe = load_section(RewardModelRecipe, options.recipe, *options.overrides)
     from reward_models.training.reward_model import train_reward_model
@@ -172,7 +172,7 @@ def _reward_model(options: argparse.Namespace) -> int:
 
 def _sft(options: argparse.Namespace) -> int:
     from reward_models.training.recipe import SftRecipe
-    from rlkl.recipe_io import load_section
+    from rlkl.recipe.io import load_section
 
     recipe = load_section(SftRecipe, options.recipe, *options.overrides)
     from reward_models.training.sft import train_sft
@@ -194,7 +194,7 @@ def _keys(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from rlkl.recipe_keys import describe_keys
+    from rlkl.recipe.keys import describe_keys
 
     keys = [key for key in describe_keys() if key.name.startswith(options.prefix)]
     if not keys:

@@ -12,8 +12,8 @@ from pathlib import Path
 from rlkl.machine import Machine
 from rlkl.plan_warnings import warnings_about
 from rlkl.recipe import Recipe
-from rlkl.resources import gpu_shares
-from rlkl.run_dir import new_run_dir
+from rlkl.recipe.resources import gpu_shares
+from rlkl.recipe.run_dir import new_run_dir
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from rlkl.plan import Plan
-from rlkl.recipe_io import dump_recipe
+from rlkl.recipe.io import dump_recipe
 
 _PIPED_WIDTH = 120
 

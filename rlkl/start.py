@@ -21,10 +21,10 @@ from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
 from rlkl.loop import RunResult, Trainer
 from rlkl.recipe import Recipe
-from rlkl.recipe_io import dump_recipe
+from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
-from rlkl.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.updates import build_update

@@ -16,7 +16,7 @@ from reward_models.training.recipe import RewardModelRecipe
 from reward_models.training.split import split_by_prompt
 from rlkl.compat import ensure_torch_extras
 from rlkl.errors import InputError
-from rlkl.recipe_io import dump_recipe
+from rlkl.recipe.io import dump_recipe
 from rlkl.seeds import derive_seed
 
 logger = logging.getLogger(__name__)

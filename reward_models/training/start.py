@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from reward_models.training.recipe import LearnerSection, StartSection
 from rlkl.errors import InputError
-from rlkl.run_dir import RECIPE_FILE, HasRun, new_run_dir
+from rlkl.recipe.run_dir import RECIPE_FILE, HasRun, new_run_dir
 from rlkl.tasks import base_model, task_name
 from rlkl.tasks.teaching import threads
 

@@ -17,7 +17,7 @@ from rlkl.errors import WeightSyncError
 from rlkl.learner.learner import LearnerSpec
 from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
-from rlkl.resources import reward_needs
+from rlkl.recipe.resources import reward_needs
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example, Image, Probe

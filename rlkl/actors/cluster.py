@@ -14,7 +14,7 @@ from ray._private import ray_constants
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import ClusterSection, Recipe
-from rlkl.resources import gpu_shares, reward_needs
+from rlkl.recipe.resources import gpu_shares, reward_needs
 
 logger = logging.getLogger(__name__)
 

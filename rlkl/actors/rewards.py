@@ -15,7 +15,7 @@ from rlkl.actors.calls import short
 from rlkl.actors.cluster import connect
 from rlkl.actors.shells import RewardHost
 from rlkl.recipe import Recipe
-from rlkl.resources import reward_needs
+from rlkl.recipe.resources import reward_needs
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, overdue, raised
 from rlkl.rewards.pool import WorkerSpec, setup_error

@@ -16,7 +16,7 @@ LAYERS = (
     {"types", "errors", "seeds", "schema", "clock", "compat", "machine", "interrupt", "importing"},
     {"batch", "functional"},
     {"updates"},
-    {"recipe", "recipe_keys", "recipe_errors", "recipe_io", "resources", "run_dir"},
+    {"recipe"},
     {"data", "models", "tasks"},
     {"rollout", "rewards", "learner"},
     {"weights", "tracking"},
@@ -106,7 +106,7 @@ def test_heavy_library_has_one_home(library: str) -> None:
     "code",
     [
         "import rlkl; rlkl.load_recipe, rlkl.Recipe",
-        "import rlkl.recipe_io",
+        "import rlkl.recipe.io",
         "import rlkl.updates",
         "from rlkl.cli import main; main(['--help'])",
         "from rlkl.cli import main; main(['plan', 'quickstart'])",

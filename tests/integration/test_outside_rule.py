@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import rlkl
-from rlkl.recipe_io import dump_recipe, load_recipe
+from rlkl.recipe.io import dump_recipe, load_recipe
 from tests.integration.runs import REPOSITORY, make_recipe, records
 
 

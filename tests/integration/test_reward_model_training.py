@@ -17,7 +17,7 @@ from reward_models.training.recipe import RewardModelRecipe, SftRecipe
 from reward_models.training.reward_model import score_sequences
 from reward_models.training.split import split_by_prompt
 from rlkl.cli import main
-from rlkl.recipe_io import load_section
+from rlkl.recipe.io import load_section
 from rlkl.tasks import base_model, task_rows
 from rlkl.tasks.reviews_language import gold_reward
 

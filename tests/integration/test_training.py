@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlkl
 from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, WeightSyncError
 from rlkl.loop import RunResult
-from rlkl.recipe_io import dump_recipe
+from rlkl.recipe.io import dump_recipe
 from tests.integration.engines import LOST
 from tests.integration.runs import (
     DEADLINE_S,

@@ -10,7 +10,7 @@ import pytest
 
 from rlkl.cli import main
 from rlkl.errors import LearnerError
-from rlkl.recipe_io import dump_recipe, load_recipe
+from rlkl.recipe.io import dump_recipe, load_recipe
 
 
 @pytest.fixture

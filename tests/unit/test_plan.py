@@ -11,7 +11,7 @@ from rlkl.errors import InputError
 from rlkl.machine import Machine
 from rlkl.plan import Plan, make_plan
 from rlkl.plan_view import show
-from rlkl.recipe_io import load_recipe
+from rlkl.recipe.io import load_recipe
 from rlkl.updates.settings import GrpoSettings
 
 PINNED = (

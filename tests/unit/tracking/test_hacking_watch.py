@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlkl.recipe import Recipe
-from rlkl.recipe_io import load_recipe
-from rlkl.recipe_keys import describe_keys
+from rlkl.recipe.io import load_recipe
+from rlkl.recipe.keys import describe_keys
 from rlkl.tracking.hacking_watch import HackingWatch, unweighted_rewards
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.suspicious import most_suspicious, repetition

@@ -13,7 +13,7 @@ from rlkl.batch import Signal, Signals
 from rlkl.errors import RecipeError
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.recipe import Recipe
-from rlkl.recipe_io import dump_recipe, load_recipe, recipe_from
+from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
 from rlkl.updates import build_update
 from rlkl.updates.outside import OutsideSettings
 from tests.builders import make_batch, random_logprobs

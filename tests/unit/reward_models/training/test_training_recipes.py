@@ -7,8 +7,8 @@ import pytest
 from reward_models.training.recipe import RewardModelRecipe, SftRecipe
 from rlkl.cli import main
 from rlkl.errors import RecipeError
-from rlkl.recipe_io import dump_recipe, load_section
-from rlkl.recipe_keys import REQUIRED, describe_keys
+from rlkl.recipe.io import dump_recipe, load_section
+from rlkl.recipe.keys import REQUIRED, describe_keys
 
 DOCS = Path(__file__).parents[4] / "docs" / "reward_models.md"
 BOTH = [(RewardModelRecipe, "reviews_reward_model"), (SftRecipe, "reviews_sft")]

@@ -8,10 +8,10 @@ import pytest
 
 from rlkl.machine import Machine
 from rlkl.plan import make_plan
-from rlkl.recipe_io import load_recipe
+from rlkl.recipe.io import load_recipe
 from rlkl.updates.settings import PapoSettings
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 FOR_OTHER_COMMANDS = {"reviews_reward_model", "reviews_sft"}
 NAMES = sorted({file.stem for file in RECIPES.glob("*.yaml")} - FOR_OTHER_COMMANDS)
 ONLINE = ["reviews_grpo", "reviews_ppo", "reviews_sparsepo", "reviews_superhf"]

@@ -1,26 +1,12 @@
-"""The recipe: everything a run depends on, as strict sections. Loading and overriding: `rlkl.recipe_io`."""
+"""Recipe sections for model, data, sampling, learner, records and cluster. Rewards: `rlkl.recipe.reward_section`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlkl.schema import Section
-from rlkl.updates.outside import OutsideSettings
-from rlkl.updates.settings import GrpoSettings, UpdateSettings
-
-Normalize = Literal["none", "group", "batch"]
-
-_MODES_WITH = {
-    "workers": ("thread", "process", "actor"),
-    "timeout_s": ("thread", "process", "actor"),
-    "memory_mb": ("process",),
-    "cpus": ("actor",),
-    "gpus": ("actor",),
-}
-"""Keys of a reward that only some modes have a use for."""
 
 
 class RunSection(Section):
@@ -219,80 +205,6 @@ class WeightsSection(Section):
     )
 
 
-class RewardSection(Section):
-    """One reward. See docs/rewards.md."""
-
-    function: str = Field(
-        description="path/to/file.py:function, package.module:Class, or task:arithmetic: a function or a class."
-    )
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of the class's constructor, or further ones of the function."
-    )
-    name: str | None = Field(
-        default=None, description="Name of its curve, reward/<name>; left out: the function's name."
-    )
-    weight: float | None = Field(
-        default=None, description="Weight in the sum that the update sees; left out: as @rlkl.reward says, else 1."
-    )
-    role: Literal["train", "monitor"] = Field(
-        default="train", description="monitor: logged as monitor/<name> and never optimised."
-    )
-    normalize: Normalize = Field(
-        default="none", description="Shift and scale its scores to mean 0, deviation 1: over each group or the batch."
-    )
-    mode: Literal["inline", "thread", "process", "actor"] = Field(
-        default="inline", description="Where it runs: in the loop, on threads, in own processes, in Ray actors."
-    )
-    workers: int = Field(default=1, ge=1, description="Threads, processes or actors; not for mode inline.")
-    batch_size: int | None = Field(
-        default=None, ge=1, description="Samples a call of a batch function; left out: all (inline), else 16."
-    )
-    timeout_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Limit for one call; left out: 60 in mode process and actor, none in thread; not for inline.",
-    )
-    memory_mb: int | None = Field(
-        default=None, ge=64, description="Mode process: MiB of data memory a worker may hold, its own 30 included."
-    )
-    cpus: float = Field(default=1.0, ge=0, description="Mode actor: CPUs that each worker reserves in Ray.")
-    gpus: float = Field(default=0.0, ge=0, description="Mode actor: GPUs that each worker reserves in Ray.")
-    on_error: Literal["raise", "drop_sample", "drop_group", "group_mean", "constant"] = Field(
-        default="raise", description="What becomes of a sample that it fails on: stop the run, or one of these."
-    )
-    error_value: float | None = Field(default=None, description="The score of a failed sample under constant.")
-    max_failed_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="Stop the run when it fails on more of the samples scored together."
-    )
-    cache: bool = Field(
-        default=False, description="Keep its scores in the run folder, by what it read; never score the same twice."
-    )
-
-    @model_validator(mode="after")
-    def _fits_the_mode(self) -> RewardSection:
-        """Refuse what would do nothing."""
-        for key, modes in _MODES_WITH.items():
-            value = getattr(self, key)
-            if self.mode not in modes and value != type(self).model_fields[key].default:
-                raise ValueError(f"{key} = {value} does nothing in mode {self.mode}; it is for {', '.join(modes)}")
-        if (self.on_error == "constant") != (self.error_value is not None):
-            raise ValueError(
-                f"on_error = {self.on_error}, error_value = {self.error_value}: give error_value with on_error: "
-                "constant, and only there"
-            )
-        if self.role == "monitor" and self.normalize != "none":
-            raise ValueError(f"normalize = {self.normalize} does nothing for a monitor: it is not part of the sum")
-        return self
-
-
-class ScoringSection(Section):
-    """What is done with the sum of the rewards."""
-
-    normalize: Normalize = Field(
-        default="none", description="Shift and scale the weighted sum likewise, over each group or the whole batch."
-    )
-
-
 class TrackingSection(Section):
     """What is recorded."""
 
@@ -335,64 +247,3 @@ class ClusterSection(Section):
     )
     start_timeout_s: float = Field(default=600.0, gt=0, description="Deadline for actors to start and load the model.")
     call_timeout_s: float = Field(default=1800.0, gt=0, description="Deadline for any one call to an actor.")
-
-
-def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
-    """Settings of a rule from outside are checked where the recipe is read (`rlkl.recipe_io`)."""
-    return value if isinstance(value, OutsideSettings) else built_in(value)
-
-
-class Recipe(Section):
-    """A whole run."""
-
-    run: RunSection = Field(default_factory=lambda: RunSection(), description="Name and folder of the run.")
-    seed: int = Field(default=0, ge=0, description="Every random draw of the run derives from it.")
-    steps: int = Field(default=100, ge=1, description="Training steps (rollout, reward, learner, publish).")
-    model: ModelSection = Field(description="The policy.")
-    data: DataSection = Field(description="Where prompts come from.")
-    rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Sampling.")
-    rewards: list[RewardSection] = Field(
-        default_factory=list, description="Rewards; the update sees their weighted sum."
-    )
-    scoring: ScoringSection = Field(default_factory=lambda: ScoringSection(), description="The sum of the rewards.")
-    update: SerializeAsAny[Annotated[UpdateSettings, WrapValidator(_or_outside)]] = Field(
-        default_factory=lambda: GrpoSettings(), description="The update rule."
-    )
-    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="Optimisation.")
-    weights: WeightsSection = Field(default_factory=lambda: WeightsSection(), description="Publish and prove.")
-    tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="What is recorded.")
-    checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection(), description="Saving.")
-    cluster: ClusterSection = Field(default_factory=lambda: ClusterSection(), description="Ray.")
-
-    @field_validator("update", mode="before")
-    @classmethod
-    def _grpo_where_no_rule_is_named(cls, value: Any) -> Any:
-        return {"rule": "grpo", **value} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _pairs_or_samples(self) -> Recipe:
-        if self.data.has_pairs and not self.update.learns_from_pairs:
-            raise ValueError(
-                f"update.rule = {self.update.rule} learns from completions that the policy sampled; for the pairs of "
-                "data.chosen_column and data.rejected_column take update.rule = sparsepo"
-            )
-        if self.data.has_pairs and self.rollout.workers > 0:
-            raise ValueError(
-                f"rollout.workers = {self.rollout.workers}, but with data.chosen_column nothing is sampled; set "
-                "rollout.workers: 0, or leave chosen_column and rejected_column out to sample"
-            )
-        if not self.data.has_pairs and self.rollout.workers == 0:
-            raise ValueError(
-                "rollout.workers = 0: nobody samples, so the answers must come with the prompts; name their columns "
-                "(data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _minibatches_hold_groups(self) -> Recipe:
-        if self.learner.minibatches > self.rollout.prompts_per_step:
-            raise ValueError(
-                f"learner.minibatches = {self.learner.minibatches} exceeds rollout.prompts_per_step = "
-                f"{self.rollout.prompts_per_step}; a minibatch holds whole groups, so lower the one or raise the other"
-            )
-        return self

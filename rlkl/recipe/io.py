@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from rlkl.errors import RecipeError
 from rlkl.recipe import Recipe
-from rlkl.recipe_errors import explain, explain_outside, explain_whole
+from rlkl.recipe.explain import explain, explain_outside, explain_whole
 from rlkl.schema import Section
 from rlkl.updates.outside import is_outside, settings_class
 
 _S = TypeVar("_S", bound=Section)
-_BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
+_BUILT_IN = Path(__file__).resolve().parents[2] / "recipes"
 _OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlkl.recipe import Recipe
-from rlkl.recipe_keys import Key, describe_keys, rules_of, sections_in
+from rlkl.recipe.keys import Key, describe_keys, rules_of, sections_in
 from rlkl.schema import Section
 
 _LONGEST_VALUE = 80

@@ -1,7 +1,7 @@
 import pytest
 
 from rlkl.recipe import Recipe
-from rlkl.resources import GpuShares, gpu_shares
+from rlkl.recipe.resources import GpuShares, gpu_shares
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rlkl.errors import RecipeError
-from rlkl.recipe_io import dump_recipe, load_recipe, recipe_from
-from rlkl.recipe_keys import REQUIRED, describe_keys
+from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
+from rlkl.recipe.keys import REQUIRED, describe_keys
 from rlkl.updates import RULES
 
 MINIMAL = "model: {path: some/model}\ndata: {source: prompts.jsonl}\n"

@@ -4,7 +4,7 @@ import pytest
 
 from rlkl.errors import CheckpointError, InputError
 from rlkl.recipe import Recipe
-from rlkl.run_dir import new_run_dir, recipe_path
+from rlkl.recipe.run_dir import new_run_dir, recipe_path
 
 
 def recipe(**run: str) -> Recipe:

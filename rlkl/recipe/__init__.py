@@ -1,0 +1,33 @@
+"""The recipe of a run: its sections, and how recipes are read, written and explained."""
+
+from rlkl.recipe.recipe import Recipe
+from rlkl.recipe.reward_section import Normalize, RewardSection, ScoringSection
+from rlkl.recipe.sections import (
+    CheckpointSection,
+    ClusterSection,
+    DataSection,
+    LearnerSection,
+    LoraSection,
+    ModelSection,
+    RolloutSection,
+    RunSection,
+    TrackingSection,
+    WeightsSection,
+)
+
+__all__ = [
+    "CheckpointSection",
+    "ClusterSection",
+    "DataSection",
+    "LearnerSection",
+    "LoraSection",
+    "ModelSection",
+    "Normalize",
+    "Recipe",
+    "RewardSection",
+    "RolloutSection",
+    "RunSection",
+    "ScoringSection",
+    "TrackingSection",
+    "WeightsSection",
+]

@@ -1,0 +1,85 @@
+"""The recipe: everything a run depends on. Sections: `rlkl.recipe.sections`. Reading and writing: `rlkl.recipe.io`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
+
+from rlkl.recipe.reward_section import RewardSection, ScoringSection
+from rlkl.recipe.sections import (
+    CheckpointSection,
+    ClusterSection,
+    DataSection,
+    LearnerSection,
+    ModelSection,
+    RolloutSection,
+    RunSection,
+    TrackingSection,
+    WeightsSection,
+)
+from rlkl.schema import Section
+from rlkl.updates.outside import OutsideSettings
+from rlkl.updates.settings import GrpoSettings, UpdateSettings
+
+
+def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
+    """Settings of a rule from outside are checked where the recipe is read (`rlkl.recipe.io`)."""
+    return value if isinstance(value, OutsideSettings) else built_in(value)
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    run: RunSection = Field(default_factory=lambda: RunSection(), description="Name and folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Every random draw of the run derives from it.")
+    steps: int = Field(default=100, ge=1, description="Training steps (rollout, reward, learner, publish).")
+    model: ModelSection = Field(description="The policy.")
+    data: DataSection = Field(description="Where prompts come from.")
+    rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Sampling.")
+    rewards: list[RewardSection] = Field(
+        default_factory=list, description="Rewards; the update sees their weighted sum."
+    )
+    scoring: ScoringSection = Field(default_factory=lambda: ScoringSection(), description="The sum of the rewards.")
+    update: SerializeAsAny[Annotated[UpdateSettings, WrapValidator(_or_outside)]] = Field(
+        default_factory=lambda: GrpoSettings(), description="The update rule."
+    )
+    learner: LearnerSection = Field(default_factory=lambda: LearnerSection(), description="Optimisation.")
+    weights: WeightsSection = Field(default_factory=lambda: WeightsSection(), description="Publish and prove.")
+    tracking: TrackingSection = Field(default_factory=lambda: TrackingSection(), description="What is recorded.")
+    checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection(), description="Saving.")
+    cluster: ClusterSection = Field(default_factory=lambda: ClusterSection(), description="Ray.")
+
+    @field_validator("update", mode="before")
+    @classmethod
+    def _grpo_where_no_rule_is_named(cls, value: Any) -> Any:
+        return {"rule": "grpo", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _pairs_or_samples(self) -> Recipe:
+        if self.data.has_pairs and not self.update.learns_from_pairs:
+            raise ValueError(
+                f"update.rule = {self.update.rule} learns from completions that the policy sampled; for the pairs of "
+                "data.chosen_column and data.rejected_column take update.rule = sparsepo"
+            )
+        if self.data.has_pairs and self.rollout.workers > 0:
+            raise ValueError(
+                f"rollout.workers = {self.rollout.workers}, but with data.chosen_column nothing is sampled; set "
+                "rollout.workers: 0, or leave chosen_column and rejected_column out to sample"
+            )
+        if not self.data.has_pairs and self.rollout.workers == 0:
+            raise ValueError(
+                "rollout.workers = 0: nobody samples, so the answers must come with the prompts; name their columns "
+                "(data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _minibatches_hold_groups(self) -> Recipe:
+        if self.learner.minibatches > self.rollout.prompts_per_step:
+            raise ValueError(
+                f"learner.minibatches = {self.learner.minibatches} exceeds rollout.prompts_per_step = "
+                f"{self.rollout.prompts_per_step}; a minibatch holds whole groups, so lower the one or raise the other"
+            )
+        return self
