@@ -41,7 +41,10 @@ class RolloutWorker:
         self._engine = engine_class(engine)(settings)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        """Completions with their requests' numbers, some at a time, while the engine goes on with the others."""
+        """Yield completions with their requests' numbers, some at a time, while the engine goes on with the others.
+
+        Each part holds at least one completion; without requests nothing is yielded.
+        """
         finished: list[tuple[int, Completion]] = []
         handed_over = time.monotonic()
         for numbered in stream(self._engine, requests):
@@ -49,7 +52,8 @@ class RolloutWorker:
             if time.monotonic() - handed_over >= _HAND_OVER_S:
                 yield finished
                 finished, handed_over = [], time.monotonic()
-        yield finished
+        if finished:
+            yield finished
 
     def receive(self, package: WeightPackage, probes: Sequence[Probe]) -> Receipt:
         return receive(self._engine, self._channel, package, probes)

@@ -45,7 +45,12 @@ def share_out(requests: Sequence[Request], workers: int) -> list[Sequence[Reques
 
 
 def with_text(completions: Sequence[Completion], decode: Decode) -> list[Completion]:
-    """The completions with their text."""
+    """Return the completions with their text.
+
+    No completion, no call of ``decode``: some tokenizers decode an empty list to one empty text.
+    """
+    if not completions:
+        return []
     texts = decode([list(completion.token_ids) for completion in completions])
     return [replace(completion, text=text) for completion, text in zip(completions, texts, strict=True)]
 

@@ -34,6 +34,13 @@ def test_completions_get_their_text():
     assert [completion.token_ids for completion in decoded] == [(n,) for n in range(4)]
 
 
+def test_no_completion_needs_no_text():
+    def decode(rows: list[list[int]]) -> list[str]:  # as a Hugging Face tokenizer does
+        return ["".join(map(str, row)) for row in rows] or [""]
+
+    assert with_text([], decode) == []
+
+
 def test_metrics_by_hand():
     def rollout(reward: float, text: str, length: int, finish: str) -> Rollout:
         return Rollout(
