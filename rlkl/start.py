@@ -26,6 +26,7 @@ from rlkl.recipe.io import dump_recipe
 from rlkl.recipe.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.updates import build_update
@@ -50,8 +51,7 @@ def train(
     `RlklError`s when the run fails. The run's checkpoints stay.
     """
     reward_set = _load_rewards(recipe, rewards)
-    if recipe.rollout.workers:
-        engine_class(recipe.rollout.engine)
+    _check_engine(recipe)
     update = _build_update(recipe)
     checkpoint, state = _checkpoint(resume_from, recipe)
     _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
@@ -94,6 +94,12 @@ def train(
     except BaseException as error:
         tracker.fail(error)
         raise
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.rollout.workers:
+        engine_class(recipe.rollout.engine)
+        check_vllm_arguments(recipe.rollout.vllm)
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
