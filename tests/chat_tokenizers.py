@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rlkl.compat import ensure_torch_extras
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _GEMMA = (
     "{{ bos_token }}"
@@ -46,7 +43,7 @@ TURN_ENDS = {"gemma": "<end_of_turn>", "phi3": "<|end|>", "qwen3": "<|im_end|>",
 _CORPUS = ["what is two plus three? the answer is five.", "name a colour: blue, red or green.\n\nthank you"] * 4
 
 
-def chat_tokenizer(family: str, *, control_is_special: bool = True) -> PreTrainedTokenizerFast:
+def chat_tokenizer(family: str, *, control_is_special: bool = True) -> Any:
     """Return a tokenizer of about 350 tokens with the family's chat template and control tokens.
 
     ``control_is_special``: whether decoding can leave the control tokens out; some fine-tuned models add them as
@@ -65,8 +62,11 @@ def chat_tokenizer(family: str, *, control_is_special: bool = True) -> PreTraine
     backend.train_from_iterator(_CORPUS, trainer)
     bos = next((token for token in control if token in ("<bos>", "<s>")), None)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token="<pad>", bos_token=bos)
-    added = [AddedToken(token, special=control_is_special, normalized=False) for token in control]
-    tokenizer.add_tokens(added, special_tokens=control_is_special)
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+    for token in control:
+        added: Any = AddedToken(token, special=control_is_special, normalized=False)
+        tokenizer.add_tokens([added], special_tokens=control_is_special)
+    for token in ("<think>", "</think>"):
+        added = AddedToken(token, special=False, normalized=False)
+        tokenizer.add_tokens([added])
     tokenizer.chat_template = template
     return tokenizer

@@ -70,7 +70,7 @@ class AnswerEncoder:
     """Encodes answers of one tokenizer and one set of template arguments."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
         self._template_kwargs = template_kwargs
         self._turn_end = find_turn_end(tokenizer, template_kwargs)
 
@@ -99,7 +99,7 @@ class AnswerEncoder:
         if end is not None:
             return self._continuation(prompt, text.removesuffix(end.text) + end.text)
         token_ids, eos = self._continuation(prompt, text), self._tokenizer.eos_token_id
-        return token_ids if token_ids[-1:] == (eos,) else (*token_ids, eos)
+        return token_ids if eos is None or token_ids[-1:] == (eos,) else (*token_ids, eos)
 
     def _end(self, prompt: EncodedPrompt) -> TurnEnd | None:
         end = self._turn_end
@@ -128,7 +128,8 @@ class AnswerEncoder:
         else:
             joint = tuple(self._tokenizer.encode(prompt.text + text, add_special_tokens=False))
         size = len(prompt.token_ids)
-        is_whole = not prompt.text.endswith(self._tokenizer.eos_token)  # else the prompt's ids lack this token
+        eos = self._tokenizer.eos_token
+        is_whole = eos is None or not prompt.text.endswith(eos)  # else the prompt's ids lack this token
         is_known = prompt.token_ids[-1:] != (self._tokenizer.unk_token_id,)  # the unknown token may be any text
         if size and is_whole and is_known and joint[:size] == tuple(prompt.token_ids):
             return joint[size:]

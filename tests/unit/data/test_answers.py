@@ -101,9 +101,10 @@ def test_ids_are_those_of_trl_up_to_the_stop_token(family: str, as_chat: bool, t
     if not as_chat:
         row = {"prompt": "the answer is", "chosen": " five.", "rejected": " two"}
     trainer, settings = SimpleNamespace(_tokenizer=tokenizer), SimpleNamespace(dataset_num_proc=None, max_length=None)
-    (theirs,) = DPOTrainer._prepare_dataset(
+    prepared: Any = DPOTrainer._prepare_dataset(
         cast("DPOTrainer", trainer), Dataset.from_list([row]), tokenizer, cast("Any", settings), "train"
     )
+    (theirs,) = prepared
     ours = pair(tmp_path, tokenizer, row)
     assert list(ours.token_ids) == theirs["prompt_ids"]
     for own, name in zip(ours.answers, ("chosen_ids", "rejected_ids"), strict=True):

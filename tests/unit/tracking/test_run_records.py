@@ -142,7 +142,7 @@ def _write_three(run_dir: Path) -> None:
 
 
 def test_the_folder_of_samples_is_one_table_with_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import datasets
+    import datasets.config
     import pandas
     import pyarrow.dataset
 
