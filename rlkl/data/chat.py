@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from rlkl.data.report import BadPrompt
+from rlkl.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +52,19 @@ def render(
         raise BadPrompt("malformed", f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)
     return text
+
+
+def check_template_kwargs(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
+    """Raise `DataError` if the chat template reads no variable of such a name, since it would ignore the argument."""
+    if tokenizer.chat_template is None:
+        return
+    known = {*re.findall(r"[A-Za-z_]\w*", str(tokenizer.chat_template)), "tools", "documents"}
+    for name in template_kwargs.keys() - known:
+        near = get_close_matches(name, known, n=1)
+        raise DataError(
+            f"data.chat_template_kwargs.{name}: the chat template of '{tokenizer.name_or_path}' reads no variable of "
+            f"this name; {f'did you mean {near[0]!r}?' if near else 'leave it out'}"
+        )
 
 
 def checked_messages(messages: Sequence[Any], *, with_pictures: bool) -> list[Message]:

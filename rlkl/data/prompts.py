@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlkl.data.answers import AnswerEncoder
+from rlkl.data.chat import check_template_kwargs
 from rlkl.data.report import BadPrompt, BadRow, DataReport, Problem
 from rlkl.data.rows import Encoder, RowReader
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
@@ -109,6 +110,7 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
                 f"data.{key} = '{column}' is not a column of data.source = '{section.source}'; "
                 f"{did_you_mean(column, rows.columns)}"
             )
+    check_template_kwargs(encoder.tokenizer, section.chat_template_kwargs)
     reader = RowReader(
         section=section,
         encoder=encoder,

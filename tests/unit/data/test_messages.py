@@ -89,6 +89,11 @@ def test_an_id_with_a_lone_surrogate_is_no_name(tmp_path: Path):
     assert [prompt.id for prompt in load(tmp_path, {"prompt": "a", "id": LONE}).take(0, 1)] == ["row-0"]
 
 
+def test_template_arguments_that_the_template_does_not_read_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"chat_template_kwargs\.enable_thinkin: .* did you mean 'enable_thinking'"):
+        load(tmp_path, {"prompt": [user("hi")]}, chat_template_kwargs={"enable_thinkin": False})
+
+
 def test_template_arguments_that_rlkl_sets_are_refused():
     values: dict[str, Any] = {
         "model": {"path": "m"},
