@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rlkl.errors import CheckpointError, LearnerError
-from rlkl.learner.learner import Learner, LearnerSpec, _build_optimizer
+from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.stepping import build_optimizer
 from rlkl.recipe import Recipe
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates.base import HeadInput, Heads
@@ -134,7 +135,7 @@ def test_heads_may_learn_at_a_rate_of_their_own():
     policy, head = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
     recipe = Recipe.model_validate({"model": {"path": "m"}, "data": {"source": "d.jsonl"}})
 
-    optimizer = _build_optimizer({"policy.w": policy, "heads.b": head}, recipe, FastHead())
+    optimizer = build_optimizer({"policy.w": policy, "heads.b": head}, recipe.learner, FastHead())
 
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert scales == {id(policy): 1.0, id(head): 5.0}
