@@ -93,16 +93,16 @@ def test_a_file_that_the_learner_wrote_and_the_driver_does_not_see_makes_no_chec
     assert [path.name for path in (tmp_path / "here" / "checkpoints").iterdir()] == ["step_000005"]
 
 
-def test_a_file_that_arrives_with_another_content_makes_no_checkpoint(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-
-    with (
-        pytest.raises(SaveError, match=r"learner\.pt has another content"),
-        checkpoints.writing(state(10)) as draft,
-    ):
+def write_and_change(checkpoints: Checkpoints) -> None:
+    with checkpoints.writing(state(10)) as draft:
         (draft.folder / "learner.pt").write_text("weights")
         draft.written |= list_files(draft.folder)
         (draft.folder / "learner.pt").write_text("WEIGHTS")
+
+
+def test_a_file_that_arrives_with_another_content_makes_no_checkpoint(tmp_path: Path):
+    with pytest.raises(SaveError, match=r"learner\.pt has another content"):
+        write_and_change(Checkpoints(tmp_path, keep=2))
 
 
 def spoil(checkpoint: Path, how: str) -> None:
