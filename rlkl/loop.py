@@ -133,7 +133,7 @@ class Trainer:
             self.position = self.finished_position
             self.tracker.drain()
             self._save_once(checkpoints)
-        except (RlklError, OSError, RuntimeError) as second:
+        except (RlklError, OSError, RuntimeError, ValueError, TypeError) as second:
             note = f"The steps since the last checkpoint could not be saved ({second})."
         else:
             note = f"All {self.step} finished steps are saved." if self.step else "No step was finished."

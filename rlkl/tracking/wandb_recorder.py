@@ -13,10 +13,8 @@ from rlkl.tracking.writer import FLUSH_TIMEOUT_S, BackgroundWriter
 
 _log = logging.getLogger(__name__)
 
-PATIENCE_S = 30.0
-"""How long W&B may take, before a checkpoint is declared complete, to take in all records so far."""
-END_PATIENCE_S = 120.0
-"""The same at the end of the run, where uploads are waited for."""
+PATIENCE_S = 120.0
+"""How long a checkpoint, or the end of the run, waits for W&B to take in what it was given."""
 
 
 class WandbRecorder:
@@ -57,10 +55,10 @@ class WandbRecorder:
         self._look_at(self._writer.drain(PATIENCE_S))
 
     def finish(self, *, failed: bool) -> None:
-        """Close the W&B run, even after a failure; waits at most `END_PATIENCE_S`."""
+        """Close the W&B run, even after a failure; waits at most `PATIENCE_S` for it."""
         self.settle()
         self._writer.submit(partial(self._run.finish, failed=failed))
-        self._look_at(self._writer.drain(PATIENCE_S if self._failed else END_PATIENCE_S))
+        self._look_at(self._writer.drain(PATIENCE_S))
         self._writer.close()
 
     def _submit(self, job: Callable[[], None]) -> None:
