@@ -14,6 +14,7 @@ from rlkl.plan_warnings import warnings_about
 from rlkl.recipe import Recipe
 from rlkl.recipe.resources import gpu_shares
 from rlkl.recipe.run_dir import new_run_dir
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -111,8 +112,10 @@ class Plan:
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     """Work out the plan for a recipe, on ``machine`` unless the recipe or RAY_ADDRESS names a cluster.
 
-    Raises `InputError` when ``run.dir`` already holds files.
+    Raises `InputError` when ``run.dir`` already holds files, `RecipeError` when vLLM lacks an argument of
+    ``rollout.vllm``.
     """
+    check_vllm_arguments(recipe.rollout.vllm)
     cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
     processes = _processes(recipe, machine)
     batch = BatchArithmetic(

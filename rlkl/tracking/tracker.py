@@ -14,7 +14,14 @@ from rlkl.tracking.console import open_console, print_summary
 from rlkl.tracking.hacking_watch import HackingWatch, warn
 from rlkl.tracking.metrics import check_known
 from rlkl.tracking.pictures import save_pictures
-from rlkl.tracking.records import MetricsFile, TokenColumns, drop_later_samples, sample_path, write_samples
+from rlkl.tracking.records import (
+    MetricsFile,
+    TokenColumns,
+    drop_later_samples,
+    sample_path,
+    unify_samples,
+    write_samples,
+)
 from rlkl.tracking.suspicious import drop_later_suspects, suspects_path, write_suspects
 from rlkl.tracking.view import RunState
 from rlkl.tracking.wandb_recorder import WandbRecorder
@@ -54,6 +61,7 @@ class Tracker:
         self._next_step = first_step
         run_dir.mkdir(parents=True, exist_ok=True)
         drop_later_samples(run_dir, first_step)
+        unify_samples(run_dir)
         drop_later_suspects(run_dir, first_step)
         with ExitStack() as opened:
             self._metrics = MetricsFile(run_dir / "metrics.jsonl", first_step=first_step)

@@ -95,6 +95,10 @@ def is_seven(completion: str) -> float:
     return float(completion == "7")
 
 
+def is_empty(completion: str) -> float:
+    return float(completion == "")
+
+
 def trainer(
     run_dir: Path, *, uniform: bool = False, first_step: int = 0, rewards: Sequence = (), **sections: dict | int
 ) -> Trainer:
@@ -153,6 +157,16 @@ def test_rollouts_reach_the_learner_as_they_were_sampled(tmp_path: Path):
     assert {example.rollout.weights_version for example in trained} == {1}
     assert trained[5].rollout.completion.text == "8"
     assert trained[5].rollout.reward == 0.0
+
+
+def test_rewards_see_the_text_before_a_stop_text_and_the_learner_all_tokens(tmp_path: Path):
+    sections = {"prompts_per_step": 4, "samples_per_prompt": 4, "stop": ["8"]}
+    run = trainer(tmp_path, rollout=sections, steps=1, rewards=[is_empty])
+    run.run()
+
+    example = backend_of(run).trained[0][5]
+    assert (example.rollout.completion.text, example.rollout.reward) == ("", 1.0)
+    assert example.rollout.completion.token_ids == (*run.tokenizer.encode("8"), run.tokenizer.eos_token_id)
 
 
 def test_dropped_groups_are_refilled_up_to_a_full_step(tmp_path: Path):
