@@ -73,7 +73,7 @@ def train(
             tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
             spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
             engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
-            backend = RayBackend(recipe, spec, engine)
+            backend = RayBackend(recipe, spec, engine, run_dir.absolute())
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
             reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)

@@ -214,7 +214,8 @@ class LearnerSection(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the learner; left out: all cores.")
     lr: float = Field(default=1e-6, ge=0, description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="Learning rate after warm-up."
+        default="constant",
+        description="Learning rate after warm-up; it ends with the run, also if groups were dropped.",
     )
     warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises from 0.")
     final_lr_fraction: float = Field(
@@ -226,7 +227,9 @@ class LearnerSection(Section):
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
     epochs: int = Field(default=1, ge=1, description="Passes over each batch.")
-    minibatches: int = Field(default=1, ge=1, description="Optimizer steps per pass; whole groups stay together.")
+    minibatches: int = Field(
+        default=1, ge=1, description="Optimizer steps per pass, at most one a group; whole groups stay together."
+    )
     micro_batch_tokens: int = Field(
         default=8192, ge=1, description="Tokens, padding included, per forward and backward pass."
     )

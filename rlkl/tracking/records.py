@@ -182,8 +182,12 @@ def _utf8(text: str) -> str:
 def _write_atomically(path: Path, content: bytes | pa.Buffer) -> None:
     """The file has its old content or the new one, whenever the machine stops."""
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:  # a full disk gets back what the half file took
+        aside.unlink(missing_ok=True)
+        raise

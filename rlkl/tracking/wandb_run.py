@@ -88,6 +88,10 @@ class WandbRun:
                 f"W&B refused the run (tracking.project = {settings.project}, tracking.entity = {settings.entity}): "
                 f"{error}. Correct them, or set tracking.wandb=offline and upload later"
             ) from error
+        except Exception as error:
+            raise EnvironmentProblem(
+                f"W&B cannot be started ({type(error).__name__}: {error}). Set tracking.wandb=off to run without it"
+            ) from error
 
     @property
     def folder(self) -> Path:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from rlkl.data.images import encode_image
+from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.tracking.pictures import save_pictures
 from rlkl.tracking.records import sample_path, write_samples
@@ -184,6 +185,17 @@ def test_online_without_a_key_records_offline_and_says_so(tmp_path: Path, caplog
     run.finish()
     assert "there is no W&B key" in caplog.text
     assert run.folder.name.startswith("offline-run-")
+
+
+def test_a_wandb_that_cannot_start_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_binary(**_: object) -> None:
+        raise FileNotFoundError("wandb-core")
+
+    monkeypatch.setattr("wandb.init", no_binary)
+    with pytest.raises(EnvironmentProblem, match=r"FileNotFoundError: wandb-core.*tracking\.wandb=off"):
+        WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
 
 
 def test_tables_wait_for_their_upload_inside_the_run_folder(tmp_path: Path):
