@@ -50,7 +50,7 @@ def test_resume_takes_the_runs_own_recipe(tmp_path: Path, trained: list[Any]) ->
         (["train"], "needs a recipe first"),
         (["train", "steps=3"], "needs a recipe first"),
         (["train", "--resume", "nowhere"], "has no recipe.yaml"),
-        (["train", "--resume", "nowhere", "seed=3"], "only steps=N may change"),
+        (["score", "steps=3", "--data", "rows.jsonl"], "or a recipe first"),
         (["train", "quickstart", "--allow-changed-rewards"], "goes with --resume RUN_DIR only"),
         (["plan", "nowhere.yaml"], "no recipe at nowhere.yaml"),
         (["keys", "lerner"], "no key starts with 'lerner'"),
