@@ -18,7 +18,9 @@ from rlkl.schema import Section
 from rlkl.updates.outside import is_outside, settings_class
 
 _S = TypeVar("_S", bound=Section)
-_BUILT_IN = Path(__file__).resolve().parents[2] / "recipes"
+_PACKAGED = Path(__file__).resolve().parents[1] / "built_in_recipes"
+_BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+"""An installed package brings the recipes along (setup.py); a source tree has them in ``recipes/``."""
 _OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
 
 
