@@ -93,8 +93,10 @@ def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Pa
         rlkl.train(stored, resume_from=run_dir)
     process.kill()
     process.wait()
-    with pytest.raises(CheckpointError, match=r"learner.lr=0.5 \(was 0.001\)"):
-        rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml", "learner.lr=0.5"), resume_from=run_dir)
+    edited = (run_dir / "recipe.yaml").read_text().replace("seed: 0\n", "seed: 7\n")
+    (run_dir / "recipe.yaml").write_text(edited)
+    with pytest.raises(CheckpointError, match=r"seed=7 \(was 0\)"):
+        rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
 
     result = rlkl.train(stored, resume_from=run_dir)
 

@@ -14,8 +14,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rlkl.errors import CheckpointError, RunInUseError
-from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
-from rlkl.recipe.changes import MAY_CHANGE, plain_values
+from rlkl.learner.checkpoint import Checkpoints, LoopState
+from rlkl.recipe.changes import MAY_CHANGE, plain_values, with_absolute_paths
 from rlkl.recipe.io import as_override, dump_recipe, load_recipe
 from rlkl.recipe.keys import describe_keys
 from rlkl.recipe.run_dir import write_recipe
@@ -64,9 +64,9 @@ def run(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run_dir
 
 
-def save(run_dir: Path, recipe: Any) -> None:
-    """Write down what `rlkl train` would have, after four steps."""
-    setup = _prepare(recipe, (), None, allow_changed_rewards=False)
+def save(run_dir: Path, made_by: Any, **changes: Any) -> None:
+    """Write down what `rlkl train` would have after four steps of a recipe, with ``changes`` of the state."""
+    setup = _prepare(made_by, (), None, allow_changed_rewards=False)
     write_recipe(run_dir, dump_recipe(setup.stored))
     state = LoopState(
         step=4,
@@ -77,8 +77,8 @@ def save(run_dir: Path, recipe: Any) -> None:
         recipe=plain_values(setup.stored),
         fingerprints=setup.fingerprints,
     )
-    with Checkpoints(run_dir, keep=2).writing(state) as folder:
-        (folder / "policy").mkdir()
+    with Checkpoints(run_dir, keep=2).writing(replace(state, **changes)):
+        pass
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -272,11 +272,7 @@ def test_a_second_resume_is_refused_with_host_and_process(run: Path):
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture):
-    file = run / "checkpoints" / "step_000004" / "state.json"
-    state = json.loads(file.read_text())
-    del state["recipe"], state["fingerprints"]
-    file.write_text(json.dumps(state))
-    assert read_state(file.parent).recipe is None
+    save(run, load_recipe("first.yaml"), recipe=None, fingerprints={})
     resume(run, "tracking.wandb=off")
     assert "saved by an earlier version of rlkl" in caplog.text
     assert "seed=9 (was 3)" in refusal(run, "seed=9")
@@ -284,10 +280,10 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_warning(run: Path, ca
 
 
 def test_keys_that_a_later_version_adds_have_their_defaults(run: Path):
-    file = run / "checkpoints" / "step_000004" / "state.json"
-    state = json.loads(file.read_text())
-    del state["recipe"]["learner"]["logits_chunk_tokens"], state["recipe"]["learner"]["weight_decay"]
-    file.write_text(json.dumps(state))
+    recipe = load_recipe("first.yaml")
+    values = plain_values(with_absolute_paths(recipe))
+    del values["learner"]["logits_chunk_tokens"], values["learner"]["weight_decay"]
+    save(run, recipe, recipe=values)
     resume(run)
     assert "learner.weight_decay=0.1 (was 0.0)" in refusal(run, "learner.weight_decay=0.1")
 
