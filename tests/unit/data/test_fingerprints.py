@@ -66,7 +66,8 @@ def test_values_of_a_parquet_file_hash_alike_in_every_process(tmp_path: Path):
         }
     )
     pq.write_table(table, tmp_path / "rows.parquet")
-    here = column_fingerprints(row for _, row in read_rows(DataSection(source=str(tmp_path / "rows.parquet"))).numbered)
+    rows = read_rows(DataSection(source=str(tmp_path / "rows.parquet"))).numbered
+    here = column_fingerprints(row for _, row in rows if isinstance(row, dict))
     code = (
         "import sys; from rlkl.data.fingerprints import *; from rlkl.data.sources import *; from rlkl.recipe import *;"
         "print(column_fingerprints(r for _, r in read_rows(DataSection(source=sys.argv[1])).numbered))"

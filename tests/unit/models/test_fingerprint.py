@@ -74,7 +74,7 @@ def test_a_cache_that_cannot_be_written_or_read_costs_only_time(
 
 def test_content_counts_and_not_the_place(tmp_path: Path, reads: list[str]):
     first = model_fingerprint(str(model(tmp_path / "a")))
-    assert model_fingerprint(shutil.copytree(tmp_path / "a", tmp_path / "b")) == first
+    assert model_fingerprint(str(shutil.copytree(tmp_path / "a", tmp_path / "b"))) == first
     for name in ("README.md", "optimizer.pt", "consolidated.safetensors", "trainer_state.json"):  # not what is loaded
         (tmp_path / "b" / name).write_text("more")
     assert model_fingerprint(str(tmp_path / "b")) == first
