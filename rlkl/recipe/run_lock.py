@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TextIO
 
-from rlkl.errors import RunInUseError
+from rlkl.errors import InputError, RunInUseError
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +107,18 @@ class RunLock:
 def lock_run_dir(run_dir: Path) -> RunLock:
     """Lock an existing folder; take over the lock of a process that is dead.
 
-    Raises `RunInUseError`, which names the owner, if another process holds the lock or may hold it.
+    Raises `RunInUseError`, which names the owner, if another process holds the lock or may hold it, and `InputError` if
+    the folder cannot be written to.
     """
     run_dir = run_dir.absolute()
     path, owner = run_dir / LOCK_FILE, _this_process()
-    for _ in range(_TRIES):
-        if _create(path, owner) or _take_over(path, owner):
-            return RunLock(run_dir, owner)
-        time.sleep(_PAUSE_S)
+    try:
+        for _ in range(_TRIES):
+            if _create(path, owner) or _take_over(path, owner):
+                return RunLock(run_dir, owner)
+            time.sleep(_PAUSE_S)
+    except OSError as error:
+        raise InputError(f"the run folder {run_dir} cannot be locked: {path} cannot be written ({error})") from error
     raise RunInUseError(
         f"{path} cannot be read as the lock of a run. If no process uses {run_dir}, remove that file and start again"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkl.errors import RunInUseError
+from rlkl.errors import InputError, RunInUseError
 from rlkl.recipe import run_lock
 from rlkl.recipe.run_lock import LOCK_FILE, lock_run_dir
 
@@ -174,6 +174,11 @@ def test_a_lock_file_without_an_owner_is_not_guessed_about(tmp_path: Path, monke
     (tmp_path / LOCK_FILE).touch()
     with pytest.raises(RunInUseError, match="remove that file"):
         lock_run_dir(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_bad_input(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere cannot be locked: .*run\.lock cannot be written"):
+        lock_run_dir(tmp_path / "nowhere")
 
 
 def test_a_living_owner_gives_signs_of_life_and_notices_a_lost_lock(
