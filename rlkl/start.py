@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from rlkl.actors.backend import RayBackend
 from rlkl.actors.rewards import RayRewardWorker
 from rlkl.batch import Signal
+from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import InputError, MissingSignalError, RecipeError
@@ -29,6 +30,7 @@ from rlkl.recipe.run_lock import lock_run_dir
 from rlkl.resume import Saved, check_data, check_origin, check_recipe, check_rewards, columns_of, newest, origin_of
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.updates import build_update
@@ -90,8 +92,7 @@ def _prepare(
     if saved is not None:
         check_recipe(saved, stored, allow_changed_rewards=allow_changed_rewards)
     reward_set = _load_rewards(recipe, functions)
-    if recipe.rollout.workers:
-        engine_class(recipe.rollout.engine)
+    _check_engine(recipe)
     update = _build_update(recipe)
     if saved is not None:
         check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
@@ -130,7 +131,7 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
             running.callback(reward_set.close)
             reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
             tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
-            backend = RayBackend(recipe, setup.spec, setup.engine)
+            backend = RayBackend(recipe, setup.spec, setup.engine, run_dir.absolute())
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
             reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
@@ -153,6 +154,12 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
     except BaseException as error:
         tracker.fail(error)
         raise
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.rollout.workers:
+        engine_class(recipe.rollout.engine)
+        check_vllm_arguments(recipe.rollout.vllm)
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
@@ -258,7 +265,9 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         max_prompt_tokens=recipe.data.max_prompt_tokens,
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
-        stop_token_ids=_stop_token_ids(model_path, tokenizer),
+        stop_token_ids=_stop_token_ids(model_path, tokenizer, recipe.data.chat_template_kwargs),
+        stop=tuple(recipe.rollout.stop),
+        vllm=recipe.rollout.vllm,
         memory_fraction=recipe.rollout.memory_fraction,
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
@@ -267,9 +276,10 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
     )
 
 
-def _stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """The tokenizer's end-of-sequence id, then those of the model's generation settings (chat models have several)."""
-    stops = [tokenizer.eos_token_id]
+def _stop_token_ids(model_path: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a completion: end of sequence, the chat template's turn end, those of generation_config.json."""
+    end = find_turn_end(tokenizer, template_kwargs)
+    stops = [tokenizer.eos_token_id, *([] if end is None else [end.stop_id])]
     try:
         listed = GenerationConfig.from_pretrained(model_path).eos_token_id
     except OSError:  # a model folder need not have generation settings
