@@ -16,9 +16,9 @@ DEADLINE_S = 60.0
 """Limit for one call in mode ``process`` and ``actor`` if the recipe gives none."""
 
 _MODES_WITH = {
-    "workers": ("auto", "thread", "process", "actor"),
-    "timeout_s": ("auto", "thread", "process", "actor"),
-    "memory_mb": ("auto", "process"),
+    "workers": ("thread", "process", "actor", "auto"),
+    "timeout_s": ("thread", "process", "actor", "auto"),
+    "memory_mb": ("process", "auto"),
     "cpus": ("actor",),
     "gpus": ("actor",),
 }

@@ -107,9 +107,13 @@ class EventLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _begin(self, call: _LoopCall, awaitable: Awaitable[Any]) -> None:
+        if self.given_up:
+            _discard(awaitable)
+            return
         context = copy_context()
         context.run(_OWNER.set, call)
         call.task = self._loop.create_task(_ended(call, awaitable), context=context)
+        call.task.add_done_callback(lambda _: _discard(awaitable))  # it may have been cancelled before it began
 
     def _end(self, call: _LoopCall) -> str:
         """Cancel an overdue call; returns where it is if it blocks the loop."""
@@ -138,7 +142,7 @@ class EventLoop:
         """On the loop, once nothing blocks it any more."""
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        self._loop.call_soon(self._loop.stop)
+        self._loop.call_later(_CANCEL_S, self._loop.stop)
 
     def _is_blocked_by(self, call: _LoopCall) -> bool:
         """Whether the call blocks the loop, or a task that nobody waits for, such as one that an earlier call left."""
@@ -222,6 +226,6 @@ async def _ended(call: _LoopCall, awaitable: Awaitable[Any]) -> None:
 
 
 def _discard(awaitable: Awaitable[Any]) -> None:
-    """Close a coroutine that was never begun, so that Python does not warn of it."""
+    """Close a coroutine that never began, so that Python does not warn of it; one that has ended is left alone."""
     if isinstance(awaitable, Coroutine):
         awaitable.close()

@@ -2,8 +2,8 @@
 
 Covered are the source of the function or class; defaults; values of a closure; arguments of a `functools.partial`;
 attributes of an instance and its class; and the constants, functions and classes of its module that the code names.
-Not covered: other modules, and what objects of other modules hold. Nothing that differs from process to process, such as
-an address, becomes part of the text.
+Not covered: other modules, and what objects of other modules hold. Nothing that differs from process to process, such
+as an address, becomes part of the text.
 """
 
 from __future__ import annotations
@@ -171,10 +171,8 @@ def _slots(kind: type) -> Sequence[str]:
 
 def _text(function: FunctionType) -> str:
     """The source; of a function without one (typed into a prompt, made by ``exec``) its instructions."""
-    if function.__code__.co_filename == "<string>":  # methods that a dataclass makes: its attributes count already
-        return function.__qualname__
     try:
-        return inspect.getsource(function)
+        return inspect.getsource(function.__code__)  # not that of a function which this one wraps
     except (OSError, TypeError):
         return json.dumps(_instructions(function.__code__))
 

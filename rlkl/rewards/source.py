@@ -94,7 +94,7 @@ def fingerprint_of(source: Source | None, function: Callable[..., Any]) -> str:
     """
     if source is not None and source.file is not None:
         text = source.text.decode(errors="replace") + source.reference.rpartition(":")[2]
-    elif source is not None and not source.reference.startswith(_TASK):
+    elif source is not None:
         text = _module_text(function) + source.reference
     else:
         text = identity_of(function)
