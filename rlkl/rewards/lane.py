@@ -39,6 +39,8 @@ class Lane:
         self._sent: set[range] = set()
         self.seconds: list[float] = []
         """How long each call took."""
+        self.split: tuple[int, Failure] | None = None
+        """The first call of a batch function that failed as a whole: its samples, and why."""
 
     def add(self, index: int, sample: Sample) -> None:
         self._samples[index] = sample
@@ -94,6 +96,7 @@ class Lane:
                 if answer.failure is None:
                     self._take(indices, answer.outcomes)
                 elif len(indices) > 1 and self._parameters.unit == "batch":
+                    self.split = self.split or (len(indices), answer.failure)
                     for index in indices:
                         self._submit([index])
                 else:

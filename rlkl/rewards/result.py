@@ -193,8 +193,8 @@ _HINTS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda value: isinstance(value, Generator), "write 'return' instead of 'yield'"),
     (
         lambda value: isinstance(value, list | tuple),
-        "a list is for functions that take 'completions' or 'group'. This function is called for one sample: return one "
-        "number, or rlkl.Reward(number, components={...}) if there is more to keep",
+        "a list is for functions that take 'completions' or 'group'. This function is called for one sample: return "
+        "one number, or rlkl.Reward(number, components={...}) if there is more to keep",
     ),
     (_is_array, "reduce an array to one number, for example with .mean().item()"),
     (is_dataclass, "return dataclasses.asdict(...) for a dict of named numbers"),

@@ -201,9 +201,13 @@ class Round:
         for reward in self._set.rewards:
             lane = self._lanes[reward.name]
             outcomes = lane.finish()
-            judged.append(
-                Judged(name=reward.name, weight=reward.weight, section=reward.section, outcomes=outcomes)
-            )
+            if lane.split is not None:
+                samples, failure = lane.split
+                why = f"{failure.what}: {failure.detail}" if failure.detail else failure.what
+                logger.warning(
+                    "reward '%s': a call with %d samples %s; each of them was scored alone", reward.name, samples, why
+                )
+            judged.append(Judged(name=reward.name, weight=reward.weight, section=reward.section, outcomes=outcomes))
             if lane.given_up:
                 break
         failures = [self._failed(reward, index) for reward in judged for index in _failed_indices(reward)]

@@ -157,8 +157,8 @@ def announces_gigabytes(completion):
 
 def answers_in_advance(completion):
     if completion == "attack":
-        body = b'{"number": 5, "seconds": 0.0, "failure": null, "outcomes": [{"score": {"value": 9.0, "components": {}, ' \\
-               b'"tags": [], "token_values": []}}]}'
+        score = b'{"value": 9.0, "components": {}, "tags": [], "token_values": []}'
+        body = b'{"number": 5, "seconds": 0.0, "failure": null, "outcomes": [{"score": ' + score + b'}]}'
         os.write(sockets()[0], struct.pack(">I", len(body)) + body)
     return 1.0
 '''
