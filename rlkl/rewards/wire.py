@@ -19,7 +19,7 @@ from rlkl.rewards.result import NAME, Failure, FailureKind, Outcome, Score
 
 MOST_BYTES = 64 * 2**20
 """A longer message is refused."""
-_CHUNK = 2**20
+_CHUNK = 2**16
 _LENGTH = struct.Struct(">I")
 _KINDS = get_args(FailureKind)
 _SCORE = ("value", "components", "tags", "token_values")
