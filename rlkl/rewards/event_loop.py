@@ -113,6 +113,7 @@ class EventLoop:
         context = copy_context()
         context.run(_OWNER.set, call)
         call.task = self._loop.create_task(_ended(call, awaitable), context=context)
+        call.task._log_destroy_pending = False  # pyright: ignore - a call that is left to itself has been reported
         call.task.add_done_callback(lambda _: _discard(awaitable))  # it may have been cancelled before it began
 
     def _end(self, call: _LoopCall) -> str:
