@@ -14,8 +14,7 @@ NAME = re.compile(r"[\w.-]+")
 """What a reward or a component may be called: it becomes part of a metric's key."""
 
 LARGEST = 3.4028234663852886e38
-"""The largest float32: the learner holds rewards in that precision."""
-
+"""The largest float32: rewards become one in the learner."""
 _SHOWN_CHARACTERS = 500
 _TRACEBACK_CHARACTERS = 8000
 
@@ -131,12 +130,12 @@ def _score(value: Any, tokens: int) -> Score:
     token_values = _token_values(value.token_values, tokens)
     own = None if value.value is None else _number(value.value, "value to be a finite number or None")
     if own is None and components:
-        own = _number(sum(components.values()), "the sum of the components to be a finite number")
+        own = sum(components.values())
     if token_values:
-        total = math.fsum([own or 0.0, *token_values])
-        own = _number(total, "value and token_values to have a finite sum")
+        own = math.fsum([own or 0.0, *token_values])
     elif own is None and value.token_values is not None:
         own = 0.0  # a completion without tokens has nothing to earn them
+    own = None if own is None else _number(own, "the sum of its parts to be a finite number")
     return Score(value=own, components=components, tags=_tags(value.tags), token_values=token_values)
 
 
@@ -179,8 +178,10 @@ def _number(value: Any, expected: str) -> float:
         number = float(value.item() if _is_array(value) else value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
         raise refusal from None
-    if not abs(number) <= LARGEST:
-        raise Unusable(f"expected {expected}, within +-{LARGEST:.3g} (float32)") from None
+    if not math.isfinite(number):
+        raise Unusable(f"expected {expected}")
+    if abs(number) > LARGEST:
+        raise Unusable(f"expected {expected}; this one is too large for float32 (at most {LARGEST:.4g})")
     return number
 
 
