@@ -99,7 +99,7 @@ def write_scores(report: ScoreReport, path: Path) -> None:
 
 def _start(rewards: RewardSet, recipe: Recipe, running: ExitStack) -> None:
     rewards.start(timeout_s=recipe.cluster.start_timeout_s)
-    if any(section.place == "actor" for section in recipe.rewards):
+    if any(section.mode == "actor" for section in recipe.rewards):
         from rlkl.actors.rewards import RayRewardWorker, ray_for_rewards
 
         running.enter_context(ray_for_rewards(recipe))

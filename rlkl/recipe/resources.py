@@ -25,7 +25,7 @@ class RewardNeeds:
 
 def reward_needs(recipe: Recipe) -> RewardNeeds:
     """Of the rewards in mode ``actor``."""
-    actors = [reward for reward in recipe.rewards if reward.place == "actor"]
+    actors = [reward for reward in recipe.rewards if reward.mode == "actor"]
     return RewardNeeds(
         cpus=sum(reward.workers * reward.cpus for reward in actors),
         gpus=sum(reward.workers * reward.gpus for reward in actors),

@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     "mistaken.py:many_numbers": (1, "(ndarray).*reduce an array to one number"),
     "mistaken.py:a_function": (1, "(function).*it returned a function"),
     "mistaken.py:not_a_number": (1, "returned nan (float).*expected a finite number"),
-    "mistaken.py:too_large": (1, "returned 1e+39 (float).*within +-3.4e+38 (float32)"),
+    "mistaken.py:too_large": (1, "returned 1e+39 (float).*too large for float32"),
     "mistaken.py:too_few": (1, "returned [] (list).*one reward for each of 1 samples, got 0"),
     "mistaken.py:endless": (1, "one reward for each of"),
     "mistaken.py:column": (1, "a list is for functions"),
