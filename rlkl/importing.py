@@ -72,7 +72,9 @@ class Importer:
             exec(compile(text, path, "exec"), module.__dict__)
         except Exception as error:  # whatever a user's file raises is told with its path
             del sys.modules[name]
-            raise self.error(f"importing '{path}' raised {type(error).__name__}: {error}") from error
+            relative = isinstance(error, ImportError) and "relative import" in str(error)
+            hint = ". A file is no package: write 'import helper' instead of 'from . import helper'" if relative else ""
+            raise self.error(f"importing '{path}' raised {type(error).__name__}: {error}{hint}") from error
         return module
 
     def _module(self, name: str) -> ModuleType:

@@ -159,17 +159,17 @@ def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
 
 
 def _reward_processes(recipe: Recipe) -> Iterator[Process]:
-    """The workers of rewards that do not run in the driver. Worker processes are not reserved anywhere."""
+    """Where each reward runs, and how long a call may take. Only actors reserve CPUs and GPUs."""
     for reward in recipe.rewards:
-        if reward.mode in ("process", "actor"):
-            is_actor = reward.mode == "actor"
-            yield Process(
-                role=f"reward {reward.mode}",
-                count=reward.workers,
-                cpus=reward.cpus if is_actor else 0,
-                gpus=reward.gpus if is_actor else 0,
-                does=reward.name or reward.function,
-            )
+        is_actor = reward.place == "actor"
+        limit = "no time limit" if reward.deadline_s is None else f"at most {reward.deadline_s:g} s a call"
+        yield Process(
+            role=f"reward {reward.place}",
+            count=reward.workers,
+            cpus=reward.cpus if is_actor else 0,
+            gpus=reward.gpus if is_actor else 0,
+            does=f"{reward.name or reward.function}, {limit}",
+        )
 
 
 def _shortage(processes: tuple[Process, ...], machine: Machine) -> tuple[str, ...]:

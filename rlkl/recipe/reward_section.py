@@ -10,14 +10,25 @@ from rlkl.schema import Section
 
 Normalize = Literal["none", "group", "batch"]
 
+Place = Literal["inline", "thread", "process", "actor"]
+
+DEADLINE_S = 60.0
+"""Limit for one call in mode ``process`` and ``actor`` if the recipe gives none."""
+
 _MODES_WITH = {
-    "workers": ("thread", "process", "actor"),
-    "timeout_s": ("thread", "process", "actor"),
-    "memory_mb": ("process",),
+    "workers": ("thread", "process", "actor", "auto"),
+    "timeout_s": ("thread", "process", "actor", "auto"),
+    "memory_mb": ("process", "auto"),
     "cpus": ("actor",),
     "gpus": ("actor",),
 }
 """Keys of a reward that only some modes have a use for."""
+
+_PROCESS_KEYS = ("workers", "timeout_s", "memory_mb")
+"""Mode ``auto`` runs a reward in a process if one of these is set."""
+
+_INLINE_PREFIXES = ("task:", "__main__:")
+"""Mode ``auto`` runs these in the loop: built-in rewards, which are quick, and functions that only this process has."""
 
 
 class RewardSection(Section):
@@ -41,8 +52,10 @@ class RewardSection(Section):
     normalize: Normalize = Field(
         default="none", description="Shift and scale its scores to mean 0, deviation 1: over each group or the batch."
     )
-    mode: Literal["inline", "thread", "process", "actor"] = Field(
-        default="inline", description="Where it runs: in the loop, on threads, in own processes, in Ray actors."
+    mode: Literal["auto", "inline", "thread", "process", "actor"] = Field(
+        default="auto",
+        description="Where it runs: inline (in the loop), thread, process, actor (Ray); auto: task: rewards inline, "
+        "others in a process.",
     )
     workers: int = Field(default=1, ge=1, description="Threads, processes or actors; not for mode inline.")
     batch_size: int | None = Field(
@@ -51,10 +64,11 @@ class RewardSection(Section):
     timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="Limit for one call; left out: 60 in mode process and actor, none in thread; not for inline.",
+        description=f"Limit for one call; left out: {DEADLINE_S:g} in processes and actors, none in thread; not for "
+        "inline.",
     )
     memory_mb: int | None = Field(
-        default=None, ge=64, description="Mode process: MiB of data memory a worker may hold, its own 30 included."
+        default=None, ge=64, description="MiB of data memory a worker process may hold, its own 30 included."
     )
     cpus: float = Field(default=1.0, ge=0, description="Mode actor: CPUs that each worker reserves in Ray.")
     gpus: float = Field(default=0.0, ge=0, description="Mode actor: GPUs that each worker reserves in Ray.")
@@ -69,12 +83,28 @@ class RewardSection(Section):
         default=False, description="Keep its scores in the run folder, by what it read; never score the same twice."
     )
 
+    @property
+    def place(self) -> Place:
+        """Where it runs: the mode, or what ``auto`` chooses."""
+        if self.mode != "auto":
+            return self.mode
+        quick = self.function.startswith(_INLINE_PREFIXES)
+        return "inline" if quick and not any(self._is_set(key) for key in _PROCESS_KEYS) else "process"
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Limit for one call in seconds; None: there is none."""
+        return self.timeout_s or (DEADLINE_S if self.place in ("process", "actor") else None)
+
+    def _is_set(self, key: str) -> bool:
+        return getattr(self, key) != type(self).model_fields[key].default
+
     @model_validator(mode="after")
     def _fits_the_mode(self) -> RewardSection:
         """Refuse what would do nothing."""
         for key, modes in _MODES_WITH.items():
-            value = getattr(self, key)
-            if self.mode not in modes and value != type(self).model_fields[key].default:
+            if self.mode not in modes and self._is_set(key):
+                value = getattr(self, key)
                 raise ValueError(f"{key} = {value} does nothing in mode {self.mode}; it is for {', '.join(modes)}")
         if (self.on_error == "constant") != (self.error_value is not None):
             raise ValueError(

@@ -51,7 +51,8 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
     """Read the signature.
 
     Raises:
-        RewardInputError: there is none (some C functions), or it has a required positional-only parameter.
+        RewardInputError: there is none (some C functions), it has a required positional-only parameter, or it has
+            only ``*args``.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -61,6 +62,9 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
     for p in parameters:
         if p.kind is Parameter.POSITIONAL_ONLY and p.default is Parameter.empty:
             raise RewardInputError(f"parameter '{p.name}' of {function!r} is positional-only; arguments come by name")
+    kinds = {p.kind for p in parameters}
+    if Parameter.VAR_POSITIONAL in kinds and not by_name and Parameter.VAR_KEYWORD not in kinds:
+        raise RewardInputError(f"{function!r} takes only *args; arguments come by name: name those that it needs")
     return Parameters(
         required=frozenset(p.name for p in by_name if p.default is Parameter.empty),
         optional={p.name: p.default for p in by_name if p.default is not Parameter.empty},

@@ -11,12 +11,12 @@ from rlkl.rewards.binding import Parameters
 from rlkl.rewards.cache import ScoreCache
 from rlkl.rewards.calling import Answer
 from rlkl.rewards.pool import Pool
-from rlkl.rewards.result import Outcome, Score, raised
+from rlkl.rewards.result import Failure, Outcome, Score, raised
 
 
 class Lane:
     """Samples are taken in any order. What is asked of the function depends on their numbers alone, never on when they
-    came: each unit goes out whole, once its last sample is there, or under not ``eager`` in order in the end."""
+    came: each unit goes out whole, once its last sample is there, or in order in the end if the pool is not eager."""
 
     def __init__(
         self,
@@ -26,34 +26,44 @@ class Lane:
         pool: Pool,
         cache: ScoreCache | None,
         units: Sequence[range],
-        eager: bool,
+        most_failures: int,
     ) -> None:
+        """``most_failures``: once more samples than this have failed, no further ones are waited for."""
         self._parameters, self._state, self._pool, self._cache = parameters, state, pool, cache
         self._units = units
         self._unit_of = {index: unit for unit in units for index in unit}
-        self._eager = eager
+        self._most_failures, self._failures = most_failures, 0
         self._samples: dict[int, Sample] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._pending: list[tuple[list[int], Future[Answer]]] = []
         self._sent: set[range] = set()
         self.seconds: list[float] = []
         """How long each call took."""
+        self.split: tuple[int, Failure] | None = None
+        """The first call of a batch function that failed as a whole: its samples, and why."""
 
     def add(self, index: int, sample: Sample) -> None:
         self._samples[index] = sample
         unit = self._unit_of[index]
-        if self._eager and all(member in self._samples for member in unit):
+        if self._pool.eager and all(member in self._samples for member in unit):
             self._send(unit)
 
-    def finish(self) -> list[Outcome]:
-        """Every sample's outcome, in order, once all are there."""
+    @property
+    def given_up(self) -> bool:
+        """Whether so many samples have failed that the run has to stop."""
+        return self._failures > self._most_failures
+
+    def finish(self) -> list[Outcome | None]:
+        """Every sample's outcome, in order; None for those that were not waited for."""
         for unit in self._units:
-            if unit not in self._sent:
+            if unit not in self._sent and not self.given_up:
                 self._send(unit)
+                if not self._pool.eager:
+                    self._collect()
         self._collect()
         if self._cache is not None:
             self._cache.flush()
-        return [self._outcomes[index] for index in range(len(self._outcomes))]
+        return [self._outcomes.get(index) for index in range(len(self._unit_of))]
 
     def _send(self, unit: range) -> None:
         self._sent.add(unit)
@@ -66,7 +76,7 @@ class Lane:
             call = self._call(indices)
         except RewardInputError as error:  # a row without a column that the first rows had
             if len(indices) == 1 or self._parameters.unit == "group":
-                self._outcomes.update(dict.fromkeys(indices, raised(error)))
+                self._keep(indices, [raised(error)] * len(indices))
                 return
             for index in indices:
                 self._submit([index])
@@ -79,18 +89,25 @@ class Lane:
         while self._pending:
             pending, self._pending = self._pending, []
             for indices, future in pending:
+                if self.given_up:
+                    return
                 answer = future.result()
                 self.seconds.append(answer.seconds)
                 if answer.failure is None:
                     self._take(indices, answer.outcomes)
                 elif len(indices) > 1 and self._parameters.unit == "batch":
+                    self.split = self.split or (len(indices), answer.failure)
                     for index in indices:
                         self._submit([index])
                 else:
-                    self._outcomes.update(dict.fromkeys(indices, answer.failure))
+                    self._keep(indices, [answer.failure] * len(indices))
+
+    def _keep(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+        self._outcomes.update(zip(indices, outcomes, strict=True))
+        self._failures += sum(isinstance(outcome, Failure) for outcome in outcomes)
 
     def _take(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
-        self._outcomes.update(zip(indices, outcomes, strict=True))
+        self._keep(indices, outcomes)
         if self._cache is None:
             return
         parts = [indices] if self._parameters.unit == "group" else [[index] for index in indices]

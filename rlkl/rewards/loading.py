@@ -12,6 +12,7 @@ from rlkl.recipe import Normalize, RewardSection
 from rlkl.rewards.binding import parameters_of
 from rlkl.rewards.calling import Callee
 from rlkl.rewards.decorator import declaration_of
+from rlkl.rewards.fingerprint import described
 from rlkl.rewards.result import NAME
 from rlkl.rewards.runner import LoadedReward, RewardSet
 from rlkl.rewards.source import IMPORTER, Source, check_settings, fingerprint_of, source_of
@@ -63,7 +64,7 @@ def _from_function(function: Callable[..., Any]) -> LoadedReward:
     if not callable(function):
         raise RewardInputError(f"rewards = [...] takes functions, got {function!r}; references go into the recipe")
     declared = declaration_of(function)
-    section = RewardSection(function=f"{function.__module__}:{_name_of(function)}")
+    section = RewardSection(function=f"{described(function).__module__}:{_name_of(function)}", mode="inline")
     return _loaded(section, function, declared.name or _name_of(function), declared.weight, None)
 
 
@@ -92,5 +93,7 @@ def _loaded(
 
 
 def _name_of(function: Any) -> str:
-    """A function's name; an instance with ``__call__`` goes by its class."""
+    """A function's name; a partial goes by its function, an instance with ``__call__`` by its class."""
+    if isinstance(function, functools.partial) and NAME.fullmatch(_name_of(function.func)):
+        return _name_of(function.func)
     return getattr(function, "__name__", type(function).__name__)

@@ -66,6 +66,9 @@ _AT_ONCE_S = 0.005
 class Pool(Protocol):
     """Takes calls and answers them some time."""
 
+    eager: bool
+    """Whether calls run beside the caller, so that each is best submitted as soon as it can be."""
+
     def submit(self, call: Call) -> Future[Answer]: ...
 
     def close(self) -> None: ...
@@ -73,6 +76,8 @@ class Pool(Protocol):
 
 class InlinePool:
     """Runs each call before `submit` returns."""
+
+    eager = False
 
     def __init__(self, callee: Callee, name: str) -> None:
         self._callee = callee
@@ -90,10 +95,12 @@ class InlinePool:
 class WorkerPool:
     """Calls go to whichever worker is free. Each worker has a thread here, which waits for it."""
 
+    eager = True
+
     def __init__(
         self, workers: Sequence[Worker], *, together: bool = False, on_close: Callable[[], None] = lambda: None
     ) -> None:
-        """Starts all workers at once and waits for them; raises the first `RewardInputError`.
+        """Begins to start all workers at once; `ready` waits for them.
 
         ``together``: quick calls may be handed over several at a time, where there is one worker only. Among several,
         one call that takes long would hold up those with it, which another worker could take.
@@ -104,14 +111,17 @@ class WorkerPool:
         self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self._whole, self._lock = len(workers), threading.Lock()
-        started: list[Future[None]] = [Future() for _ in workers]
+        self._started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
             threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
-            for pair in zip(workers, started, strict=True)
+            for pair in zip(workers, self._started, strict=True)
         ]
         for thread in self._threads:
             thread.start()
-        errors = [error for future in started if (error := future.exception()) is not None]
+
+    def ready(self) -> None:
+        """Wait until all workers are up; raises the first worker's `RewardInputError`."""
+        errors = [error for future in self._started if (error := future.exception()) is not None]
         if errors:
             self.close()
             raise errors[0]
@@ -254,7 +264,9 @@ class _Inner:
 def thread_pool(callee: Callee, name: str, *, workers: int, timeout_s: float | None) -> WorkerPool:
     """Threads that share one function."""
     set_up(callee, name)
-    return WorkerPool([ThreadWorker(callee, timeout_s) for _ in range(workers)], on_close=callee.close)
+    pool = WorkerPool([ThreadWorker(callee, timeout_s) for _ in range(workers)], on_close=callee.close)
+    pool.ready()
+    return pool
 
 
 def set_up(callee: Callee, name: str) -> None:

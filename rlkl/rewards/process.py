@@ -6,26 +6,26 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO
 
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, overdue
 from rlkl.rewards.pool import WorkerSpec, setup_error
 from rlkl.rewards.result import Failure, raised
+from rlkl.rewards.wire import MOST_BYTES, MessageSocket, WireError, decode_answer, decode_start
 
 _START = "import sys; sys.path[:] = {path!r}; from rlkl.rewards.worker import main; main({child}, {faults}, {parent})"
 _STACK_S = 0.5
 """How long a process that hangs may take to write down where."""
 _TRACE_CHARACTERS = 8000
 _GONE = (EOFError, OSError)
-"""What a pipe raises whose other end has closed."""
+"""Raised by a socket whose other end is closed."""
 _CLOSED = Failure(kind="crashed", what="was closed before the call was over")
 
 
@@ -38,7 +38,9 @@ class ProcessWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
-        self._calls: Connection[Any, Any] | None = None
+        self._calls: MessageSocket | None = None
+        self._numbers = 0
+        """Calls handed over so far; each is answered under its number."""
         self._faults: IO[bytes] | None = None
         self._busy = False
         self._closing = False
@@ -49,7 +51,11 @@ class ProcessWorker:
         return self._broken
 
     def start(self) -> None:
-        failure = self._start()
+        self._busy = True
+        try:
+            failure = self._start()
+        finally:
+            self._busy = False
         if failure is not None:
             raise setup_error(self._spec.name, failure)
 
@@ -66,8 +72,9 @@ class ProcessWorker:
                 for call in left:
                     yield from self.answer([call])
                 return
-            for place in range(len(left)):
-                answer = self._receive() if failure is None else Answer(failure=failure)
+            first = self._numbers - len(left)
+            for place, call in enumerate(left):
+                answer = self._receive(first + place, call) if failure is None else Answer(failure=failure)
                 yield answer
                 if _ends(answer):
                     self._replace()
@@ -98,32 +105,40 @@ class ProcessWorker:
 
     def _send(self, calls: Sequence[Call]) -> Failure | None:
         """Hand the calls over, to a new process if this one has ended in between; what went wrong, or None."""
+        try:
+            body = pickle.dumps((self._numbers, calls))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # a value of the row cannot be pickled
+            return raised(error)
         failure: Failure | None = None
         for _ in range(2):
             assert self._calls is not None
             try:
-                self._calls.send(calls)
+                self._calls.send(body, self._spec.timeout_s)
+            except TimeoutError:
+                failure = overdue(self._spec.timeout_s, self._stack())
             except _GONE:
                 failure = self._crash()
-                self._replace()
-                if self._over() is not None:
-                    break
-            except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
-                return raised(error)
             else:
+                self._numbers += len(calls)
                 return None
+            self._replace()
+            if self._over() is not None:
+                break
         return failure
 
-    def _receive(self) -> Answer:
-        """The next answer."""
+    def _receive(self, number: int, call: Call) -> Answer:
+        """Wait for the answer to call ``number``."""
         assert self._calls is not None
         start = time.perf_counter()
         self._busy = True
         try:
             if self._closing:  # `abandon` came too early to see that a call is under way
                 raise EOFError
-            if self._calls.poll(self._spec.timeout_s):
-                return self._calls.recv()
+            body = self._calls.receive(self._spec.timeout_s, MOST_BYTES)
+            return decode_answer(body, number=number, samples=len(call.tokens))
+        except WireError as error:
+            failure = _not_an_answer(error)
+        except TimeoutError:
             failure = overdue(self._spec.timeout_s, self._stack())
         except _GONE:
             failure = self._crash()
@@ -134,7 +149,8 @@ class ProcessWorker:
     def _start(self) -> Failure | None:
         """Bring a process up; what went wrong, or None."""
         self._faults = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self._calls, child = Pipe()
+        own, child = socket.socketpair()
+        self._calls = MessageSocket(own)
         with child:
             code = _START.format(path=sys.path, child=child.fileno(), faults=self._faults.fileno(), parent=os.getpid())
             try:
@@ -151,11 +167,12 @@ class ProcessWorker:
         try:
             if self._closing:  # `abandon` came too early to see the process
                 raise EOFError
-            self._calls.send(self._spec)
-            if not self._calls.poll(self._spec.start_timeout_s):
-                failure = overdue(self._spec.start_timeout_s, self._stack())
-            else:
-                failure = self._calls.recv()
+            self._calls.send(pickle.dumps(self._spec), self._spec.start_timeout_s)
+            failure = decode_start(self._calls.receive(self._spec.start_timeout_s, MOST_BYTES))
+        except WireError as error:
+            failure = _not_an_answer(error)
+        except TimeoutError:
+            failure = overdue(self._spec.start_timeout_s, self._stack(), key="cluster.start_timeout_s")
         except _GONE:
             failure = self._crash()
         if failure is not None:
@@ -212,9 +229,15 @@ class ProcessWorker:
         return Failure(kind="crashed", what=f"crashed with {name}", detail=hint, traceback=self._written())
 
     def _written(self) -> str:
+        """The end of the process's fault log. Code in the process may have written any amount to it."""
         assert self._faults is not None
-        self._faults.seek(0)
-        return self._faults.read().decode(errors="replace")[-_TRACE_CHARACTERS:]
+        size = os.fstat(self._faults.fileno()).st_size
+        self._faults.seek(max(size - _TRACE_CHARACTERS, 0))
+        return self._faults.read(_TRACE_CHARACTERS).decode(errors="replace")
+
+
+def _not_an_answer(error: WireError) -> Failure:
+    return Failure(kind="crashed", what="wrote to rlkl's connection, and not an answer", detail=str(error))
 
 
 def _ends(answer: Answer) -> bool:

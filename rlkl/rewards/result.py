@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from itertools import islice
 from typing import Any, Literal
 
 NAME = re.compile(r"[\w.-]+")
@@ -71,7 +72,7 @@ def raised(error: BaseException) -> Failure:
     return Failure(
         kind="memory" if isinstance(error, MemoryError) else "raised",
         what=f"raised {type(error).__name__}",
-        detail=str(error),
+        detail=str(error)[:_TRACEBACK_CHARACTERS],
         traceback=text[-_TRACEBACK_CHARACTERS:],
         cause=error,
     )
@@ -101,9 +102,14 @@ def outcome_of(value: Any, tokens: int) -> Outcome:
 
 
 def outcomes_of(values: Any, tokens: Sequence[int]) -> tuple[Outcome, ...] | Failure:
-    """The same for an answer about several samples; a `Failure` where it is no list of that length."""
+    """Read an answer about several samples; return a `Failure` if it is not a list of that length.
+
+    An array, a tensor or a generator counts as a list.
+    """
     rows = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(rows, list | tuple):
+    if isinstance(rows, Iterator):
+        rows = list(islice(rows, len(tokens) + 1))  # it may be endless
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
         return Unusable("expected a list with one reward for each sample").failure(values)
     if len(rows) != len(tokens):
         counts = f"expected a list with one reward for each of {len(tokens)} samples, got {len(rows)}"
@@ -164,14 +170,35 @@ def _token_values(values: Any, tokens: int) -> tuple[float, ...]:
 
 def _number(value: Any, expected: str) -> float:
     """The value as a float. Text is no number, even if it could be parsed."""
+    hint = next((hint for is_such, hint in _HINTS if is_such(value)), "")
+    refusal = Unusable(f"expected {expected}{hint and '; '}{hint}")
     if isinstance(value, str | bytes):
-        raise Unusable(f"expected {expected}")
+        raise refusal
     try:
-        number = float(value)
+        number = float(value.item() if _is_array(value) else value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
-        raise Unusable(f"expected {expected}") from None
+        raise refusal from None
     if not math.isfinite(number):
         raise Unusable(f"expected {expected}")
     if abs(number) > LARGEST:
         raise Unusable(f"expected {expected}; this one is too large for float32 (at most {LARGEST:.4g})")
     return number
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and callable(getattr(value, "item", None))
+
+
+_HINTS: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda value: isinstance(value, str | bytes), "a text is no number: convert it, for example with float(text)"),
+    (lambda value: isinstance(value, Generator), "write 'return' instead of 'yield'"),
+    (
+        lambda value: isinstance(value, list | tuple),
+        "a list is for functions that take 'completions' or 'group'. This function is called for one sample: return "
+        "one number, or rlkl.Reward(number, components={...}) if there is more to keep",
+    ),
+    (_is_array, "reduce an array to one number, for example with .mean().item()"),
+    (is_dataclass, "return dataclasses.asdict(...) for a dict of named numbers"),
+    (callable, "it returned a function: the reward has to be what that function returns"),
+)
+"""How to mend values that users return by mistake; the first that fits counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from rlkl.errors import RewardError, RewardInputError
 from rlkl.recipe import Normalize, RewardSection
+from rlkl.recipe.reward_section import DEADLINE_S, Place
 from rlkl.rewards.arguments import Sample, State, make_call
 from rlkl.rewards.binding import Parameters
 from rlkl.rewards.cache import ScoreCache
@@ -27,8 +29,6 @@ from rlkl.types import Completion, Prompt
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 60.0
-"""For a call in a worker of its own, where the recipe says nothing."""
 START_TIMEOUT_S = 600.0
 _BATCH_SIZE = 16
 _SHOWN_CHARACTERS = 500
@@ -100,28 +100,32 @@ class RewardSet:
                 )
 
     def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Bring up whatever is not up yet, Ray actors apart; raises `RewardInputError`."""
-        for reward in self.rewards:
+        """Bring up all rewards that are not up yet, except Ray actors; raises `RewardInputError`.
+
+        Processes start side by side; inline and thread rewards are set up on this thread meanwhile.
+        """
+        missing = [reward for reward in self.rewards if reward.name not in self._pools]
+        processes = {reward.name: _processes(reward, timeout_s) for reward in missing if _is_in(reward, "process")}
+        self._pools |= processes
+        for reward in missing:
             section, name = reward.section, reward.name
-            if name in self._pools:
-                continue
-            if section.mode == "inline":
+            if section.place == "inline":
                 self._pools[name] = InlinePool(reward.callee, name)
-            elif section.mode == "thread":
+            elif section.place == "thread":
                 self._pools[name] = thread_pool(
-                    reward.callee, name, workers=section.workers, timeout_s=section.timeout_s
+                    reward.callee, name, workers=section.workers, timeout_s=section.deadline_s
                 )
-            elif section.mode == "process":
-                spec = _worker_spec(reward, timeout_s)
-                self._pools[name] = WorkerPool([ProcessWorker(spec) for _ in range(section.workers)], together=True)
+        for pool in processes.values():
+            pool.ready()
 
     def start_actors(self, make_worker: Callable[[WorkerSpec], Worker], *, timeout_s: float) -> None:
         """Bring up the rewards in mode ``actor``, each worker made by ``make_worker``; raises `RewardInputError`."""
         for reward in self.rewards:
-            if reward.section.mode == "actor" and reward.name not in self._pools:
+            if _is_in(reward, "actor") and reward.name not in self._pools:
                 spec = _worker_spec(reward, timeout_s)
-                workers = [make_worker(spec) for _ in range(reward.section.workers)]
-                self._pools[reward.name] = WorkerPool(workers)
+                pool = WorkerPool([make_worker(spec) for _ in range(reward.section.workers)])
+                self._pools[reward.name] = pool
+                pool.ready()
 
     def close(self) -> None:
         """End all workers; safe to call twice. What a reward's ``close`` raises is logged: all scores are there."""
@@ -188,20 +192,24 @@ class Round:
             lane.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
 
     def finish(self) -> ScoredRound:
-        """Wait for all scores.
+        """Wait for all scores, or until the failures of one reward have to stop the run.
 
         Raises:
             RewardError: a reward failed whose ``on_error`` says raise, or one failed on too many samples.
         """
-        judged = [
-            Judged(
-                name=reward.name,
-                weight=reward.weight,
-                section=reward.section,
-                outcomes=self._lanes[reward.name].finish(),
-            )
-            for reward in self._set.rewards
-        ]
+        judged: list[Judged] = []
+        for reward in self._set.rewards:
+            lane = self._lanes[reward.name]
+            outcomes = lane.finish()
+            if lane.split is not None:
+                samples, failure = lane.split
+                why = f"{failure.what}: {failure.detail}" if failure.detail else failure.what
+                logger.warning(
+                    "reward '%s': a call with %d samples %s; each of them was scored alone", reward.name, samples, why
+                )
+            judged.append(Judged(name=reward.name, weight=reward.weight, section=reward.section, outcomes=outcomes))
+            if lane.given_up:
+                break
         failures = [self._failed(reward, index) for reward in judged for index in _failed_indices(reward)]
         if self._set.failures is not None:
             self._set.failures.write(self._state.step - 1, failures)
@@ -215,7 +223,7 @@ class Round:
         )
 
     def _lane(self, reward: LoadedReward) -> Lane:
-        count, unit, inline = len(self._completions), reward.parameters.unit, reward.section.mode == "inline"
+        count, unit, inline = len(self._completions), reward.parameters.unit, _is_in(reward, "inline")
         if unit == "group":
             units = [group for group in self._groups if group]
         else:
@@ -228,7 +236,7 @@ class Round:
             pool=self._set.pool_of(reward.name),
             cache=self._set.cache_of(reward.name),
             units=units,
-            eager=not inline,
+            most_failures=_most_failures(reward.section, count),
         )
 
     def _prompt(self, index: int) -> Prompt:
@@ -272,18 +280,34 @@ class Round:
 
     def _raise_if_too_many(self, reward: Judged) -> None:
         failed, limit = _failed_indices(reward), reward.section.max_failed_fraction
-        if len(failed) <= limit * len(reward.outcomes):
+        if len(failed) <= _most_failures(reward.section, len(reward.outcomes)):
             return
+        known = sum(outcome is not None for outcome in reward.outcomes)
+        early = "" if known == len(reward.outcomes) else f" ({known} were scored by then)"
         kinds = Counter(f.kind for index in failed if isinstance(f := reward.outcomes[index], Failure))
         first = self._failed(reward, failed[0])
         log = self._set.failures
         kept = f" All are in {log.path(self._state.step - 1)}." if log is not None else ""
         raise RewardError(
-            f"reward '{reward.name}' failed on {len(failed)} of {len(reward.outcomes)} samples "
+            f"reward '{reward.name}' failed on {len(failed)} of {len(reward.outcomes)} samples{early} "
             f"({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}), more than max_failed_fraction = "
             f"{limit:g}. The first: {first.error}, {self._where(failed[0])}.{kept} Mend the reward, or raise "
             "rewards[].max_failed_fraction"
         )
+
+
+def _most_failures(section: RewardSection, samples: int) -> int:
+    """How many of a round's samples may fail before the run stops."""
+    return 0 if section.on_error == "raise" else math.floor(section.max_failed_fraction * samples)
+
+
+def _is_in(reward: LoadedReward, place: Place) -> bool:
+    return reward.section.place == place
+
+
+def _processes(reward: LoadedReward, start_timeout_s: float) -> WorkerPool:
+    spec = _worker_spec(reward, start_timeout_s)
+    return WorkerPool([ProcessWorker(spec) for _ in range(reward.section.workers)], together=True)
 
 
 def _failed_indices(reward: Judged) -> list[int]:
@@ -296,7 +320,7 @@ def _worker_spec(reward: LoadedReward, start_timeout_s: float) -> WorkerSpec:
     return WorkerSpec(
         name=reward.name,
         source=reward.source,
-        timeout_s=section.timeout_s or TIMEOUT_S,
+        timeout_s=section.deadline_s or DEADLINE_S,
         start_timeout_s=start_timeout_s,
         memory_mb=section.memory_mb,
         cpus=section.cpus,

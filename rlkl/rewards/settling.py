@@ -25,7 +25,8 @@ class Judged:
     name: str
     weight: float
     section: RewardSection
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[Outcome | None]
+    """None for samples that were not waited for, because too many others had failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rlkl.errors import RewardInputError, RlklError, did_you_mean
 from rlkl.importing import Importer, file_of, is_file
+from rlkl.rewards.fingerprint import described, identity_of
 
 IMPORTER = Importer(
     key="rewards[].function",
@@ -86,42 +87,27 @@ def check_settings(found: Any, settings: Mapping[str, Any], reference: str) -> N
 
 
 def fingerprint_of(source: Source | None, function: Callable[..., Any]) -> str:
-    """Hash of the source text and the settings: the whole file of a reward that has one, else its module.
+    """Hash the source text and the settings: the whole file of a reward that has one, else its module.
 
-    A function that was given from Python counts by its own text; one whose text cannot be had, by its name. An instance
-    with a method ``fingerprint`` adds what that returns: what its score hangs on besides, such as a model's weights.
+    For a function from Python, `identity_of` tells what counts. An instance with a method ``fingerprint`` adds the text
+    that it returns, for whatever else its scores depend on, such as a model's weights.
     """
     if source is not None and source.file is not None:
         text = source.text.decode(errors="replace") + source.reference.rpartition(":")[2]
-    elif source is not None and not source.reference.startswith(_TASK):
+    elif source is not None:
         text = _module_text(function) + source.reference
     else:
-        text = _own_text(function)
+        text = identity_of(function)
     settings = json.dumps(source.settings, sort_keys=True, default=repr) if source and source.settings else ""
     own = getattr(function, "fingerprint", None)
     further = str(own()) if callable(own) else ""
-    return hashlib.blake2b((text + settings + further).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b((text + settings + further).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def _module_text(function: Callable[..., Any]) -> str:
-    function = _described(function)
+    function = described(function)
     module = sys.modules.get(function.__module__)
     try:
         return inspect.getsource(module) if module is not None else ""
     except (OSError, TypeError):
         return f"{function.__module__}.{function.__qualname__}"
-
-
-def _own_text(function: Callable[..., Any]) -> str:
-    described = _described(function)
-    try:
-        return inspect.getsource(described)
-    except (OSError, TypeError):
-        return f"{described.__module__}.{described.__qualname__}"
-
-
-def _described(function: Callable[..., Any]) -> Any:
-    """What has a text: the function behind settings, the class of an instance."""
-    if isinstance(function, functools.partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function)

@@ -9,45 +9,53 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import pickle
 import resource
 import signal
-from collections.abc import Sequence
+import socket
+import sys
 from dataclasses import replace
-from multiprocessing.connection import Connection
 
-from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, Callee
 from rlkl.rewards.pool import WorkerSpec
 from rlkl.rewards.result import Failure, raised
+from rlkl.rewards.wire import MessageSocket, encode_answer, encode_start
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main(connection: int, faults: int, parent: int) -> None:
-    """Serve ``connection`` (a file descriptor) until its other end closes; crashes are written to ``faults``."""
+    """Serve ``connection`` (a file descriptor) until its other end closes; crashes are written to ``faults``.
+
+    Programs that the reward starts, or processes that it forks, do not inherit the connection.
+    """
     faulthandler.enable(faults)
     faulthandler.register(signal.SIGUSR1, faults)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
-    calls: Connection[Answer | Failure | None, Sequence[Call] | WorkerSpec] = Connection(connection)
-    spec = calls.recv()
+    for descriptor in (connection, faults):
+        os.set_inheritable(descriptor, False)
+    link = MessageSocket(socket.socket(fileno=connection))
+    os.register_at_fork(after_in_child=link.close)
+    spec = pickle.loads(link.receive())
     assert isinstance(spec, WorkerSpec)
     if spec.memory_mb is not None:
         limit = spec.memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     failure, callee = bring_up(spec)
-    calls.send(failure)
-    while callee is not None:
+    link.send(encode_start(failure))
+    if callee is None:
+        return
+    while True:
         try:
-            wanted = calls.recv()
+            first, calls = pickle.loads(link.receive())
         except EOFError:
             break
-        assert isinstance(wanted, list)
-        for call in wanted:
-            calls.send(portable(callee.call(call)))
-    if callee is not None:
-        callee.close()
+        for number, call in enumerate(calls, start=first):
+            link.send(encode_answer(number, callee.call(call)))
+    callee.close()
 
 
 def bring_up(spec: WorkerSpec) -> tuple[Failure | None, Callee | None]:

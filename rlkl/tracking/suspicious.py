@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,10 +75,12 @@ def monitor_score(rollout: Rollout, name: str) -> float:
 
 
 def write_suspects(path: Path, suspects: Mapping[str, Sequence[Suspect]]) -> None:
-    """One JSON object a line, signal by signal."""
+    """Write one JSON object a line, signal by signal. Numbers that JSON does not know, such as NaN, become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps({"signal": signal, **_described(suspect)}) for signal, found in suspects.items() for suspect in found
+        json.dumps({"signal": signal, **_described(suspect)}, allow_nan=False)
+        for signal, found in suspects.items()
+        for suspect in found
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -96,7 +99,7 @@ def drop_later_suspects(run_dir: Path, first_step: int) -> None:
 
 def _described(suspect: Suspect) -> dict[str, object]:
     rollout = suspect.rollout
-    return {
+    fields = {
         "suspicion": suspect.suspicion,
         "prompt_id": suspect.prompt.id,
         "prompt": suspect.prompt.text,
@@ -107,6 +110,9 @@ def _described(suspect: Suspect) -> dict[str, object]:
         **{f"reward/{name}": value for name, value in rollout.components.items()},
         **{f"monitor/{name}": value for name, value in rollout.monitors.items()},
         "sample_index": rollout.sample_index,
+    }
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ PROMPT = Prompt(id="7+12", text="7+12=", token_ids=(1,), columns={"answer": "19"
 
 def score(rewards: RewardSet, text: str) -> float:
     completion = Completion(token_ids=(), logprobs=(), finish_reason="stop", text=text)
-    return rewards.score(PROMPT, [completion], step=0, seed=0)[0].reward
+    with closing(rewards):
+        return rewards.score(PROMPT, [completion], step=0, seed=0)[0].reward
 
 
 def write(path: Path, text: str) -> str:
@@ -75,10 +77,10 @@ def test_a_reward_file_may_import_its_neighbours(tmp_path, monkeypatch):
     assert score(load_rewards([RewardSection(function=f"{file}:three")]), "") == 3.0
 
 
-def test_two_rewards_of_one_file_share_its_module_and_an_edited_file_is_read_again(tmp_path):
+def test_two_inline_rewards_of_one_file_share_its_module_and_an_edited_file_is_read_again(tmp_path):
     text = "calls = []\ndef first():\n    calls.append(1)\n    return 0\ndef second():\n    return len(calls)\n"
     file = write(tmp_path / "own.py", text)
-    sections = [RewardSection(function=f"{file}:first"), RewardSection(function=f"{file}:second")]
+    sections = [RewardSection(function=f"{file}:{name}", mode="inline") for name in ("first", "second")]
     assert score(load_rewards(sections), "") == 1.0
     write(tmp_path / "own.py", "def first():\n    return 10\n")
     assert score(load_rewards(sections[:1]), "") == 10.0

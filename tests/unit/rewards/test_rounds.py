@@ -126,7 +126,8 @@ def test_what_a_function_reads_is_part_of_the_key(tmp_path: Path):
     for name, calls in (("plain", 2), ("stepwise", 4), ("failing", 4), ("batch", 2)):
         path.write_text(path.read_text() + f"# {name}\n")  # a new module, nothing called so far
         section = {"function": f"{path}:{name}", "cache": True, "on_error": "drop_sample", "max_failed_fraction": 1.0}
-        counting = {"function": f"{path}:count", "role": "monitor"}
+        section["mode"] = "inline"  # both in this process, so that they share what the file gathers
+        counting = {"function": f"{path}:count", "role": "monitor", "mode": "inline"}
         with loaded(section, counting, folder=tmp_path / name) as rewards:
             first = score(rewards, ["a", "b"])
             second = score(rewards, ["a", "b"], state=later)

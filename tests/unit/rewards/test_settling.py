@@ -169,10 +169,11 @@ def test_monitors_alone_are_nothing_to_learn_from(file: str):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"timeout_s": 3.0}, r"timeout_s = 3.0 does nothing in mode inline; it is for thread, process, actor"),
+        ({"mode": "inline", "timeout_s": 3.0}, r"timeout_s = 3.0 does nothing in mode inline; it is for thread, proc"),
         ({"mode": "thread", "memory_mb": 100}, r"memory_mb = 100 does nothing in mode thread; it is for process"),
         ({"mode": "process", "gpus": 1.0}, r"gpus = 1.0 does nothing in mode process; it is for actor"),
-        ({"workers": 4}, r"workers = 4 does nothing in mode inline"),
+        ({"mode": "inline", "workers": 4}, r"workers = 4 does nothing in mode inline"),
+        ({"cpus": 2.0}, r"cpus = 2.0 does nothing in mode auto; it is for actor"),
         ({"on_error": "constant"}, r"error_value = None: give error_value with on_error: constant, and only there"),
         ({"error_value": 0.0}, r"on_error = raise, error_value = 0.0"),
         ({"role": "monitor", "normalize": "group"}, r"normalize = group does nothing for a monitor"),

@@ -12,7 +12,7 @@ from rlkl.recipe.io import load_recipe
 from rlkl.recipe.keys import describe_keys
 from rlkl.tracking.hacking_watch import HackingWatch, unweighted_rewards
 from rlkl.tracking.records import read_metrics
-from rlkl.tracking.suspicious import most_suspicious, repetition
+from rlkl.tracking.suspicious import Suspect, most_suspicious, repetition, write_suspects
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.tracking.watch_metrics import WATCH_METRICS
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
@@ -178,6 +178,20 @@ def test_a_sample_that_no_monitor_scored_is_no_suspect():
     start = {"reward/mean": 0.0, "monitor/judge": 0.0, "watch/spread/reward": 1.0, "watch/spread/judge": 1.0}
     suspects = most_suspicious("gap/judge", group, [start] * 10, {"judge": "monitor/judge"}, kept=5)
     assert [(suspect.rollout, suspect.suspicion) for suspect in suspects] == [(scored, 1.0)]
+
+
+def test_a_suspect_without_a_reward_is_written_as_json_that_any_reader_takes(tmp_path: Path):
+    nowhere = float("nan")
+    lost = rollout(0, "c", proxy=nowhere, monitors={"judge": nowhere, "other": 0.5}, raw_reward=nowhere)
+    suspect = Suspect(prompt=Prompt(id="c", text="p", token_ids=(3,)), rollout=lost, suspicion=float("inf"))
+    write_suspects(tmp_path / "s.jsonl", {"length": [suspect]})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    row = json.loads((tmp_path / "s.jsonl").read_text(), parse_constant=refuse)
+    assert [row[name] for name in ("suspicion", "reward", "reward/gold", "monitor/judge")] == [None, None, 0.0, None]
+    assert (row["monitor/other"], row["completion"]) == (0.5, "c")
 
 
 def test_repetition_looks_back_sixteen_tokens():

@@ -1,0 +1,140 @@
+"""Mode auto: where each reward runs if the recipe leaves that open, and that none can hang a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rlkl
+from rlkl.cli import main
+from rlkl.errors import RewardError
+from rlkl.machine import Machine
+from rlkl.plan import make_plan
+from rlkl.recipe import RewardSection, reward_section
+from rlkl.rewards import load_rewards
+from tests.unit.rewards.scoring import loaded, score, values
+
+REWARDS = """
+import os, time
+
+def sleeps(completion):
+    if "sleep" in completion:
+        time.sleep(3600)
+    return 1.0
+
+def process_id(completion):
+    return float(os.getpid())
+
+class Counts:
+    def setup(self):
+        self.calls = 0
+    def __call__(self, completion):
+        self.calls += 1
+        return float(self.calls)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "own.py"
+    path.write_text(REWARDS)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "place", "deadline_s"),
+    [
+        ({"function": "own.py:f"}, "process", 60.0),
+        ({"function": "package.module:f"}, "process", 60.0),
+        ({"function": "own.py:f", "timeout_s": 5.0, "workers": 3, "memory_mb": 500}, "process", 5.0),
+        ({"function": "task:arithmetic"}, "inline", None),
+        ({"function": "task:arithmetic", "timeout_s": 5.0}, "process", 5.0),
+        ({"function": "task:arithmetic", "workers": 2}, "process", 60.0),
+        ({"function": "task:arithmetic", "memory_mb": 100}, "process", 60.0),
+        ({"function": "__main__:f"}, "inline", None),
+        ({"function": "own.py:f", "mode": "inline"}, "inline", None),
+        ({"function": "own.py:f", "mode": "thread"}, "thread", None),
+        ({"function": "own.py:f", "mode": "thread", "timeout_s": 5.0}, "thread", 5.0),
+        ({"function": "own.py:f", "mode": "process"}, "process", 60.0),
+        ({"function": "own.py:f", "mode": "actor"}, "actor", 60.0),
+    ],
+)
+def test_where_a_reward_runs_and_its_deadline(section: dict[str, Any], place: str, deadline_s: float | None):
+    found = RewardSection.model_validate(section)
+    assert (found.place, found.deadline_s) == (place, deadline_s)
+
+
+def test_files_run_in_a_process_and_functions_from_python_here(file: str):
+    def here(completion):
+        return float(os.getpid())
+
+    with loaded({"function": f"{file}:process_id"}) as rewards:
+        there = values(score(rewards, ["a", "b"], ["c", "d"]))
+    assert len(set(there)) == 1
+    assert there[0] != os.getpid()
+    assert values(score(load_rewards([], [here]), ["a", "b"])) == [os.getpid()] * 2
+
+
+def test_the_one_process_keeps_what_a_reward_gathers(file: str):
+    with loaded({"function": f"{file}:Counts"}) as rewards:
+        first, second = score(rewards, ["a", "b"]), score(rewards, ["c", "d"])
+    assert values(first) + values(second) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_score_ends_at_a_function_that_sleeps_and_names_the_sample(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Every sample sleeps for an hour, and nothing is set but the default's length."""
+    monkeypatch.setattr(reward_section, "DEADLINE_S", 1.0)
+    rows = [{"prompt": f"{n}+1=", "completion": [f"sleep {n}", "sleep"]} for n in range(10)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = time.monotonic()
+    assert main(["score", "--data", str(data), f"--reward={file}:sleeps"]) == 1
+    assert time.monotonic() - start < 30
+    told = capsys.readouterr().err
+    assert "reward 'sleeps' took longer than timeout_s = 1 on prompt row-0, completion 'sleep 0'" in told
+    assert "raise timeout_s" in told
+
+
+def test_a_run_stops_at_the_first_failure_that_is_one_too_many(file: str, tmp_path: Path):
+    section = {"function": f"{file}:sleeps", "timeout_s": 0.3, "on_error": "drop_sample"}
+    with loaded(section, folder=tmp_path) as rewards:
+        start = time.monotonic()
+        with pytest.raises(RewardError, match=r"failed on 5 of 40 samples \(7 were scored by then\) \(timeout 5\)"):
+            score(rewards, ["a", "b"] + ["sleep"] * 38)
+        assert time.monotonic() - start < 20
+    assert len((tmp_path / "failures" / "step_000003.jsonl").read_text().splitlines()) == 5
+
+
+def test_rewards_start_side_by_side(tmp_path: Path):
+    path = tmp_path / "slow.py"
+    path.write_text(
+        "import time\nclass Slow:\n    def setup(self):\n        time.sleep(2)\n"
+        "    def __call__(self, completion):\n        return 1.0\n"
+    )
+    with loaded(*({"function": f"{path}:Slow", "name": f"slow{n}"} for n in range(5))) as rewards:
+        start = time.monotonic()
+        rewards.start()
+        assert time.monotonic() - start < 8
+
+
+def test_the_plan_tells_where_rewards_run_and_for_how_long(file: str):
+    sections = [
+        "{function: task:arithmetic}",
+        f"{{function: '{file}:sleeps', name: slow, workers: 2}}",
+        f"{{function: '{file}:sleeps', name: limited, mode: thread, timeout_s: 7}}",
+    ]
+    recipe = rlkl.load_recipe("quickstart", f"rewards=[{', '.join(sections)}]")
+    plan = make_plan(recipe, Machine(cpus=4, memory_gib=16.0))
+    lines = [(one.role, one.count, one.does) for one in plan.processes if one.role.startswith("reward")]
+    assert lines == [
+        ("reward inline", 1, "task:arithmetic, no time limit"),
+        ("reward process", 2, "slow, at most 60 s a call"),
+        ("reward thread", 1, "limited, at most 7 s a call"),
+    ]

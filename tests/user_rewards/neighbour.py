@@ -1,0 +1,2 @@
+def doubled(text):
+    return 2.0 * len(text)

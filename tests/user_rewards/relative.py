@@ -1,0 +1,5 @@
+from .neighbour import doubled  # noqa: F401
+
+
+def f(completion):
+    return 1.0
