@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.backend import RayBackend
-from rlkl.actors.rewards import RayRewardWorker
+from rlkl.actors.cluster import check_own_machine
 from rlkl.batch import Signal
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
@@ -22,6 +22,7 @@ from rlkl.learner.signals import check_supplied
 from rlkl.loop import RunResult, Trainer
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.placement import USABLE_GPU_MEMORY
 from rlkl.recipe.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
@@ -62,6 +63,7 @@ def train(
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
     _check_data(recipe, source, checkpoint, state)
+    check_own_machine(recipe, model_path)
     run_dir = resume_from or new_run_dir(recipe)
     tracker = _open_records(run_dir, recipe, reward_set, state)
     try:
@@ -75,7 +77,7 @@ def train(
             backend = RayBackend(recipe, spec, engine)
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
-            reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
+            reward_set.start_actors(backend.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
             trainer = Trainer(
                 recipe=recipe,
                 run_dir=run_dir.absolute(),
@@ -249,7 +251,7 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
         stop_token_ids=_stop_token_ids(model_path, tokenizer),
-        memory_fraction=recipe.rollout.memory_fraction,
+        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,  # the backend knows who shares the GPU
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,
