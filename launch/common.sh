@@ -30,7 +30,7 @@ distrust() {
         elif [[ ! -O $state ]]; then
             echo "$state belongs to another user"
         elif [[ -z $(find "$state" -maxdepth 0 -perm 0700) ]]; then
-            echo "$state can be read or changed by other users (expected mode 0700)"
+            echo "$state can be read or changed by other users; expected mode 0700 (chmod 700 $state)"
         fi
     fi
 }
@@ -39,7 +39,7 @@ distrust() {
 need_trust() {
     local reason
     reason=$(distrust)
-    [[ -z $reason ]] || fail "$reason. Set RLKL_CLUSTER_DIR to a folder of your own"
+    [[ -z $reason ]] || fail "$reason; refused. Set RLKL_CLUSTER_DIR to a folder of your own"
 }
 
 # Whether `env` is there as a plain file. Ask only about a folder that can be trusted.

@@ -58,12 +58,11 @@ def train(
     model_path = resolve_model(recipe.model.path)
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
-    _check_length(model_path, recipe)
+    _check_sizes(model_path, recipe)
     pictures = load_picture_processor(model_path, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
     _check_data(recipe, source, checkpoint, state)
-    check_own_machine(recipe, model_path)
     run_dir = resume_from or new_run_dir(recipe)
     tracker = _open_records(run_dir, recipe, reward_set, state)
     try:
@@ -231,7 +230,9 @@ def _load_tokenizer(model_path: str) -> Any:
     return tokenizer
 
 
-def _check_length(model_path: str, recipe: Recipe) -> None:
+def _check_sizes(model_path: str, recipe: Recipe) -> None:
+    """Refuse more actors than this machine can hold, and sequences that are longer than the model allows."""
+    check_own_machine(recipe, model_path)
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
     config = _config(model_path, "path")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,125 @@
+"""Real actors with the planned shares, on a Ray of several nodes whose GPUs are only numbers."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from rlkl.actors.reservation import Reservation, cluster_nodes
+from rlkl.errors import EnvironmentProblem
+from rlkl.machine import usable_cpus
+from rlkl.recipe import Recipe
+from rlkl.recipe.placement import LEARNER, Actor, Placement, place
+
+DEADLINE_S = 240.0
+
+
+class Observer:
+    """Stands in for an engine or a learner, and reports where it runs."""
+
+    def report(self) -> tuple[str, str, str]:
+        environment = os.environ
+        return (
+            ray.get_runtime_context().get_node_id(),
+            environment.get("CUDA_VISIBLE_DEVICES", "unset"),
+            environment["OMP_NUM_THREADS"],
+        )
+
+    def has_cuda(self) -> bool:
+        import torch
+
+        return torch.cuda.is_available()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Of one node without GPUs."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False})
+    try:
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def recipe(**sections: Any) -> Recipe:
+    return Recipe.model_validate({"model": {"path": "m"}, "data": {"source": "d"}, **sections})
+
+
+def start(placement: Placement) -> tuple[Reservation, dict[Actor, Any]]:
+    reservation = Reservation(placement, own_ray=False, timeout_s=DEADLINE_S)
+    workers = [actor for actor in placement.actors if actor.role != LEARNER]
+    return reservation, {
+        actor: ray.remote(Observer)
+        .options(**reservation.options(actor, threads=reservation.cores(actor, among=workers)))
+        .remote()
+        for actor in placement.actors
+    }
+
+
+def assert_placed_as_planned(placement: Placement) -> dict[str, str]:
+    """Start all actors; returns the threads of each. Actors see the same GPU if, and only if, they share a group."""
+    reservation, actors = start(placement)
+    try:
+        reports = dict(
+            zip(actors, ray.get([a.report.remote() for a in actors.values()], timeout=DEADLINE_S), strict=True)
+        )
+    finally:
+        for handle in actors.values():
+            ray.kill(handle)
+        reservation.release()
+    seen: dict[tuple[str, str], set[Actor]] = defaultdict(set)
+    for actor, (node, visible, _) in reports.items():
+        if actor.gpus:
+            assert visible.isdecimal(), (actor, visible)
+            seen[node, visible].add(actor)
+        else:
+            assert visible == "", (actor, visible)
+    groups = [set(group.actors) for group in placement.groups if group.devices]
+    assert sorted(map(len, seen.values())) == sorted(map(len, groups))
+    assert all(held in groups for held in seen.values())
+    return {actor.name: threads for actor, (_, _, threads) in reports.items()}
+
+
+def test_defaults_start_on_few_and_on_many_gpus_over_several_nodes(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=8, num_gpus=1)
+    on_one = place(recipe(rollout={"workers": 2}), cluster_nodes())
+    assert on_one.gpus_of(LEARNER) == 0.3333
+    assert_placed_as_planned(on_one)
+
+    cluster.add_node(num_cpus=8, num_gpus=2)
+    cluster.wait_for_nodes()
+    rewards = [{"function": "f.py:f", "mode": "actor", "gpus": 0.5}]
+    on_three = place(recipe(rollout={"workers": 3}, rewards=rewards), cluster_nodes())  # sums would say 0.625 each
+    assert_placed_as_planned(on_three)
+
+    without = place(recipe(rollout={"workers": 2, "gpus_per_worker": 0}, learner={"device": "cpu"}), cluster_nodes())
+    threads = assert_placed_as_planned(without)
+    assert threads[LEARNER] == str(usable_cpus())
+    assert int(threads["rollout worker 0"]) in {usable_cpus(), max(usable_cpus() // 2, 1)}
+    assert ray.available_resources()["GPU"] == 3.0
+
+
+def test_gpus_that_another_run_holds_are_waited_for_and_no_actor_sees_them(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=8, num_gpus=1)
+    held = Reservation(place(recipe(), cluster_nodes()), own_ray=False, timeout_s=DEADLINE_S)
+    with pytest.raises(
+        EnvironmentProblem, match=r"no room for this run for 1 s: it wants 2 CPU, 1 GPU, and .* 0.* GPU"
+    ):
+        Reservation(place(recipe(), cluster_nodes()), own_ray=False, timeout_s=1.0)
+    without = place(recipe(rollout={"gpus_per_worker": 0}, learner={"gpus": 0}), cluster_nodes())
+    reservation, actors = start(without)
+    assert ray.get([actor.has_cuda.remote() for actor in actors.values()], timeout=DEADLINE_S) == [False, False]
+    reservation.release()
+    held.release()
+    Reservation(place(recipe(), cluster_nodes()), own_ray=False, timeout_s=DEADLINE_S).release()
