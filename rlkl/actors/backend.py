@@ -52,11 +52,7 @@ class RayBackend:
             raise
 
     def _start(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, placement: Placement) -> None:
-        """Reserve room for all actors, and start the learner and the workers in it.
-
-        By default the learner computes with all cores of its node, and the workers of a node divide its cores: workers
-        compute side by side, the learner while they wait.
-        """
+        """Reserve room for all actors, and start the learner and the workers in it."""
         for line in describe(recipe, placement):
             logger.info("%s", line)
         timeout_s = recipe.cluster.start_timeout_s
@@ -66,10 +62,10 @@ class RayBackend:
         (learner,) = (actor for actor in placement.actors if actor.role == LEARNER)
         workers = sorted((actor for actor in placement.actors if actor.role == WORKER), key=lambda actor: actor.number)
         for actor in workers:
-            threads = recipe.rollout.threads or reserved.cores(actor, among=workers)
+            threads = recipe.rollout.threads or reserved.cores(actor)
             options = reserved.options(actor, threads=threads)
             self._workers.append(ray.remote(RolloutWorker).options(**options).remote())
-        options = reserved.options(learner, threads=recipe.learner.threads or reserved.cores(learner, among=[learner]))
+        options = reserved.options(learner, threads=recipe.learner.threads or reserved.cores(learner))
         self._learner = ray.remote(LearnerWorker).options(**options).remote()
         refs = [self._learner.start.remote(spec)]
         refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -49,14 +48,14 @@ class Reservation:
             self.release()
             raise
 
-    def cores(self, actor: Actor, among: Iterable[Actor]) -> int:
-        """Return how many cores of its node an actor may use if it shares them equally with ``among``, itself included.
+    def cores(self, actor: Actor) -> int:
+        """Return the cores of the actor's node, divided by the actors of its role there; at least 1.
 
-        At least 1.
+        Rollout workers compute side by side, and the learner while they wait.
         """
-        node = self._node(actor)
-        sharing = sum(self._node(other) == node for other in among)
-        return max(self._cores[node] // max(sharing, 1), 1)
+        node = self._node_of[self._bundle_of[actor.role, actor.number]]
+        sharing = sum(role == actor.role and self._node_of[at] == node for (role, _), at in self._bundle_of.items())
+        return max(self._cores[node] // sharing, 1)
 
     def options(self, actor: Actor, *, threads: int | None = None) -> dict[str, Any]:
         """Return Ray's options for an actor: its reservation, and the environment that makes it keep to it."""
@@ -76,9 +75,6 @@ class Reservation:
         """Give everything back; whatever still runs there ends."""
         if ray.is_initialized():
             remove_placement_group(self._group)
-
-    def _node(self, actor: Actor) -> str:
-        return self._node_of[self._bundle_of[actor.role, actor.number]]
 
     def _wait(self, bundles: list[dict[str, float]], timeout_s: float) -> None:
         end = time.monotonic() + timeout_s

@@ -54,9 +54,9 @@ def check_number(actors: int, cause: str, machine: Machine) -> None:
     most = ACTORS_PER_CORE * machine.cpus
     if actors > most:
         raise EnvironmentProblem(
-            f"{cause}: this run starts {actors} actors on this machine, whose {machine.cpus} cores can start at most "
-            f"{ACTORS_PER_CORE} each ({most}). Lower rollout.workers or the workers of rewards in mode actor by "
-            f"{actors - most}, or run on a cluster (cluster.address)"
+            f"{cause}: this run starts {actors} actors on this machine, which has {machine.cpus} cores and can start "
+            f"at most {most} ({ACTORS_PER_CORE} per core). Lower rollout.workers or the workers of rewards in mode "
+            f"actor by {actors - most}, or run on a cluster (cluster.address)"
         )
 
 

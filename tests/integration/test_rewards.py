@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import rlkl
-from rlkl.actors.rewards import RayRewardWorker, ray_for_rewards
+from rlkl.actors.rewards import ray_for_rewards
 from rlkl.errors import CheckpointError, RewardError
 from rlkl.rewards import load_rewards
 from rlkl.rewards.arguments import Call
@@ -169,8 +169,8 @@ def test_an_actor_outlives_calls_that_cannot_travel_and_is_given_up_once_it_does
     folder.mkdir()
     section = {"function": f"{path}:Once", "mode": "actor", "settings": {"folder": str(folder)}}
     recipe = make_recipe(tmp_path / "run", untied_model, rewards=[section])
-    with ray_for_rewards(recipe), closing(load_rewards(recipe.rewards)) as rewards:
-        rewards.start_actors(RayRewardWorker, timeout_s=60.0)
+    with ray_for_rewards(recipe) as make_worker, closing(load_rewards(recipe.rewards)) as rewards:
+        rewards.start_actors(make_worker, timeout_s=60.0)
         pool = rewards.pool_of("Once")
 
         def failure(argument: object) -> Failure | None:

@@ -21,7 +21,7 @@ def recipe(**sections: Any) -> Recipe:
 
 def test_a_hundred_workers_on_two_cores_are_refused_as_bad_input():
     with pytest.raises(
-        EnvironmentProblem, match=r"rollout.workers = 100: .*101 actors.*2 cores.*\(8\).*by 93"
+        EnvironmentProblem, match=r"rollout.workers = 100: .*101 actors.*2 cores.*at most 8 \(4 per core\).*by 93"
     ) as error:
         place_on_machine(recipe(rollout={"workers": 100}), SMALL, None)
     assert error.value.exit_code == 2
