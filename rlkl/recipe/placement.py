@@ -104,13 +104,16 @@ def part(actors: int) -> float:
 
 
 def reward_actors(recipe: Recipe) -> list[Actor]:
-    """Return the actors of all rewards in mode ``actor``."""
-    return [
-        Actor(role=f"reward {reward.name or reward.function}", number=number, cpus=reward.cpus, gpus=reward.gpus)
-        for reward in recipe.rewards
-        if reward.mode == "actor"
-        for number in range(reward.workers)
-    ]
+    """Return the actors of all rewards in mode ``actor``. Rewards of one name are numbered through."""
+    actors: list[Actor] = []
+    started: Counter[str] = Counter()
+    for reward in recipe.rewards:
+        if reward.mode == "actor":
+            role = f"reward {reward.name or reward.function}"
+            for _ in range(reward.workers):
+                actors.append(Actor(role=role, number=started[role], cpus=reward.cpus, gpus=reward.gpus))
+                started[role] += 1
+    return actors
 
 
 def reserved_cpus(recipe: Recipe) -> float:

@@ -15,7 +15,7 @@ from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.errors import EnvironmentProblem
 from rlkl.machine import usable_cpus
 from rlkl.recipe import Recipe
-from rlkl.recipe.placement import LEARNER, Actor, Placement, place
+from rlkl.recipe.placement import LEARNER, WORKER, Actor, Placement, place
 
 DEADLINE_S = 240.0
 
@@ -37,19 +37,23 @@ class Observer:
         return torch.cuda.is_available()
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Of one node without GPUs."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False})
-    try:
-        ray.init(address=made.address, log_to_driver=False)
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Three nodes, with no, one and two GPUs."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        environment.delenv("RAY_ADDRESS", raising=False)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False})
+        try:
+            made.add_node(num_cpus=8, num_gpus=1)
+            made.add_node(num_cpus=8, num_gpus=2)
+            ray.init(address=made.address, log_to_driver=False)
+            made.wait_for_nodes()
+            yield
+        finally:
+            ray.shutdown()
+            made.shutdown()
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -88,35 +92,35 @@ def assert_placed_as_planned(placement: Placement) -> dict[str, str]:
     return {actor.name: threads for actor, (_, _, threads) in reports.items()}
 
 
-def test_defaults_start_on_few_and_on_many_gpus_over_several_nodes(cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=8, num_gpus=1)
-    on_one = place(recipe(rollout={"workers": 2}), cluster_nodes())
+def test_actors_start_with_the_planned_shares_and_threads() -> None:
+    nodes = cluster_nodes()
+    assert sorted((node.cpus, node.gpus) for node in nodes) == [(3, 0), (8, 1), (8, 2)]
+    on_one = place(recipe(rollout={"workers": 2}), [node for node in nodes if node.gpus == 1])
     assert on_one.gpus_of(LEARNER) == 0.3333
     assert_placed_as_planned(on_one)
 
-    cluster.add_node(num_cpus=8, num_gpus=2)
-    cluster.wait_for_nodes()
     rewards = [{"function": "f.py:f", "mode": "actor", "gpus": 0.5}]
-    on_three = place(recipe(rollout={"workers": 3}, rewards=rewards), cluster_nodes())  # sums would say 0.625 each
-    assert_placed_as_planned(on_three)
+    assert_placed_as_planned(place(recipe(rollout={"workers": 3}, rewards=rewards), nodes))  # by sums: 0.625 each
+    on_whole_gpus = place(recipe(rollout={"workers": 2}), nodes)
+    assert on_whole_gpus.gpus_of(WORKER) == 1
+    assert_placed_as_planned(on_whole_gpus)
 
-    without = place(recipe(rollout={"workers": 2, "gpus_per_worker": 0}, learner={"device": "cpu"}), cluster_nodes())
+    without = place(recipe(rollout={"workers": 2, "gpus_per_worker": 0}, learner={"device": "cpu"}), nodes)
     threads = assert_placed_as_planned(without)
     assert threads[LEARNER] == str(usable_cpus())
-    assert int(threads["rollout worker 0"]) in {usable_cpus(), max(usable_cpus() // 2, 1)}
-    Reservation(on_three, own_ray=False, timeout_s=DEADLINE_S).release()  # all GPUs have been given back
+    assert int(threads[f"{WORKER} 0"]) in {usable_cpus(), max(usable_cpus() // 2, 1)}
 
 
-def test_gpus_that_another_run_holds_are_waited_for_and_no_actor_sees_them(cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=8, num_gpus=1)
-    held = Reservation(place(recipe(), cluster_nodes()), own_ray=False, timeout_s=DEADLINE_S)
+def test_gpus_that_another_run_holds_are_waited_for_and_no_actor_sees_them() -> None:
+    whole = place(recipe(rollout={"workers": 2}), cluster_nodes())
+    held = Reservation(whole, own_ray=False, timeout_s=DEADLINE_S)
     with pytest.raises(
-        EnvironmentProblem, match=r"no room for this run for 1 s: it wants 2 CPU, 1 GPU, and .* 0.* GPU"
+        EnvironmentProblem, match=r"no room for this run for 1 s: it wants 3 CPU, 3 GPU, and .* CPU, 0 GPU are free"
     ):
-        Reservation(place(recipe(), cluster_nodes()), own_ray=False, timeout_s=1.0)
+        Reservation(whole, own_ray=False, timeout_s=1.0)
     without = place(recipe(rollout={"gpus_per_worker": 0}, learner={"gpus": 0}), cluster_nodes())
     reservation, actors = start(without)
     assert ray.get([actor.has_cuda.remote() for actor in actors.values()], timeout=DEADLINE_S) == [False, False]
     reservation.release()
     held.release()
-    Reservation(place(recipe(), cluster_nodes()), own_ray=False, timeout_s=DEADLINE_S).release()
+    Reservation(whole, own_ray=False, timeout_s=DEADLINE_S).release()

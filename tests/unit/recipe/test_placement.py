@@ -19,6 +19,7 @@ from rlkl.recipe.placement import (
     place,
     place_rewards,
     reserved_cpus,
+    reward_actors,
 )
 
 
@@ -162,6 +163,11 @@ def test_rewards_alone_are_placed_too():
     assert_sound(place_rewards(rewards, nodes(2)), nodes(2))
     with pytest.raises(EnvironmentProblem, match=r"For reward f.py:f 2 \(0.5 CPU, 0.4 GPU\) there is no room"):
         place_rewards(rewards, nodes(1))
+
+
+def test_two_rewards_of_one_function_are_actors_of_their_own():
+    twice = [{"function": "f.py:f", "mode": "actor", "workers": 2, "settings": {"x": number}} for number in range(2)]
+    assert [actor.name for actor in reward_actors(recipe(rewards=twice))] == [f"reward f.py:f {n}" for n in range(4)]
 
 
 def test_reserved_cpus_count_every_actor():
