@@ -111,13 +111,12 @@ def _read(file: Path) -> str:
         return ""
 
 
-def private_folder(name: str) -> Path:
-    """Return a folder of this user alone in the shared folder for temporary files, and make it if needed.
+def private_folder(name: str, shared: Path) -> Path:
+    """Return a folder of this user alone in a folder where every user can make files, and make it if needed.
 
     Its name can be predicted, so another user may have made it first. Such a folder is left alone, and one with a
     random name takes its place.
     """
-    shared = Path(tempfile.gettempdir())
     folder = shared / f"{name}-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700)
@@ -125,7 +124,7 @@ def private_folder(name: str) -> Path:
         found = folder.lstat()
         is_private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
         if not is_private:
-            return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+            return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=shared))
     return folder
 
 

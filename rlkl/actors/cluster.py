@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants
@@ -14,6 +16,9 @@ from rlkl.machine import private_folder, this_machine
 from rlkl.recipe import ClusterSection, Recipe
 from rlkl.recipe.memory import estimate_memory
 from rlkl.recipe.resources import place_on_machine
+
+_LONGEST_TMPDIR = 20
+"""Ray makes sockets some 80 characters below; the path of a socket has at most 107."""
 
 _KNOCK_S = 30.0
 """An open port answers at once; this is for slow networks."""
@@ -42,7 +47,7 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
         num_cpus=max(cpus, os.cpu_count() or 1),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
-        _temp_dir=os.environ.get("RAY_TMPDIR") or str(private_folder("rlkl-ray")),
+        _temp_dir=os.environ.get("RAY_TMPDIR") or str(_ray_folder()),
         **quiet,
     )
     return True
@@ -53,6 +58,12 @@ def _knock(address: str, *, timeout_s: float) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal() and "/" not in host:  # "auto" and the like are for Ray to read
         socket.create_connection((host.strip("[]"), int(port)), timeout=min(timeout_s, _KNOCK_S)).close()
+
+
+def _ray_folder() -> Path:
+    """Return the folder for Ray's sockets and logs: its own default, /tmp/ray, may belong to another user."""
+    temporary = Path(tempfile.gettempdir())
+    return private_folder("rlkl-ray", temporary if len(str(temporary)) <= _LONGEST_TMPDIR else Path("/tmp"))
 
 
 def _stay_on_loopback() -> None:

@@ -132,19 +132,15 @@ def test_memory_of_the_smallest_gpu():
     assert Machine(cpus=1, memory_gib=1.0, gpus=("H200",)).gpu_memory_gib is None
 
 
-def test_a_private_folder_is_made_once_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = private_folder("rlkl-x")
+def test_a_private_folder_is_made_once_and_used_again(tmp_path: Path):
+    folder = private_folder("rlkl-x", tmp_path)
     assert folder == tmp_path / f"rlkl-x-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert private_folder("rlkl-x") == folder
+    assert private_folder("rlkl-x", tmp_path) == folder
 
 
 @pytest.mark.parametrize("kind", ["link", "open to others", "a file"])
-def test_a_folder_that_another_user_may_have_made_is_not_used(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_folder_that_another_user_may_have_made_is_not_used(kind: str, tmp_path: Path):
     trap = tmp_path / f"rlkl-x-{os.getuid()}"
     if kind == "link":
         (tmp_path / "theirs").mkdir(mode=0o700)
@@ -154,6 +150,6 @@ def test_a_folder_that_another_user_may_have_made_is_not_used(
     else:
         trap.mkdir()
         trap.chmod(0o777)
-    folder = private_folder("rlkl-x")
+    folder = private_folder("rlkl-x", tmp_path)
     assert folder != trap
     assert stat.S_IMODE(folder.lstat().st_mode) == 0o700
