@@ -12,7 +12,7 @@ import ray
 from ray._private import ray_constants
 
 from rlkl.errors import EnvironmentProblem
-from rlkl.machine import private_folder, this_machine
+from rlkl.machine import private_folder, this_machine, usable_cpus
 from rlkl.recipe import ClusterSection, Recipe
 from rlkl.recipe.memory import estimate_memory
 from rlkl.recipe.resources import place_on_machine
@@ -44,7 +44,7 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     _stay_on_loopback()
     ray.init(
         address="local",
-        num_cpus=max(cpus, os.cpu_count() or 1),
+        num_cpus=max(cpus, usable_cpus()),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         _temp_dir=os.environ.get("RAY_TMPDIR") or str(_ray_folder()),
@@ -61,9 +61,12 @@ def _knock(address: str, *, timeout_s: float) -> None:
 
 
 def _ray_folder() -> Path:
-    """Return the folder for Ray's sockets and logs: its own default, /tmp/ray, may belong to another user."""
+    """Return the folder for Ray's sockets and logs: its own default, /tmp/ray, may belong to another user.
+
+    Ray opens its folder to everybody, so it lies in one that stays closed.
+    """
     temporary = Path(tempfile.gettempdir())
-    return private_folder("rlkl-ray", temporary if len(str(temporary)) <= _LONGEST_TMPDIR else Path("/tmp"))
+    return private_folder("rlkl", temporary if len(str(temporary)) <= _LONGEST_TMPDIR else Path("/tmp")) / "ray"
 
 
 def _stay_on_loopback() -> None:
