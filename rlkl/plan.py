@@ -16,6 +16,7 @@ from rlkl.recipe.memory import MemoryEstimate, estimate_memory
 from rlkl.recipe.placement import LEARNER, WORKER, Placement
 from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +102,10 @@ class Plan:
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     """Work out the plan for a recipe, on ``machine`` unless the recipe or RAY_ADDRESS names a cluster.
 
-    Raises `InputError` when ``run.dir`` already holds files.
+    Raises `InputError` when ``run.dir`` already holds files, `RecipeError` when vLLM lacks an argument of
+    ``rollout.vllm``.
     """
+    check_vllm_arguments(recipe.rollout.vllm)
     cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
     memory = estimate_memory(recipe, recipe.model.path)
     placement, obstacles = (None, ()) if cluster else _place(recipe, machine, memory)

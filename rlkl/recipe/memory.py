@@ -21,6 +21,8 @@ class MemoryEstimate:
     reference_gib: float
     engine_gib: float
     """Weights of each engine, without its key-value cache."""
+    copy_gib: float
+    """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
 
 
 def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None:
@@ -31,12 +33,14 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
     parameters = sum(_count_parameters(file) for file in files)
     trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
     has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
+    several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     gib = parameters / 2**30
     return MemoryEstimate(
         parameters=parameters,
         learner_gib=trained_bytes * gib,
         reference_gib=_BYTES[recipe.model.dtype] * gib if has_copy else 0.0,
         engine_gib=_BYTES[recipe.model.dtype] * gib,
+        copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
     )
 
 

@@ -12,7 +12,7 @@ from rlkl.recipe.placement import memory_fraction
 from rlkl.recipe.resources import describe, place_on_machine
 
 SMALL = Machine(cpus=2, memory_gib=24.0)
-ONE_GIB = MemoryEstimate(parameters=2**28, learner_gib=4.0, reference_gib=1.0, engine_gib=1.0)
+ONE_GIB = MemoryEstimate(parameters=2**28, learner_gib=4.0, reference_gib=1.0, engine_gib=1.0, copy_gib=0.0)
 
 
 def recipe(**sections: Any) -> Recipe:
