@@ -5,7 +5,7 @@
 #   launch/local_cluster.sh status
 #   launch/local_cluster.sh stop       ends what start began, jobs included, and nothing else
 #
-# Set RLKL_CLUSTER_DIR to another folder to have a second cluster.
+# Set RLKL_CLUSTER_DIR to another folder, new or empty, to have a second cluster.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -35,11 +35,25 @@ print(*(s.getsockname()[1] for s in held))
 PYTHON
 }
 
+marker=$state/.rlkl-cluster
+
+# Makes the state folder, or clears one that an earlier start made. Nothing else is ever removed: a folder that holds files
+# and no marker is somebody's own.
+prepare_state() {
+    need_trust
+    [[ -d $state ]] || mkdir -m 700 "$state" || fail "cannot make $state"
+    if [[ -f $marker ]]; then
+        rm -rf "$state/ray" "$state/token" "$state/env" "$state/start.log"
+    elif [[ -n $(ls -A "$state") ]]; then
+        fail "$state holds files that this script did not make. Set RLKL_CLUSTER_DIR to a new or an empty folder"
+    fi
+    : >"$marker"
+}
+
 start() {
     need_ray
     [[ -z $(cluster_pids) ]] || fail "already running; launch/local_cluster.sh status shows its address"
-    rm -rf "$state"
-    mkdir -m 700 "$state"
+    prepare_state
     (umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token")
     local dashboard agent client
     read -r dashboard agent client < <(free_ports)
@@ -62,7 +76,8 @@ start() {
 }
 
 status() {
-    [[ -n $(cluster_pids) && -f $state/env ]] || fail "not running"
+    need_trust
+    [[ -n $(cluster_pids) ]] && has_env || fail "not running"
     echo "# launch/submit.sh finds this cluster by itself; for anything else in a shell:"
     cat "$state/env"
 }
@@ -73,7 +88,7 @@ stop() {
         for ((second = 0; second < GRACE_S; second++)); do
             mapfile -t pids < <(cluster_pids)
             if ((${#pids[@]} == 0)); then
-                rm -f "$state/env" "$state/token"
+                [[ -n $(distrust) || ! -f $marker ]] || rm -f "$state/env" "$state/token"
                 return
             fi
             ((second > 0)) || kill -s "$signal" "${pids[@]}" 2>/dev/null || true

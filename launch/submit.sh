@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 local_address() {
-    if [[ -f $state/env ]]; then (source "$state/env" && echo "$RAY_ADDRESS"); fi
+    if [[ -z $(distrust) ]] && has_env; then (source "$state/env" && echo "$RAY_ADDRESS"); fi
 }
 
 need_ray
@@ -21,7 +21,8 @@ options=(--submission-id "$job")
 command=(-m rlkl train "$@")
 
 if [[ -z ${RAY_ADDRESS:-} || $RAY_ADDRESS == "$(local_address)" ]]; then
-    [[ -f $state/env ]] || fail "no cluster: run launch/local_cluster.sh start, or set RAY_ADDRESS"
+    need_trust
+    has_env || fail "no cluster: run launch/local_cluster.sh start, or set RAY_ADDRESS"
     source "$state/env"
     command=(bash -c 'cd "$0" && exec "$@"' "$PWD" "$python" "${command[@]}")
 else

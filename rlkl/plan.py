@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlkl.errors import EnvironmentProblem
 from rlkl.machine import Machine
 from rlkl.plan_warnings import warnings_about
 from rlkl.recipe import Recipe
-from rlkl.recipe.resources import gpu_shares
+from rlkl.recipe.memory import MemoryEstimate, estimate_memory
+from rlkl.recipe.placement import LEARNER, WORKER, Placement
+from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
-
-_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,8 @@ class Process:
     role: str
     count: int
     cpus: float
-    gpus: float
+    gpus: float | None
+    """None: the run decides when it knows the GPUs of the cluster."""
     does: str
 
 
@@ -73,19 +74,6 @@ class BatchArithmetic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryEstimate:
-    """Gigabytes (2**30) for weights and optimizer, by the shapes in the checkpoint. Activations come on top."""
-
-    parameters: int
-    learner_gib: float
-    reference_gib: float
-    engine_gib: float
-    """Each engine's weights, without its key-value cache."""
-    copy_gib: float
-    """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A resolved recipe and what follows from it."""
 
@@ -95,6 +83,8 @@ class Plan:
     cluster: str | None
     """Address of an existing cluster; None: a local Ray on this machine."""
     processes: tuple[Process, ...]
+    placement: Placement | None
+    """None on a cluster, where the run decides when it starts, and if the actors do not fit on this machine."""
     batch: BatchArithmetic
     memory: MemoryEstimate | None
     """None where the checkpoint is not in a local folder."""
@@ -106,7 +96,7 @@ class Plan:
 
     @property
     def gpus(self) -> float:
-        return sum(process.count * process.gpus for process in self.processes)
+        return sum(process.count * (process.gpus or 0.0) for process in self.processes)
 
 
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:
@@ -117,7 +107,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     """
     check_vllm_arguments(recipe.rollout.vllm)
     cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
-    processes = _processes(recipe, machine)
+    memory = estimate_memory(recipe, recipe.model.path)
+    placement, obstacles = (None, ()) if cluster else _place(recipe, machine, memory)
+    processes = _processes(recipe, placement)
     batch = BatchArithmetic(
         prompts=recipe.rollout.prompts_per_step,
         samples_per_prompt=2 if recipe.data.has_pairs else recipe.rollout.samples_per_prompt,
@@ -128,31 +120,54 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         steps=recipe.steps,
     )
     resolved = recipe.model_copy(update={"update": recipe.update.resolved()})
-    shortage = () if cluster else _shortage(processes, machine)
     return Plan(
         recipe=resolved,
         run_dir=new_run_dir(recipe),
         machine=machine,
         cluster=cluster,
         processes=processes,
+        placement=placement,
         batch=batch,
-        memory=_memory(recipe),
-        warnings=(*shortage, *warnings_about(recipe, machine)),
+        memory=memory,
+        warnings=(*obstacles, *warnings_about(recipe, machine)),
     )
 
 
-def _processes(recipe: Recipe, machine: Machine) -> tuple[Process, ...]:
-    rollout, shares = recipe.rollout, gpu_shares(recipe, len(machine.gpus))
+def _place(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> tuple[Placement | None, tuple[str, ...]]:
+    """Return the placement on this machine and warnings about it; the first warning says why there is none."""
+    try:
+        placement = place_on_machine(recipe, machine, memory)
+    except EnvironmentProblem as error:
+        return None, (f"the run cannot start on this machine: {error}",)
+    cpus = sum(actor.cpus for actor in placement.actors)
+    if cpus <= machine.cpus:
+        return placement, tuple(warnings_about_gpus(placement, machine))
+    oversubscribed = (
+        f"{cpus:g} CPUs are asked for and this machine has {machine.cpus}: processes share cores and slow each other. "
+        "Lower rollout.workers or rollout.cpus_per_worker"
+    )
+    return placement, (oversubscribed, *warnings_about_gpus(placement, machine))
+
+
+def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ...]:
+    rollout = recipe.rollout
+    learner_gpus = 0.0 if recipe.learner.device == "cpu" and recipe.learner.gpus is None else recipe.learner.gpus
     processes = (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
         Process(
             role="rollout worker",
             count=rollout.workers,
             cpus=rollout.cpus_per_worker,
-            gpus=shares.worker,
+            gpus=rollout.gpus_per_worker if placement is None else placement.gpus_of(WORKER),
             does=f"{rollout.engine} engine, {recipe.model.dtype}",
         ),
-        Process(role="learner", count=1, cpus=1, gpus=shares.learner, does=f"{recipe.update.rule}, AdamW"),
+        Process(
+            role="learner",
+            count=1,
+            cpus=1,
+            gpus=learner_gpus if placement is None else placement.gpus_of(LEARNER),
+            does=f"{recipe.update.rule}, AdamW",
+        ),
         *_reward_processes(recipe),
     )
     return tuple(process for process in processes if process.count)
@@ -170,45 +185,3 @@ def _reward_processes(recipe: Recipe) -> Iterator[Process]:
             gpus=reward.gpus if is_actor else 0,
             does=f"{reward.name or reward.function}, {limit}",
         )
-
-
-def _shortage(processes: tuple[Process, ...], machine: Machine) -> tuple[str, ...]:
-    gpus = sum(process.count * process.gpus for process in processes)
-    cpus = sum(process.count * process.cpus for process in processes)
-    found = []
-    if gpus > len(machine.gpus):
-        found.append(
-            f"{gpus:g} GPUs are asked for and this machine has {len(machine.gpus)}, so actors could not start. To "
-            "share one, set fractions: rollout.gpus_per_worker=0.5 learner.gpus=0.5"
-        )
-    if cpus > machine.cpus:
-        found.append(
-            f"{cpus:g} CPUs are asked for and this machine has {machine.cpus}: processes share cores and slow each "
-            "other. Lower rollout.workers or rollout.cpus_per_worker"
-        )
-    return tuple(found)
-
-
-def _memory(recipe: Recipe) -> MemoryEstimate | None:
-    files = sorted(Path(recipe.model.path).glob("*.safetensors"))
-    if not files:
-        return None
-    parameters = sum(_count_parameters(file) for file in files)
-    trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
-    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
-    several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
-    gib = parameters / 2**30
-    return MemoryEstimate(
-        parameters=parameters,
-        learner_gib=trained_bytes * gib,
-        reference_gib=_BYTES[recipe.model.dtype] * gib if has_copy else 0.0,
-        engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
-    )
-
-
-def _count_parameters(file: Path) -> int:
-    """From the header of a safetensors file: 8 bytes of length (little-endian), then JSON."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rlkl.plan import Plan
 from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.resources import describe
 
 _PIPED_WIDTH = 120
 
@@ -19,6 +20,8 @@ def show(plan: Plan, console: Console | None = None) -> None:
     out = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     _section(out, f"Recipe (run folder {plan.run_dir})", dump_recipe(plan.recipe).rstrip())
     _show_processes(plan, out)
+    if plan.placement is not None and (lines := describe(plan.recipe, plan.placement)):
+        _section(out, "GPUs, and the share of each actor (Ray may number the GPUs in another order)", "\n".join(lines))
     _section(out, "One training step", "\n".join(batch_lines(plan)))
     if plan.memory is not None:
         _section(out, "Memory for weights and optimizer (activations and key-value caches come on top)", _memory(plan))
@@ -43,12 +46,13 @@ def batch_lines(plan: Plan) -> list[str]:
 def _show_processes(plan: Plan, out: Console) -> None:
     table = Table("process", "number", "CPUs each", "GPUs each", "does", box=None, pad_edge=False)
     for process in plan.processes:
-        table.add_row(process.role, str(process.count), f"{process.cpus:g}", f"{process.gpus:g}", process.does)
+        gpus = "?" if process.gpus is None else f"{process.gpus:.3g}"
+        table.add_row(process.role, str(process.count), f"{process.cpus:g}", gpus, process.does)
     if plan.cluster:
-        where = f"on the Ray cluster at {plan.cluster}"
+        where = f"on the Ray cluster at {plan.cluster}, whose GPUs are counted when the run starts"
     else:
         where = f"on a local Ray; this machine has {plan.machine.cpus} CPUs and {len(plan.machine.gpus)} GPUs"
-    out.print(f"Processes: {plan.cpus:g} CPUs and {plan.gpus:g} GPUs, {where}", style="bold")
+    out.print(f"Processes: {plan.cpus:g} CPUs and {plan.gpus:.3g} GPUs, {where}", style="bold")
     out.print(Padding(table, (0, 0, 1, 2)))
 
 

@@ -43,12 +43,6 @@ def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:
             f"rollout.workers = {rollout.workers} exceeds the {sequences} completions of a step, so "
             f"{rollout.workers - sequences} workers stay idle"
         )
-    if rollout.workers > 1 and rollout.threads is None and not machine.gpus:
-        yield (
-            f"rollout.workers = {rollout.workers} and rollout.threads is left out: on one machine without GPUs each "
-            f"worker takes all cores and they slow each other. "
-            f"Set rollout.threads={max(machine.cpus // rollout.workers, 1)}"
-        )
     if rollout.temperature != 1:
         yield (
             f"rollout.temperature = {rollout.temperature}: log-probabilities, KL and entropy are those of the tempered "

@@ -105,11 +105,11 @@ def write_scores(report: ScoreReport, path: Path) -> None:
 def _start(rewards: RewardSet, recipe: Recipe, running: ExitStack) -> None:
     rewards.start(timeout_s=recipe.cluster.start_timeout_s)
     if any(section.mode == "actor" for section in recipe.rewards):
-        from rlkl.actors.rewards import RayRewardWorker, ray_for_rewards
+        from rlkl.actors.rewards import ray_for_rewards
 
-        running.enter_context(ray_for_rewards(recipe))
+        make_worker = running.enter_context(ray_for_rewards(recipe))
         running.callback(rewards.close)  # actors end before Ray does
-        rewards.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
+        rewards.start_actors(make_worker, timeout_s=recipe.cluster.start_timeout_s)
 
 
 class _NoTokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.backend import RayBackend
-from rlkl.actors.rewards import RayRewardWorker
+from rlkl.actors.cluster import check_own_machine
 from rlkl.batch import Signal
 from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
@@ -25,6 +25,7 @@ from rlkl.loop import RunResult, Trainer
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import plain_values, with_absolute_paths
 from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.placement import USABLE_GPU_MEMORY
 from rlkl.recipe.run_dir import claim_run_dir, recipe_path, write_recipe
 from rlkl.recipe.run_lock import lock_run_dir
 from rlkl.resume import Saved, check_data, check_origin, check_recipe, check_rewards, columns_of, newest, origin_of
@@ -99,7 +100,7 @@ def _prepare(
     model_path = resolve_model(recipe.model.path)
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
-    _check_length(model_path, recipe)
+    _check_sizes(model_path, recipe)
     pictures = load_picture_processor(model_path, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
@@ -134,7 +135,7 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
             backend = RayBackend(recipe, setup.spec, setup.engine, run_dir.absolute())
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
-            reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
+            reward_set.start_actors(backend.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
             trainer = Trainer(
                 recipe=recipe,
                 run_dir=run_dir.absolute(),
@@ -246,7 +247,9 @@ def _load_tokenizer(model_path: str) -> Any:
     return tokenizer
 
 
-def _check_length(model_path: str, recipe: Recipe) -> None:
+def _check_sizes(model_path: str, recipe: Recipe) -> None:
+    """Refuse more actors than this machine can hold, and sequences that are longer than the model allows."""
+    check_own_machine(recipe, model_path)
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
     config = _config(model_path, "path")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -268,7 +271,7 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         stop_token_ids=_stop_token_ids(model_path, tokenizer, recipe.data.chat_template_kwargs),
         stop=tuple(recipe.rollout.stop),
         vllm=recipe.rollout.vllm,
-        memory_fraction=recipe.rollout.memory_fraction,
+        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,  # the backend knows who shares the GPU
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,

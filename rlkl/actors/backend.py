@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,24 @@ from typing import Any
 import ray
 
 from rlkl.actors.calls import stream_all, wait, wait_all
-from rlkl.actors.cluster import Needs, check_room, connect, needs_of
+from rlkl.actors.cluster import connect
+from rlkl.actors.reservation import Reservation, cluster_nodes
+from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.errors import WeightSyncError
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import token_in
-from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
-from rlkl.recipe.resources import reward_needs
+from rlkl.recipe.placement import LEARNER, WORKER, Placement, memory_fraction, place, reserved_cpus
+from rlkl.recipe.resources import describe
+from rlkl.rewards.pool import WorkerSpec
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example, Image, Probe
 from rlkl.weights import ROUNDING_SHARE, TOLERANCE, Expected, Receipt, verify
+
+logger = logging.getLogger(__name__)
 
 _LEARNER = "the learner"
 
@@ -39,29 +46,34 @@ class RayBackend:
         self._workers: list[Any] = []
         self._learner: Any = None
         self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
-        own_cpus = recipe.rollout.workers * recipe.rollout.cpus_per_worker + 1 + reward_needs(recipe).cpus
-        self._own_ray = connect(recipe.cluster, cpus=math.ceil(own_cpus))
+        self._reservation: Reservation | None = None
+        self._own_ray = connect(recipe.cluster, cpus=math.ceil(reserved_cpus(recipe)))
         try:
-            needs = needs_of(recipe)
-            check_room(needs, timeout_s=recipe.cluster.start_timeout_s)
-            self._start(recipe, spec, engine, needs)
+            self._start(recipe, spec, engine, place(recipe, cluster_nodes()))
             self._check_shared(run_dir)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, needs: Needs) -> None:
-        worker = ray.remote(RolloutWorker).options(
-            num_cpus=needs.worker_cpus, num_gpus=needs.worker_gpus, runtime_env=_threads(recipe.rollout.threads)
-        )
-        learner = ray.remote(LearnerWorker).options(
-            num_cpus=1, num_gpus=needs.learner_gpus, runtime_env=_threads(recipe.learner.threads)
-        )
-        self._workers = [worker.remote() for _ in self._names]
-        self._learner = learner.remote()
+    def _start(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, placement: Placement) -> None:
+        """Reserve room for all actors, and start the learner and the workers in it."""
+        for line in describe(recipe, placement):
+            logger.info("%s", line)
+        timeout_s = recipe.cluster.start_timeout_s
+        reserved = self._reservation = Reservation(placement, own_ray=self._own_ray, timeout_s=timeout_s)
+        self.make_reward_worker: Callable[[WorkerSpec], RayRewardWorker] = worker_maker(recipe, reserved)
+        engine = replace(engine, memory_fraction=memory_fraction(recipe, placement))
+        (learner,) = (actor for actor in placement.actors if actor.role == LEARNER)
+        workers = sorted((actor for actor in placement.actors if actor.role == WORKER), key=lambda actor: actor.number)
+        for actor in workers:
+            threads = recipe.rollout.threads or reserved.cores(actor)
+            options = reserved.options(actor, threads=threads)
+            self._workers.append(ray.remote(RolloutWorker).options(**options).remote())
+        options = reserved.options(learner, threads=recipe.learner.threads or reserved.cores(learner))
+        self._learner = ray.remote(LearnerWorker).options(**options).remote()
         refs = [self._learner.start.remote(spec)]
         refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]
-        wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=recipe.cluster.start_timeout_s)
+        wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=timeout_s)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
         """One completion a request, with its number, as they finish; the work shared out over all workers."""
@@ -130,6 +142,9 @@ class RayBackend:
         for actor in [*self._workers, *([self._learner] if self._learner is not None else [])]:
             ray.kill(actor)
         self._workers, self._learner = [], None
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None
         if self._own_ray and ray.is_initialized():
             ray.shutdown()
 
@@ -148,7 +163,3 @@ class RayBackend:
         if found:
             return f"Read back, these are not what was published: {'; '.join(found)}."
         return "All parameters that can be read back are what was published; suspect those the engine packs or fuses."
-
-
-def _threads(threads: int | None) -> dict[str, Any]:
-    return {"env_vars": {"OMP_NUM_THREADS": str(threads or this_machine().cpus)}}

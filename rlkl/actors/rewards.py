@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,13 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlkl.actors.calls import short
-from rlkl.actors.cluster import connect
+from rlkl.actors.cluster import connect, uses_own_ray
+from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.actors.shells import RewardHost
+from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
-from rlkl.recipe.resources import reward_needs
+from rlkl.recipe.placement import place_rewards, reward_actors
+from rlkl.recipe.resources import check_number
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, overdue, raised
 from rlkl.rewards.pool import WorkerSpec, setup_error
@@ -23,21 +26,48 @@ from rlkl.rewards.result import Failure
 
 
 @contextmanager
-def ray_for_rewards(recipe: Recipe) -> Iterator[None]:
-    """Ray for the recipe's rewards alone; it ends with the block where it was started here."""
-    own = connect(recipe.cluster, cpus=math.ceil(reward_needs(recipe).cpus))
+def ray_for_rewards(recipe: Recipe) -> Iterator[Callable[[WorkerSpec], RayRewardWorker]]:
+    """Reserve room in Ray for the recipe's rewards alone, and yield the function that makes their workers.
+
+    When the block ends, the room is given back, and Ray ends if it was started here. Raises `EnvironmentProblem`.
+    """
+    actors = reward_actors(recipe)
+    if uses_own_ray(recipe.cluster):
+        check_number(len(actors), f"{len(actors)} workers of rewards in mode actor", this_machine())
+    own = connect(recipe.cluster, cpus=math.ceil(sum(actor.cpus for actor in actors)))
     try:
-        yield
+        placement = place_rewards(recipe, cluster_nodes())
+        reservation = Reservation(placement, own_ray=own, timeout_s=recipe.cluster.start_timeout_s)
+        try:
+            yield worker_maker(recipe, reservation)
+        finally:
+            reservation.release()
     finally:
         if own:
             ray.shutdown()
 
 
+def worker_maker(recipe: Recipe, reservation: Reservation) -> Callable[[WorkerSpec], RayRewardWorker]:
+    """Return a function that makes the recipe's reward workers, each in its own part of the reservation."""
+    waiting = reward_actors(recipe)
+
+    def make(spec: WorkerSpec) -> RayRewardWorker:
+        fitting = [actor for actor in waiting if (actor.cpus, actor.gpus) == (spec.cpus, spec.gpus)]
+        if not fitting:  # a worker that the recipe does not count
+            return RayRewardWorker(spec)
+        waiting.remove(fitting[0])
+        return RayRewardWorker(spec, reservation.options(fitting[0]))
+
+    return make
+
+
 class RayRewardWorker:
     """One actor, replaced whenever a call ends it or takes too long; see `rlkl.rewards.pool.Worker`."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, options: Mapping[str, Any] | None = None) -> None:
+        """``options``: Ray's, with the room reserved for it; by default Ray finds room when the actor starts."""
         self._spec = spec
+        self._options = options or {"num_cpus": spec.cpus, "num_gpus": spec.gpus}
         self._actor: Any = None
         self._broken: Failure | None = None
 
@@ -76,8 +106,7 @@ class RayRewardWorker:
 
     def _start(self) -> Failure | None:
         """Bring an actor up; what went wrong, or None."""
-        options = {"num_cpus": self._spec.cpus, "num_gpus": self._spec.gpus}
-        self._actor = ray.remote(RewardHost).options(**options).remote()
+        self._actor = ray.remote(RewardHost).options(**self._options).remote()
         failure, own = self._wait(self._actor.start.remote(self._spec), self._spec.start_timeout_s)
         if failure or own:
             self._end()

@@ -1,44 +1,119 @@
-"""What the actors of a run reserve."""
+"""Checks a run against the machine it starts on, and describes which actors share a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
+from rlkl.errors import EnvironmentProblem
+from rlkl.machine import Machine
 from rlkl.recipe import Recipe
+from rlkl.recipe.memory import MemoryEstimate, least_learner_gib
+from rlkl.recipe.placement import (
+    LEARNER,
+    WORKER,
+    Actor,
+    Group,
+    Node,
+    Placement,
+    memory_fraction,
+    place,
+    reserved_cpus,
+    reward_actors,
+)
+
+ACTORS_PER_CORE = 4
+"""With more actors on a core, importing torch and vLLM alone takes minutes."""
+PROCESS_GIB = 0.4
+"""The least memory of a process that has imported torch and transformers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuShares:
-    """GPUs of each rollout worker and of the learner; fractions share one."""
+def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> Placement:
+    """Place all actors in a Ray that the run starts on this machine; raises `EnvironmentProblem` if they do not fit.
 
-    worker: float
-    learner: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardNeeds:
-    """What all reward actors together reserve."""
-
-    cpus: float
-    gpus: float
-
-
-def reward_needs(recipe: Recipe) -> RewardNeeds:
-    """Of the rewards in mode ``actor``."""
-    actors = [reward for reward in recipe.rewards if reward.mode == "actor"]
-    return RewardNeeds(
-        cpus=sum(reward.workers * reward.cpus for reward in actors),
-        gpus=sum(reward.workers * reward.gpus for reward in actors),
+    Such a Ray lets actors reserve more CPUs than there are cores, so the number of actors and their memory are limited
+    here. ``memory``: None if unknown.
+    """
+    check_number(
+        recipe.rollout.workers + 1 + len(reward_actors(recipe)), f"rollout.workers = {recipe.rollout.workers}", machine
     )
-
-
-def gpu_shares(recipe: Recipe, gpus: float) -> GpuShares:
-    """What the recipe spells out; else one GPU an actor, or equal shares where there are fewer GPUs than actors."""
-    gpus -= reward_needs(recipe).gpus
-    on_gpu = recipe.rollout.workers + (recipe.learner.device != "cpu")
-    share = min(1.0, max(gpus, 0.0) / max(on_gpu, 1))
-    worker, learner = recipe.rollout.gpus_per_worker, recipe.learner.gpus
-    return GpuShares(
-        worker=share if worker is None else worker,
-        learner=(0.0 if recipe.learner.device == "cpu" else share) if learner is None else learner,
+    node = Node(
+        name="this machine",
+        cpus=max(math.ceil(reserved_cpus(recipe)), machine.cpus),
+        gpus=len(machine.gpus),
+        gpu_memory_gib=machine.gpu_memory_gib,
     )
+    placement = place(recipe, [node], learner_gib=least_learner_gib(recipe, memory))
+    _check_host_memory(recipe, machine, memory, placement)
+    return placement
+
+
+def check_number(actors: int, cause: str, machine: Machine) -> None:
+    """Raise `EnvironmentProblem` if so many actors cannot start in a sensible time."""
+    most = ACTORS_PER_CORE * machine.cpus
+    if actors > most:
+        raise EnvironmentProblem(
+            f"{cause}: this run starts {actors} actors on this machine, which has {machine.cpus} cores and can start "
+            f"at most {most} ({ACTORS_PER_CORE} per core). Lower rollout.workers or the workers of rewards in mode "
+            f"actor by {actors - most}, or run on a cluster (cluster.address)"
+        )
+
+
+def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None, placement: Placement) -> None:
+    """Raise `EnvironmentProblem` if the machine's memory cannot hold what the processes need at least."""
+    workers, rewards = recipe.rollout.workers, len(reward_actors(recipe))
+    on_cpu = placement.gpus_of(WORKER) == 0
+    weights = memory.engine_gib if memory is not None and on_cpu else 0.0
+    cache = recipe.rollout.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
+    learner = least_learner_gib(recipe, memory) if placement.gpus_of(LEARNER) == 0 else None
+    worker_gib, learner_gib = PROCESS_GIB + weights + cache, PROCESS_GIB + (learner or 0.0)
+    total = workers * worker_gib + learner_gib + (rewards + 1) * PROCESS_GIB
+    if total > machine.memory_gib:
+        raise EnvironmentProblem(
+            f"this run needs at least {total:.1f} GiB of memory, and this machine has {machine.memory_gib:.1f}: "
+            f"rollout.workers = {workers} x {worker_gib:.2f} (process {PROCESS_GIB:g}, weights {weights:.2f}, "
+            f"rollout.kv_cache_gib = {cache}), the learner {learner_gib:.2f}, the driver and {rewards} reward actors "
+            f"{PROCESS_GIB:g} each. Lower rollout.workers or rollout.kv_cache_gib, train a smaller model, or run on a "
+            "cluster (cluster.address)"
+        )
+
+
+def describe(recipe: Recipe, placement: Placement) -> list[str]:
+    """Return one line for each GPU with its actors and their shares; empty if no actor has a GPU."""
+    several = len({group.node for group in placement.groups}) > 1
+    fraction = memory_fraction(recipe, placement)
+    return [
+        (f"{group.node}, " if several else "") + f"GPU {', '.join(map(str, group.devices))}: " + _held(group, fraction)
+        for group in placement.groups
+        if group.devices
+    ]
+
+
+def _held(group: Group, fraction: float) -> str:
+    return ", ".join(_describe_actors(list(actors), fraction) for _, actors in groupby(group.actors, lambda a: a.role))
+
+
+def _describe_actors(actors: Sequence[Actor], fraction: float) -> str:
+    first = actors[0]
+    vllm = f", vLLM memory {fraction:.3g}" if first.role == WORKER else ""
+    if len(actors) == 1:
+        return f"{first.name} ({first.gpus:.3g}{vllm})"
+    return f"{first.role}s {', '.join(str(actor.number) for actor in actors)} ({first.gpus:.3g}{vllm} each)"
+
+
+def warnings_about_gpus(placement: Placement, machine: Machine) -> Iterator[str]:
+    """Warn about GPUs that stay idle, and about workers that share GPUs unevenly."""
+    used = {device for group in placement.groups for device in group.devices}
+    if placement.count(WORKER) and len(used) < len(machine.gpus):
+        idle = len(machine.gpus) - len(used)
+        yield (
+            f"{idle} of {len(machine.gpus)} GPUs stay idle: raise rollout.workers by {idle}, or hide them with "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    held = [count for group in placement.groups if group.devices and (count := group.count(WORKER))]
+    if held and max(held) != min(held):
+        yield (
+            f"rollout.workers = {sum(held)} do not share {len(held)} GPUs evenly: some hold {max(held)}, others "
+            f"{min(held)}, and a step waits for the slowest. Set rollout.workers to a multiple of {len(held)}"
+        )

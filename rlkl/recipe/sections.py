@@ -145,11 +145,15 @@ class RolloutSection(Section):
         default=1, ge=0, description="Rollout workers, each a Ray actor with its own engine; 0 for stored pairs only."
     )
     gpus_per_worker: float | None = Field(
-        default=None, ge=0, description="GPUs per worker; left out: 1 where the cluster has GPUs, else 0."
+        default=None,
+        ge=0,
+        description="GPUs per worker, fractions share one; left out: 1, or an equal part if there are too few GPUs.",
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="CPUs that each worker reserves in Ray.")
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads per worker; left out: all cores of its machine."
+        default=None,
+        ge=1,
+        description="CPU threads per worker; left out: the cores of its node, divided among the workers there.",
     )
     prompts_per_step: int = Field(default=32, ge=1, description="Prompts per training step.")
     samples_per_prompt: int = Field(default=8, ge=1, description="Completions per prompt (the group size).")
@@ -167,7 +171,12 @@ class RolloutSection(Section):
     max_rounds: int = Field(
         default=1, ge=1, description="Rounds of prompts drawn to fill a step when the rule drops groups; 1: no refill."
     )
-    memory_fraction: float = Field(default=0.5, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
+    memory_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that each vLLM may take; left out: 0.9 times a worker's share of the GPU.",
+    )
     kv_cache_gib: int = Field(default=1, ge=1, description="vLLM's key-value cache on a CPU, in GiB.")
     vllm: dict[str, Any] = Field(
         default_factory=dict, description="Further engine arguments of vLLM by name, such as max_num_seqs: 64."
@@ -209,9 +218,13 @@ class LearnerSection(Section):
         default="auto", description="auto: cuda where the learner's machine has it."
     )
     gpus: float | None = Field(
-        default=None, ge=0, description="GPUs that the learner reserves in Ray; left out: 1 if there are."
+        default=None,
+        ge=0,
+        description="GPUs that the learner reserves in Ray; left out: 1, or an equal part of the only GPU.",
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the learner; left out: all cores.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the learner; left out: all cores of its node."
+    )
     lr: float = Field(default=1e-6, ge=0, description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",

@@ -80,7 +80,7 @@ def _engine_settings(recipe: Recipe) -> EngineSettings:
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
         stop_token_ids=(EOS_ID,),
-        memory_fraction=recipe.rollout.memory_fraction,
+        memory_fraction=0.5,
         kv_cache_gib=recipe.rollout.kv_cache_gib,
     )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import rlkl
-from rlkl.actors.rewards import RayRewardWorker, ray_for_rewards
+from rlkl.actors.rewards import ray_for_rewards
 from rlkl.errors import CheckpointError, RewardError
 from rlkl.rewards import load_rewards
 from rlkl.rewards.arguments import Call
@@ -157,6 +159,8 @@ class Once:
     def __call__(self, completion):
         if completion == "exit":
             os._exit(3)
+        if os.environ["CUDA_VISIBLE_DEVICES"] != "":
+            raise RuntimeError("sees GPUs that it has not reserved")
         return 1.0
 '''
 
@@ -169,9 +173,11 @@ def test_an_actor_outlives_calls_that_cannot_travel_and_is_given_up_once_it_does
     folder.mkdir()
     section = {"function": f"{path}:Once", "mode": "actor", "settings": {"folder": str(folder)}}
     recipe = make_recipe(tmp_path / "run", untied_model, rewards=[section])
-    with ray_for_rewards(recipe), closing(load_rewards(recipe.rewards)) as rewards:
-        rewards.start_actors(RayRewardWorker, timeout_s=60.0)
+    with ray_for_rewards(recipe) as make_worker, closing(load_rewards(recipe.rewards)) as rewards:
+        rewards.start_actors(make_worker, timeout_s=60.0)
         pool = rewards.pool_of("Once")
+        socket = Path(ray.nodes()[0]["ObjectStoreSocketName"])
+        assert stat.S_IMODE(socket.parents[3].stat().st_mode) == 0o700  # other users cannot reach it
 
         def failure(argument: object) -> Failure | None:
             call = Call(unit="sample", arguments={"completion": argument}, tokens=(1,))

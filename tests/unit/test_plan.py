@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,29 @@ def test_sequence_longer_than_a_micro_batch_goes_alone() -> None:
 def test_processes_take_gpus_where_there_are_some() -> None:
     assert (plan().cpus, plan().gpus) == (2, 0)
     on_node = plan("rollout.workers=3", "rollout.cpus_per_worker=4", machine=NODE)
-    assert (on_node.cpus, on_node.gpus) == (13, 2)  # four actors share the two
+    assert (on_node.cpus, on_node.gpus) == (13, 1.9999)  # the learner has one, the workers share the other
     assert on_node.warnings == ()
     greedy = plan("rollout.workers=3", "rollout.gpus_per_worker=1.0", machine=NODE)
-    assert greedy.warnings[0].startswith("3.5 GPUs are asked for and this machine has 2")
+    assert greedy.placement is None
+    assert greedy.warnings[0].startswith(
+        "the run cannot start on this machine: the actors of this run cannot be placed"
+    )
+
+
+def test_more_actors_than_the_machine_can_start_are_a_warning() -> None:
+    crowded = plan("rollout.workers=100")
+    assert crowded.placement is None
+    assert "starts 101 actors on this machine" in crowded.warnings[0]
+
+
+def test_gpus_that_stay_idle_and_uneven_shares_are_warned_about() -> None:
+    eight = Machine(cpus=64, memory_gib=512.0, gpus=("H200",) * 8)
+    (idle,) = plan("rollout.workers=5", machine=eight).warnings
+    assert idle.startswith("2 of 8 GPUs stay idle: raise rollout.workers by 2")
+    (uneven,) = plan("rollout.workers=8", machine=eight).warnings
+    assert uneven.startswith("rollout.workers = 8 do not share 7 GPUs evenly: some hold 2, others 1")
+    assert plan("rollout.workers=7", machine=eight).warnings == ()
+    assert plan("rollout.workers=14", machine=eight).warnings == ()
 
 
 def test_a_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +157,6 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
             "update.compat sums the KL over up to 32 sequences of an optimizer step: update.kl_coef = 0.35 acts as ",
         ),
         (["rollout.workers=300", "rollout.threads=1", "cluster.address=c"], "rollout.workers = 300 exceeds"),
-        (["rollout.workers=3"], "rollout.workers = 3 and rollout.threads is left out"),
         (["rollout.workers=4", "rollout.threads=1"], "5 CPUs are asked for and this machine has 4"),
         (["rollout.temperature=0.7"], "rollout.temperature = 0.7: "),
         (["model.dtype=bfloat16"], "model.dtype = bfloat16 without a GPU"),
@@ -169,6 +188,23 @@ def test_view_shows_processes_arithmetic_and_warnings() -> None:
     assert "32 prompts x 8 samples = 256 sequences" in text
     assert "1 optimizer steps x 20 training steps = 20 in total" in text
     assert "Warnings: 1\n  - checkpoint.every = 50 exceeds steps = 20" in text
+
+
+def test_view_shows_which_actor_gets_which_gpu() -> None:
+    stream = io.StringIO()
+    show(plan("rollout.workers=4", machine=NODE), Console(file=stream, markup=False, width=140))
+    text = stream.getvalue()
+    assert "Processes: 5 CPUs and 2 GPUs" in text
+    assert "  GPU 0: learner (1) " in text
+    assert "  GPU 1: rollout workers 0, 1, 2, 3 (0.25, vLLM memory 0.225 each) " in text
+
+
+def test_view_on_a_cluster_leaves_its_gpus_open() -> None:
+    stream = io.StringIO()
+    show(plan("cluster.address=head:6379"), Console(file=stream, markup=False, width=140))
+    text = stream.getvalue()
+    assert "on the Ray cluster at head:6379, whose GPUs are counted when the run starts" in text
+    assert re.search(r"learner +1 +1 +\? ", text)
 
 
 PAIRS = ("data.chosen_column=a", "data.rejected_column=b", "rollout.workers=0", "rewards=[]", "update={rule: sparsepo}")

@@ -1,0 +1,58 @@
+"""Memory for weights and optimizer, estimated from the shapes in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlkl.recipe import Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """GiB (2**30 bytes) for weights and optimizer. Activations come on top."""
+
+    parameters: int
+    learner_gib: float
+    reference_gib: float
+    engine_gib: float
+    """Weights of each engine, without its key-value cache."""
+    copy_gib: float
+    """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
+
+
+def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None:
+    """Estimate from the safetensors files in the model's folder; None if there are none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    parameters = sum(_count_parameters(file) for file in files)
+    trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
+    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
+    several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
+    gib = parameters / 2**30
+    return MemoryEstimate(
+        parameters=parameters,
+        learner_gib=trained_bytes * gib,
+        reference_gib=_BYTES[recipe.model.dtype] * gib if has_copy else 0.0,
+        engine_gib=_BYTES[recipe.model.dtype] * gib,
+        copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
+    )
+
+
+def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | None:
+    """Return the least memory that the learner can need; None if unknown (adapters and frozen parts need less)."""
+    if memory is None or recipe.model.lora is not None or recipe.model.freeze_vision:
+        return None
+    return memory.learner_gib + memory.reference_gib
+
+
+def _count_parameters(file: Path) -> int:
+    """Count by the header of a safetensors file: 8 bytes of length (little-endian), then JSON."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

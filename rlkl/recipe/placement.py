@@ -1,0 +1,349 @@
+"""Which actor of a run goes onto which GPU, worked out from the recipe and from the resources of each node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
+from typing import Any
+
+from rlkl.errors import EnvironmentProblem
+from rlkl.recipe import Recipe
+
+LEARNER = "learner"
+WORKER = "rollout worker"
+USABLE_GPU_MEMORY = 0.9
+"""Actors divide this share of a GPU's memory; CUDA contexts and fragmentation take the rest."""
+
+_UNITS = 10_000
+"""Ray counts GPUs in steps of 1/10000. All sums here are sums of such steps, so they are exact."""
+_MOST_ON_ONE_GPU = 128
+_NODES_SHOWN = 8
+
+_Spot = tuple[str, tuple[int, ...]]
+"""Name of a node, and the numbers of GPUs there. Ray may number them in another order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine of the cluster."""
+
+    name: str
+    cpus: float
+    gpus: int
+    gpu_memory_gib: float | None = None
+    """Memory of its smallest GPU; None if unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """One actor and what it reserves. ``gpus`` below 1 is a share of one GPU."""
+
+    role: str
+    """`LEARNER`, `WORKER`, or ``reward NAME``."""
+    number: int
+    cpus: float
+    gpus: float
+
+    @property
+    def name(self) -> str:
+        return self.role if self.role == LEARNER else f"{self.role} {self.number}"
+
+    @property
+    def units(self) -> int:
+        return round(self.gpus * _UNITS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Actors that share a GPU; or one actor alone, with several GPUs or with none."""
+
+    node: str
+    devices: tuple[int, ...]
+    actors: tuple[Actor, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(actor.cpus for actor in self.actors)
+
+    @property
+    def gpus(self) -> float:
+        return sum(actor.units for actor in self.actors) / _UNITS
+
+    def count(self, role: str) -> int:
+        return sum(actor.role == role for actor in self.actors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """All actors of a run, each in exactly one group.
+
+    2 rollout workers and the learner on a node with 2 GPUs make 2 groups: the learner with 1 GPU, and both workers with
+    0.5 GPU each.
+    """
+
+    groups: tuple[Group, ...]
+
+    @property
+    def actors(self) -> tuple[Actor, ...]:
+        return tuple(actor for group in self.groups for actor in group.actors)
+
+    def count(self, role: str) -> int:
+        return sum(group.count(role) for group in self.groups)
+
+    def gpus_of(self, role: str) -> float:
+        """Return the GPUs that each actor of ``role`` reserves."""
+        return next((actor.gpus for actor in self.actors if actor.role == role), 0.0)
+
+
+def part(actors: int) -> float:
+    """Return 1/``actors`` of a GPU, rounded down to Ray's steps: the parts together never exceed one GPU."""
+    return _UNITS // actors / _UNITS
+
+
+def reward_actors(recipe: Recipe) -> list[Actor]:
+    """Return the actors of all rewards in mode ``actor``. Rewards of one name are numbered through."""
+    actors: list[Actor] = []
+    started: Counter[str] = Counter()
+    for reward in recipe.rewards:
+        if reward.mode == "actor":
+            role = f"reward {reward.name or reward.function}"
+            for _ in range(reward.workers):
+                actors.append(Actor(role=role, number=started[role], cpus=reward.cpus, gpus=reward.gpus))
+                started[role] += 1
+    return actors
+
+
+def reserved_cpus(recipe: Recipe) -> float:
+    """Return the CPUs that all actors of a run reserve together."""
+    return sum(actor.cpus for actor in _all_actors(recipe, worker=0.0, learner=0.0))
+
+
+def place(recipe: Recipe, nodes: Sequence[Node], *, learner_gib: float | None = None) -> Placement:
+    """Place the learner, the rollout workers and the reward actors onto the nodes and their GPUs.
+
+    GPU shares that the recipe leaves out follow from the GPUs. With enough of them each actor has one. With fewer, but
+    at least two, the learner has one and the workers share the others. On a single GPU all get equal parts.
+
+    ``learner_gib`` is the least memory that the learner needs on its GPU; None if unknown.
+
+    Raises `EnvironmentProblem` if there is no room, or if the actors on a GPU need more than its memory.
+    """
+    _check_shares(recipe, nodes)
+    try:
+        placement = Placement(groups=_first_that_fits(recipe, nodes))
+    except _NoRoomError as error:
+        raise EnvironmentProblem(error.explain()) from None
+    _check_memory(recipe, placement, {node.name: node.gpu_memory_gib for node in nodes}, learner_gib)
+    return placement
+
+
+def place_rewards(recipe: Recipe, nodes: Sequence[Node]) -> Placement:
+    """Place the reward actors alone; raises `EnvironmentProblem` if there is no room."""
+    try:
+        return Placement(groups=_pack(reward_actors(recipe), nodes))
+    except _NoRoomError as error:
+        raise EnvironmentProblem(error.explain()) from None
+
+
+def memory_fraction(recipe: Recipe, placement: Placement) -> float:
+    """Return the share of its GPU's memory that each vLLM may take: as the recipe says, else by its share of the GPU.
+
+    A worker with half a GPU may take 0.45 of the memory. Without GPUs the number has no effect.
+    """
+    if recipe.rollout.memory_fraction is not None:
+        return recipe.rollout.memory_fraction
+    return round(USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER) or 1.0, 1.0), 4)
+
+
+def _all_actors(recipe: Recipe, *, worker: float, learner: float) -> list[Actor]:
+    return [
+        Actor(role=LEARNER, number=0, cpus=1, gpus=learner),
+        *(
+            Actor(role=WORKER, number=number, cpus=recipe.rollout.cpus_per_worker, gpus=worker)
+            for number in range(recipe.rollout.workers)
+        ),
+        *reward_actors(recipe),
+    ]
+
+
+def _first_that_fits(recipe: Recipe, nodes: Sequence[Node]) -> tuple[Group, ...]:
+    """Try the GPU shares one after the other; raises the `_NoRoomError` of the last one if none fits."""
+    worker, learner = recipe.rollout.gpus_per_worker or 0.0, recipe.learner.gpus or 0.0
+    _pack(
+        _all_actors(recipe, worker=worker, learner=learner), nodes
+    )  # if not even the CPUs suffice, this is the reason
+    failure: _NoRoomError | None = None
+    for worker, learner in _candidates(recipe, nodes):
+        try:
+            return _pack(_all_actors(recipe, worker=worker, learner=learner), nodes)
+        except _NoRoomError as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _candidates(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[float, float]]:
+    """Yield the GPUs of each worker and of the learner, best first. Shares that the recipe names never change."""
+    has_gpus = any(node.gpus for node in nodes)
+    worker, learner = recipe.rollout.gpus_per_worker, recipe.learner.gpus
+    if worker is None and (not has_gpus or not recipe.rollout.workers):
+        worker = 0.0
+    if learner is None and (not has_gpus or recipe.learner.device == "cpu"):
+        learner = 0.0
+    parts = [part(actors) for actors in range(1, _MOST_ON_ONE_GPU + 1)]
+    if worker is not None or learner is not None:
+        yield from product(parts if worker is None else [worker], parts if learner is None else [learner])
+        return
+    if _free_gpus(nodes, reward_actors(recipe)) >= 2:
+        yield from ((share, 1.0) for share in parts)
+    yield from ((share, share) for share in parts)
+
+
+def _free_gpus(nodes: Sequence[Node], rewards: Sequence[Actor]) -> int:
+    """Return how many GPUs are left whole once the reward actors are placed."""
+    try:
+        used = {(group.node, device) for group in _pack(rewards, nodes) for device in group.devices}
+    except _NoRoomError:
+        return 0
+    return sum(node.gpus for node in nodes) - len(used)
+
+
+class _Space:
+    """CPUs and GPUs that are still free while actors are placed."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = {node.name: node for node in nodes}
+        self._cpus = {node.name: node.cpus for node in nodes}
+        self._units = {node.name: [_UNITS] * node.gpus for node in nodes}
+
+    def take(self, actor: Actor, choose: Callable[..., Any]) -> _Spot | None:
+        """Reserve room for one actor; None if no node has it. ``choose``: max or min, by what is free."""
+        wanted, each = (-(-actor.units // _UNITS), _UNITS) if actor.units > _UNITS else (1, actor.units)
+        options: list[tuple[float, _Spot]] = []
+        for name, cpus in self._cpus.items():
+            gpus = [gpu for gpu, units in enumerate(self._units[name]) if units >= each]
+            if cpus < actor.cpus or (actor.units and len(gpus) < wanted):
+                continue
+            if actor.units == 0:
+                options.append((cpus, (name, ())))
+            elif wanted > 1:
+                options.append((cpus, (name, tuple(gpus[:wanted]))))
+            else:
+                options += [(self._units[name][gpu], (name, (gpu,))) for gpu in gpus]
+        if not options:
+            return None
+        name, gpus = choose(options, key=itemgetter(0))[1]
+        self._cpus[name] -= actor.cpus
+        for gpu in gpus:
+            self._units[name][gpu] -= each
+        return name, gpus
+
+    def describe(self) -> str:
+        """Return what is still free on each node, for an error message."""
+        lines = [
+            f"{name}: {', '.join([f'{self._cpus[name]:g} of {node.cpus:g} CPUs', *self._free_gpus(name)])}"
+            for name, node in list(self._nodes.items())[:_NODES_SHOWN]
+        ]
+        more = len(self._nodes) - len(lines)
+        return "; ".join(lines) + (f"; and {more} more nodes" if more else "")
+
+    def _free_gpus(self, name: str) -> list[str]:
+        return [f"{free / _UNITS:.4g} of GPU {gpu}" for gpu, free in enumerate(self._units[name])] or ["no GPU"]
+
+
+class _NoRoomError(Exception):
+    """One way to place the actors fails."""
+
+    def __init__(self, actor: Actor, actors: Sequence[Actor], space: _Space) -> None:
+        self.actor, self.actors, self.space = actor, actors, space
+
+    def explain(self) -> str:
+        kinds = Counter((actor.role, actor.cpus, actor.gpus) for actor in self.actors)
+        wanted = ", ".join(
+            f"{count} x {role} ({cpus:g} CPU, {gpus:.4g} GPU)" for (role, cpus, gpus), count in kinds.items()
+        )
+        return (
+            f"the actors of this run cannot be placed: {wanted}. For {self.actor.name} ({self.actor.cpus:g} CPU, "
+            f"{self.actor.gpus:.4g} GPU) there is no room; once the others are placed, this is left: "
+            f"{self.space.describe()}. An actor runs on one node, and a share of a GPU lies on one GPU. Leave "
+            "rollout.gpus_per_worker and learner.gpus out (the shares then follow from the GPUs), lower them, "
+            "rollout.workers, rollout.cpus_per_worker or the gpus of a reward, or use a larger cluster"
+        )
+
+
+def _pack(actors: Sequence[Actor], nodes: Sequence[Node]) -> tuple[Group, ...]:
+    """Place the actors, the largest first, spread over the GPUs; if that fails, each where it leaves the least room.
+
+    Raises `_NoRoomError`.
+    """
+    try:
+        return _pack_by(actors, nodes, max)
+    except _NoRoomError:
+        return _pack_by(actors, nodes, min)
+
+
+def _pack_by(actors: Sequence[Actor], nodes: Sequence[Node], choose: Callable[..., Any]) -> tuple[Group, ...]:
+    space = _Space(nodes)
+    shared: dict[_Spot, list[Actor]] = {}
+    alone: list[Group] = []
+    for actor in sorted(actors, key=lambda actor: (-actor.units, -actor.cpus)):
+        found = space.take(actor, choose)
+        if found is None:
+            raise _NoRoomError(actor, actors, space)
+        if found[1]:
+            shared.setdefault(found, []).append(actor)
+        else:
+            alone.append(Group(node=found[0], devices=(), actors=(actor,)))
+    on_gpus = [Group(node=node, devices=gpus, actors=tuple(held)) for (node, gpus), held in shared.items()]
+    order = {node.name: number for number, node in enumerate(nodes)}
+    return (*sorted(on_gpus, key=lambda group: (order[group.node], group.devices)), *alone)
+
+
+def _check_shares(recipe: Recipe, nodes: Sequence[Node]) -> None:
+    """Raise `EnvironmentProblem` for GPU shares that cannot work on any node."""
+    shares = {"rollout.gpus_per_worker": recipe.rollout.gpus_per_worker, "learner.gpus": recipe.learner.gpus}
+    shares |= {f"the gpus of the {actor.role}": actor.gpus for actor in reward_actors(recipe)}
+    for key, share in shares.items():
+        if share is not None and share > 1 and share != int(share):
+            raise EnvironmentProblem(
+                f"{key} = {share:g}: above 1, Ray gives whole GPUs only; expected 0 to 1, 2, 3, ..."
+            )
+    if recipe.learner.device == "cuda" and (recipe.learner.gpus == 0 or not any(node.gpus for node in nodes)):
+        reason = "learner.gpus = 0" if recipe.learner.gpus == 0 else "there is no GPU"
+        raise EnvironmentProblem(
+            f"learner.device = cuda, but {reason}: an actor sees only the GPUs that it reserves. Set "
+            "learner.device=auto to train on the CPU, or reserve a GPU with learner.gpus"
+        )
+
+
+def _check_memory(
+    recipe: Recipe, placement: Placement, gpu_gib: dict[str, float | None], learner_gib: float | None
+) -> None:
+    """Raise `EnvironmentProblem` if the actors on one GPU need more than its memory."""
+    fraction = memory_fraction(recipe, placement) if recipe.rollout.engine != "hf" else 0.0
+    for group in placement.groups:
+        if not group.devices:
+            continue
+        workers, has_learner = group.count(WORKER), group.count(LEARNER) > 0
+        taken = round(workers * fraction, 6)
+        others = [actor.name for actor in group.actors if actor.role != WORKER]
+        vllm = f"vLLM takes {workers} x {fraction:g} = {taken:g} of the memory of one GPU (rollout.memory_fraction)"
+        remedy = (
+            "Leave rollout.memory_fraction out, so that it follows from the workers' shares of the GPU "
+            f"(here {USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER), 1.0):.4g}), lower it, or use fewer "
+            "rollout.workers or more GPUs"
+        )
+        if workers and (taken > 1 or (others and taken == 1)):
+            rest = f" and leaves nothing for the {', '.join(others)} there" if others else ""
+            raise EnvironmentProblem(f"{vllm}{rest}. {remedy}")
+        whole = gpu_gib[group.node]
+        if has_learner and learner_gib is not None and whole is not None and taken * whole + learner_gib > whole:
+            raise EnvironmentProblem(
+                f"the learner needs at least {learner_gib:.1f} GiB (weights, gradients, optimizer, reference) on a GPU "
+                f"of {whole:.1f} GiB"
+                + (f", where {vllm}, {taken * whole:.1f} GiB. {remedy}" if workers else ".")
+                + " Train adapters (model.lora={}) to need less"
+            )
