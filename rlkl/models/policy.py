@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.batch import ImageInputs
+from rlkl.errors import RecipeError
 from rlkl.models.language_model import LanguageModel, model_class
 from rlkl.recipe import LoraSection, ModelSection
 from rlkl.seeds import derive_seed
@@ -41,8 +42,9 @@ class Policy(LanguageModel):
         if section.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
-                self.adapter = _add_adapter(self.model, section.lora)
-        if section.freeze_vision and self.sees:
+                frozen = "visual" if section.freeze_vision and self.sees else None
+                self.adapter = _add_adapter(self.model, section.lora, excluded=frozen)
+        elif section.freeze_vision and self.sees:
             self.model.base_model.visual.requires_grad_(False)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -70,12 +72,17 @@ class Policy(LanguageModel):
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        if self.adapter is not None:
-            yield from _merged_adapters(self.model)
+        """Base plus adapter, added in float32 into new tensors: the base stays as it is, bit for bit."""
+        deltas = {} if self.adapter is None else _deltas(self.model)
         shared: set[int] = set()
-        for name, tensor in self.model.state_dict().items():
-            if ".lora_" not in name and ".base_layer." not in name and tensor.data_ptr() not in shared:
-                shared.add(tensor.data_ptr())
+        for full_name, tensor in self.model.state_dict().items():
+            if ".lora_" in full_name or tensor.data_ptr() in shared:
+                continue
+            shared.add(tensor.data_ptr())
+            name = _checkpoint_name(full_name)
+            if name in deltas:
+                yield name, tensor.float() + deltas[name].get_delta_weight("default").float()
+            else:
                 yield name, tensor.detach()
 
 
@@ -100,39 +107,76 @@ class AdapterOff:
 
 
 def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:
-    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the computing precision.
+    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the policy's precision.
 
     ``other`` names another model to take its place; it must have the policy's vocabulary.
     """
     if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=torch.float32, device=policy.device)
+    # In the policy's own precision: a base that LoRA keeps in bfloat16 has rounded norms and hidden states as well.
+    weights_dtype = torch.float32 if policy.adapter is None else policy.dtype
+    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=weights_dtype, device=policy.device)
     for module in copy.modules():
         if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
             module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))
     return copy.requires_grad_(False)
 
 
-def _merged_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Base plus adapter, added in float32 into new tensors: the base stays as it is, bit for bit."""
+def _deltas(model: nn.Module) -> dict[str, Any]:
+    """The adapted layers of ``model``, each under the checkpoint name of the weight that it adapts."""
     from peft.tuners.lora import LoraLayer
 
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            layer: Any = module
-            base = layer.get_base_layer()
-            yield f"{name}.weight", base.weight.float() + layer.get_delta_weight("default").float()
-            if base.bias is not None:
-                yield f"{name}.bias", base.bias.detach()
+    named = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    # A layer with one weight is adapted whole; of one with several (stacked experts) each weight, by nested layers.
+    return {_checkpoint_name(f"{name}.{getattr(layer, 'parameter_name', 'weight')}"): layer for name, layer in named}
 
 
-def _add_adapter(model: nn.Module, section: LoraSection) -> nn.Module:
+def _checkpoint_name(name: str) -> str:
+    """The name of a weight without the levels that adapters put into it."""
+    return name.replace(".base_layer", "")
+
+
+def _add_adapter(model: nn.Module, section: LoraSection, *, excluded: str | None) -> nn.Module:
+    """Put adapters into ``model``, in place, but not into the module named ``excluded``.
+
+    Raises `RecipeError` if nothing is left to adapt, or if an adapter would untie tied embeddings.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType]
         target_modules=section.target_modules,
+        exclude_modules=None if excluded is None else rf"(.*\.)?{excluded}(\..*)?",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    named = f"model.lora.target_modules = {section.target_modules!r}"
+    but = "" if excluded is None else f" outside {excluded}, which model.freeze_vision leaves out"
+    try:
+        adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        leaves = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if not any(module.children())}
+        )
+        raise RecipeError(
+            f"{named}: no adapters can be put there{but} ({error}). Name modules of this model "
+            f"({', '.join(leaf for leaf in leaves if not leaf.isdecimal())}), or all-linear"
+        ) from error
+    _check_ties(model, named)
+    return adapted
+
+
+def _check_ties(model: Any, named: str) -> None:
+    """Refuse an adapter on tied embeddings: it would move one end of the model, and a checkpoint holds both as one."""
+    from peft.tuners.lora import LoraLayer
+
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if not any(isinstance(end, LoraLayer) for end in ends):
+        return
+    weights = [getattr(end, "base_layer", end).weight for end in ends]
+    if weights[0].data_ptr() == weights[1].data_ptr():
+        raise RecipeError(
+            f"{named} has an adapter on the embeddings, which this model shares with its output head "
+            "(tie_word_embeddings): an adapter would move one of the two, and the published model could not hold both. "
+            "Leave embeddings and head out, or train all weights (without model.lora)"
+        )

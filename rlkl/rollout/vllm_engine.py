@@ -37,6 +37,8 @@ class WeightReceiver:
 
         model = self.model_runner.get_model()
         expected = {name for name, _ in model.named_parameters()}
+        if current_platform.is_cpu():
+            self._forget_packed_experts(model)
         initialize_layerwise_reload(model)
         loaded = model.load_weights(iter(tensors))
         finalize_layerwise_reload(model, self.vllm_config.model_config)
@@ -44,6 +46,19 @@ class WeightReceiver:
         if current_platform.is_cpu():
             self._repack_tied_head(model)
         return sorted(expected - set(loaded))
+
+    def _forget_packed_experts(self, model: torch.nn.Module) -> None:
+        """Make the coming reload pack the experts of mixture layers again, as the first load did.
+
+        On a CPU vLLM multiplies by a packed and padded copy of the experts, and packs only when it builds the layer's
+        kernel. A reload keeps the kernel, so it would write plain weights into packed storage.
+        """
+        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+        for module in model.modules():
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, FusedMoEMethodBase):
+                method.moe_kernel = None
 
     def _repack_tied_head(self, model: torch.nn.Module) -> None:
         """On a CPU vLLM multiplies by a packed copy of the LM head, which a reload leaves stale where it is tied."""
