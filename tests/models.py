@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlkl.compat import ensure_torch_extras
-from rlkl.tasks.characters import character_tokenizer, small_qwen3_config
+from rlkl.tasks.characters import CHARACTER_VOCABULARY, character_tokenizer, small_qwen3_config
 from rlkl.tasks.shapes import small_qwen2_5_vl_config
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 """What stands for one image in a prompt of `tiny_qwen2_5_vl`; its processor repeats the middle token."""
 
 
-def tiny_qwen3(folder: Path, *, tied: bool, seed: int) -> Path:
+def tiny_qwen3(folder: Path, *, tied: bool, seed: int, vocabulary: int = CHARACTER_VOCABULARY) -> Path:
     """Write an untrained Qwen3 of about 160,000 float32 parameters and its tokenizer to ``folder``, and return it."""
     ensure_torch_extras()
     import torch
@@ -20,7 +20,7 @@ def tiny_qwen3(folder: Path, *, tied: bool, seed: int) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(small_qwen3_config(tied=tied))
+        model = Qwen3ForCausalLM(small_qwen3_config(tied=tied, vocabulary=vocabulary))
     model.save_pretrained(folder)
     character_tokenizer().save_pretrained(folder)
     return folder
