@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlkl.data.images import open_image
-from rlkl.errors import RolloutError
+from rlkl.errors import EnvironmentProblem, RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Image, Probe
 
@@ -85,9 +85,9 @@ class VllmEngine:
         on_cpu = not torch.cuda.is_available()
         self._settings = settings
         sees = settings.image_token_id is not None
-        self._llm: LLM = LLM(
+        arguments: dict[str, Any] = dict(
             model=settings.model_path,
-            dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
+            dtype=settings.dtype,
             skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
             limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
             mm_processor_kwargs=_pixels(settings) if sees else None,
@@ -102,6 +102,13 @@ class VllmEngine:
             worker_extension_cls=_EXTENSION,
             disable_log_stats=True,
         )
+        try:
+            self._llm: LLM = LLM(**arguments)
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"vLLM cannot host the model at {settings.model_path!r} on this machine: {error}. Set rollout.engine=hf, "
+                "which samples with transformers, or choose another model"
+            ) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))
