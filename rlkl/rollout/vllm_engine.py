@@ -79,35 +79,14 @@ class VllmEngine:
     """vLLM inside this process. One request a completion, each with its own seed; no tokenizer, no text."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        _set_environment(settings)
-        from vllm import LLM
-
-        on_cpu = not torch.cuda.is_available()
         self._settings = settings
-        sees = settings.image_token_id is not None
-        arguments: dict[str, Any] = dict(
-            model=settings.model_path,
-            dtype=settings.dtype,
-            skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
-            limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
-            mm_processor_kwargs=_pixels(settings) if sees else None,
-            generation_config="vllm",
-            max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
-            logprobs_mode="processed_logprobs",
-            gpu_memory_utilization=settings.memory_fraction,
-            enforce_eager=on_cpu,
-            # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
-            enable_chunked_prefill=False if on_cpu else None,
-            disable_chunked_mm_input=on_cpu,
-            worker_extension_cls=_EXTENSION,
-            disable_log_stats=True,
-        )
+        _set_environment(settings)
         try:
-            self._llm: LLM = LLM(**arguments)
+            self._llm: LLM = _start(settings)
         except (AssertionError, NotImplementedError, ValueError) as error:
             raise EnvironmentProblem(
-                f"vLLM cannot host the model at {settings.model_path!r} on this machine: {error}. Set rollout.engine=hf, "
-                "which samples with transformers, or choose another model"
+                f"vLLM cannot host the model at {settings.model_path!r} here: {error}. Set rollout.engine=hf, which "
+                "samples with transformers, or choose another model"
             ) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -185,6 +164,31 @@ class VllmEngine:
             "multi_modal_data": {"image": [opened[image.key] for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
         }
+
+
+def _start(settings: EngineSettings) -> LLM:
+    """Load the model into a vLLM inside this process."""
+    from vllm import LLM
+
+    on_cpu = not torch.cuda.is_available()
+    sees = settings.image_token_id is not None
+    return LLM(
+        model=settings.model_path,
+        dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
+        skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
+        limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
+        mm_processor_kwargs=_pixels(settings) if sees else None,
+        generation_config="vllm",
+        max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
+        logprobs_mode="processed_logprobs",
+        gpu_memory_utilization=settings.memory_fraction,
+        enforce_eager=on_cpu,
+        # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
+        enable_chunked_prefill=False if on_cpu else None,
+        disable_chunked_mm_input=on_cpu,
+        worker_extension_cls=_EXTENSION,
+        disable_log_stats=True,
+    )
 
 
 def _check_prompt(output: RequestOutput, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> None:
