@@ -256,6 +256,8 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,
+        adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
+        freeze_vision=recipe.model.freeze_vision,
         image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
     )
 

@@ -22,6 +22,7 @@ from rlkl.learner.device import learner_device
 from rlkl.learner.schedule import learning_rate
 from rlkl.learner.signals import (
     Models,
+    Scorer,
     SignalSettings,
     check_supplied,
     differentiable_signals,
@@ -240,15 +241,25 @@ class Learner:
         return norm
 
     @torch.no_grad()
-    def probe(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
-        """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`."""
+    def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
+        """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`.
+
+        They are the policy's, or those of another ``model``.
+        """
         if not probes:
             return []
         batch = self._pack(_probe_examples(probes))
         settings = replace(self._signals, temperature=1.0)
-        logprobs_BT, _ = frozen_token_signals(self.policy, batch, settings, device=self._device, entropy=False)
+        logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=self._device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
+
+    def release(self) -> None:
+        """Free the memory of everything but the policy. No step can follow."""
+        self._optimizer.state.clear()
+        self._models = replace(self._models, reference=None)
+        for parameter in self._trained.values():
+            parameter.grad = None
 
     def save(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, and what only a resume needs beside it."""

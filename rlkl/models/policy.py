@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.batch import ImageInputs
-from rlkl.errors import RecipeError
+from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
-from rlkl.recipe import LoraSection, ModelSection
+from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
+
+ADAPTER_FOLDER = "adapter"
+"""The folder within a saved policy that holds its adapters in peft's format."""
 
 
 class Reference(Protocol):
@@ -42,48 +45,45 @@ class Policy(LanguageModel):
         if section.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
-                frozen = "visual" if section.freeze_vision and self.sees else None
-                self.adapter = _add_adapter(self.model, section.lora, excluded=frozen)
-        elif section.freeze_vision and self.sees:
+                self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
+        self._path = path
+        self._publishes_adapters = section.publishes_adapters
+        if section.lora is None and section.freeze_vision and self.sees:
             self.model.base_model.visual.requires_grad_(False)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
-        """Checkpoint name and tensor of every weight, adapters merged in, in the publishing precision.
+        """Yield what the sampler needs: the name and the tensor of every weight, in the publishing precision.
 
-        A tensor that several names share (tied embeddings) comes once, under its first name.
+        With LoRA in bfloat16 these are the adapters alone, under their peft names: added to a bfloat16 base weight, an
+        adapter's small change would be rounded away. Otherwise adapters are merged in, names are checkpoint names, and
+        a tensor that several names share (tied embeddings) comes once, under its first name.
         """
-        for name, tensor in self._merged():
-            yield name, tensor.to(self.dtype)
+        tensors = adapter_parameters(self.model) if self._publishes_adapters else merged_weights(self.model)
+        for name, tensor in tensors:
+            yield name, tensor.detach().to(self.dtype)
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """The precision of a saved policy: float32 if adapters are merged in, because bfloat16 would lose them."""
+        return self.dtype if self.adapter is None else torch.float32
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder (without tokenizer), adapters merged in, in the publishing precision."""
+        """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``."""
         from transformers import AutoConfig
 
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.published()}
+        dtype = self.export_dtype
+        tensors = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in merged_weights(self.model)}
         config = AutoConfig.for_model(**self.model.config.to_dict())
-        config.dtype = self.dtype
+        config.dtype = dtype
         with torch.device("meta"):
             shell = model_class(config).from_config(config)
         shell.generation_config = self.model.generation_config
         shell.save_pretrained(folder, state_dict=tensors)
-
-    @torch.no_grad()
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Base plus adapter, added in float32 into new tensors: the base stays as it is, bit for bit."""
-        deltas = {} if self.adapter is None else _deltas(self.model)
-        shared: set[int] = set()
-        for full_name, tensor in self.model.state_dict().items():
-            if ".lora_" in full_name or tensor.data_ptr() in shared:
-                continue
-            shared.add(tensor.data_ptr())
-            name = _checkpoint_name(full_name)
-            if name in deltas:
-                yield name, tensor.float() + deltas[name].get_delta_weight("default").float()
-            else:
-                yield name, tensor.detach()
+        if self.adapter is not None:
+            save_adapter(self.model, self.adapter, folder / ADAPTER_FOLDER, base_model=self._path)
 
 
 class AdapterOff:
@@ -120,63 +120,3 @@ def build_reference(policy: Policy, path: str, other: str | None = None) -> Refe
         if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
             module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))
     return copy.requires_grad_(False)
-
-
-def _deltas(model: nn.Module) -> dict[str, Any]:
-    """The adapted layers of ``model``, each under the checkpoint name of the weight that it adapts."""
-    from peft.tuners.lora import LoraLayer
-
-    named = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
-    # A layer with one weight is adapted whole; of one with several (stacked experts) each weight, by nested layers.
-    return {_checkpoint_name(f"{name}.{getattr(layer, 'parameter_name', 'weight')}"): layer for name, layer in named}
-
-
-def _checkpoint_name(name: str) -> str:
-    """The name of a weight without the levels that adapters put into it."""
-    return name.replace(".base_layer", "")
-
-
-def _add_adapter(model: nn.Module, section: LoraSection, *, excluded: str | None) -> nn.Module:
-    """Put adapters into ``model``, in place, but not into the module named ``excluded``.
-
-    Raises `RecipeError` if nothing is left to adapt, or if an adapter would untie tied embeddings.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=section.target_modules,
-        exclude_modules=None if excluded is None else rf"(.*\.)?{excluded}(\..*)?",
-        task_type="CAUSAL_LM",
-    )
-    named = f"model.lora.target_modules = {section.target_modules!r}"
-    but = "" if excluded is None else f" outside {excluded}, which model.freeze_vision leaves out"
-    try:
-        adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
-    except ValueError as error:
-        leaves = sorted(
-            {name.rpartition(".")[2] for name, module in model.named_modules() if not any(module.children())}
-        )
-        raise RecipeError(
-            f"{named}: no adapters can be put there{but} ({error}). Name modules of this model "
-            f"({', '.join(leaf for leaf in leaves if not leaf.isdecimal())}), or all-linear"
-        ) from error
-    _check_ties(model, named)
-    return adapted
-
-
-def _check_ties(model: Any, named: str) -> None:
-    """Refuse an adapter on tied embeddings: it would move one end of the model, and a checkpoint holds both as one."""
-    from peft.tuners.lora import LoraLayer
-
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    if not any(isinstance(end, LoraLayer) for end in ends):
-        return
-    weights = [getattr(end, "base_layer", end).weight for end in ends]
-    if weights[0].data_ptr() == weights[1].data_ptr():
-        raise RecipeError(
-            f"{named} has an adapter on the embeddings, which this model shares with its output head "
-            "(tie_word_embeddings): an adapter would move one of the two, and the published model could not hold both. "
-            "Leave embeddings and head out, or train all weights (without model.lora)"
-        )

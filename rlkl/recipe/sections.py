@@ -51,6 +51,11 @@ class ModelSection(Section):
         default=False, description="Recompute activations in the backward pass to save memory."
     )
 
+    @property
+    def publishes_adapters(self) -> bool:
+        """Whether the sampler gets the adapters as such: merged into bfloat16 weights, most of them would be lost."""
+        return self.lora is not None and self.dtype != "float32"
+
 
 class DataSection(Section):
     """Where prompts come from."""

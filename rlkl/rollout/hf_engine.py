@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from rlkl.batch import ImageInputs
 from rlkl.data.vision import image_inputs, load_picture_processor
+from rlkl.models.adapter import adapter_parameters, add_adapter
 from rlkl.models.language_model import LanguageModel
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Image, Probe
@@ -57,6 +58,11 @@ class HfEngine:
             settings.model_path, dtype=dtype, weights_dtype=dtype, device=self._device
         ).eval()
         self._model: Any = self._language_model.model
+        self._parameters = dict(self._model.named_parameters())
+        if settings.adapter is not None:
+            # In place, and in float32: it changes nothing until it is loaded.
+            add_adapter(self._model, settings.adapter, freeze_vision=settings.freeze_vision)
+            self._parameters = dict(adapter_parameters(self._model))
         self._model.generation_config = GenerationConfig()  # its own may penalise or suppress tokens, unseen by us
         self._pictures = load_picture_processor(settings.model_path, settings.pixels)
         self._pad = settings.stop_token_ids[0]
@@ -130,14 +136,13 @@ class HfEngine:
         return scores
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
-        own = dict(self._model.named_parameters())
         reached = set()
         with torch.no_grad():
             for name, tensor in tensors:
-                own[name].copy_(tensor)
+                self._parameters[name].copy_(tensor)
                 reached.add(name)
-        return frozenset(own) - reached
+        return frozenset(self._parameters) - reached
 
     def readable_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._model.named_parameters():
+        for name, tensor in self._parameters.items():
             yield name, tensor.detach().cpu()

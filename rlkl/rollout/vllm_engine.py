@@ -1,4 +1,4 @@
-"""The vLLM engine, on a GPU or on a plain CPU. The only file that imports vllm."""
+"""The vLLM engine, on a GPU or on a plain CPU. Only this file and `rlkl.rollout.vllm_engine_adapters` import vllm."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ import torch
 from rlkl.data.images import open_image
 from rlkl.errors import EnvironmentProblem, RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.rollout.vllm_engine_adapters import (
+    AdapterReceiver,
+    adapter_arguments,
+    adapter_request,
+    names_of,
+    refused,
+)
 from rlkl.types import Completion, Image, Probe
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ _SeenPrompt = tuple[tuple[int, ...], tuple[Image, ...]]
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 
 
-class WeightReceiver:
+class WeightReceiver(AdapterReceiver):
     """Methods that vLLM mixes into its worker (``worker_extension_cls``), where the model lives."""
 
     model_runner: Any
@@ -80,9 +87,11 @@ class VllmEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self._adapters = names_of(settings)
+        self._request = adapter_request() if self._adapters else None
         _set_environment(settings)
         try:
-            self._llm: LLM = _start(settings)
+            self._llm: LLM = _start(settings, adapter_arguments(settings, self._adapters) if self._adapters else {})
         except (AssertionError, NotImplementedError, ValueError) as error:
             raise EnvironmentProblem(
                 f"vLLM cannot host the model at {settings.model_path!r} here: {error}. Set rollout.engine=hf, which "
@@ -126,19 +135,32 @@ class VllmEngine:
         ]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
-        stale: list[list[str]] = self._llm.collective_rpc("receive_weights", args=(list(tensors),))
+        received = list(tensors)
+        if settings := self._settings.adapter:
+            for homeless in self._llm.collective_rpc(
+                "receive_adapters", args=(received, settings.rank, settings.alpha)
+            ):
+                if homeless:
+                    raise refused(f"no module of it takes {len(homeless)} of them: {', '.join(homeless[:3])}")
+            stale = [sorted(set(self._adapters) - {name for name, _ in received})]
+        else:
+            stale = self._llm.collective_rpc("receive_weights", args=(received,))
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()  # what the old weights saw of each picture
         return frozenset(name for names in stale for name in names)
 
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self._llm.collective_rpc("readable_weights")[0]
+        if settings := self._settings.adapter:
+            args = (self._adapters, settings.rank, settings.alpha)
+            yield from self._llm.collective_rpc("readable_adapters", args=args)[0]
+        else:
+            yield from self._llm.collective_rpc("readable_weights")[0]
 
     def _run(self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any]) -> Iterator[tuple[int, RequestOutput]]:
         """What vLLM's own ``generate`` does, handing out each output with its prompt's number once it is finished."""
         opened = {image.key: open_image(image) for image in {i.key: i for _, seen in prompts for i in seen}.values()}
         inputs: list[Any] = [self._input(token_ids, images, opened) for token_ids, images in prompts]
-        identifiers = self._llm.enqueue(inputs, list(parameters), use_tqdm=False)
+        identifiers = self._llm.enqueue(inputs, list(parameters), lora_request=self._request, use_tqdm=False)
         # An output bears the part before the dash; the rest is vLLM's own.
         number_of = {identifier.partition("-")[0]: number for number, identifier in enumerate(identifiers)}
         engine: Any = self._llm.llm_engine
@@ -166,8 +188,8 @@ class VllmEngine:
         }
 
 
-def _start(settings: EngineSettings) -> LLM:
-    """Load the model into a vLLM inside this process."""
+def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
+    """Load the model into a vLLM inside this process; ``more`` are arguments for adapters."""
     from vllm import LLM
 
     on_cpu = not torch.cuda.is_available()
@@ -188,6 +210,7 @@ def _start(settings: EngineSettings) -> LLM:
         disable_chunked_mm_input=on_cpu,
         worker_extension_cls=_EXTENSION,
         disable_log_stats=True,
+        **more,
     )
 
 

@@ -153,7 +153,7 @@ def test_a_frozen_vision_tower_gets_no_adapters(seeing: str, frozen: bool):
 
 
 def test_adapters_on_nothing_but_a_frozen_tower_are_refused(seeing: str):
-    with pytest.raises(RecipeError, match=r"outside visual, which model\.freeze_vision leaves out"):
+    with pytest.raises(RecipeError, match=r"outside the vision tower, which model\.freeze_vision leaves out"):
         policy(seeing, {"target_modules": ["qkv"]}, freeze_vision=True)
 
 
