@@ -125,7 +125,7 @@ def _write(choice: ModelChoice, folder: Path) -> None:
         model: Any = loader.from_config(config).eval()
     draw_weights(model, seed=choice.seed)
     generator = torch.Generator().manual_seed(choice.seed)
-    ids_BT = torch.randint(256, choice.vocabulary - 64, (2, 17), generator=generator)
+    ids_BT = torch.randint(256, choice.vocabulary - 64, (2, 33), generator=generator)
     shape_logits(model, entropy=choice.entropy, stops=_stop_probabilities(choice, ids), ids_BT=ids_BT)
     model.to(getattr(torch, choice.dtype))
     model.generation_config = GenerationConfig(

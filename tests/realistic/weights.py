@@ -47,7 +47,7 @@ def draw_weights(model: Any, *, seed: int) -> None:
         if "embed" in name or "wte" in name or "wpe" in name or name.endswith("lm_head.weight"):
             scale = _EMBEDDING / _embedding_scale(model)
         elif parameter.ndim == 1:
-            scale = _BIAS
+            scale = _BIAS / 10 if name.endswith(_WRITER_BIASES) else _BIAS
         else:
             scale = 1 / math.sqrt(math.prod(parameter.shape[1:]) if "patch_embed" in name else fan_in)
         scale *= next((size for end, size in _WRITERS.items() if name.endswith(end)), 1.0)
@@ -98,9 +98,9 @@ def _embedding_scale(model: Any) -> float:
 
 @torch.no_grad()
 def shape_logits(model: Any, *, entropy: float, stops: Mapping[int, float], ids_BT: Tensor) -> None:
-    """Scale the final norm so that the mean entropy over ``ids_BT`` is ``entropy`` nats, then set the stop tokens' rows.
+    """Scale the final norm and set the rows of the stop tokens, so that logits look real over ``ids_BT``.
 
-    ``stops``: token id -> wanted probability.
+    ``entropy``: wanted mean entropy in nats. ``stops``: token id -> wanted mean probability.
     """
     body, head = model.base_model, model.get_output_embeddings().weight
     norm = final_norm(model)
@@ -109,15 +109,25 @@ def shape_logits(model: Any, *, entropy: float, stops: Mapping[int, float], ids_
     others_NV[:, list(stops)] = -torch.inf
     scale = _scale_for(others_NV, entropy)
     _multiply(norm, slice(1, None), scale, model)
-    total_N = (others_NV * scale).logsumexp(-1)
-    # A trained model reads such a coordinate strongly too; the shift that all tokens share changes no probability.
-    shared = float(head[:, 0].mean())
-    wanted = {token: float(total_N.mean()) + math.log(p / (1 - sum(stops.values()))) for token, p in stops.items()}
+    constant_N = hidden_NH[:, 0] / hidden_NH[:, 0].mean()
+    together = _stop_logit((others_NV * scale).logsumexp(-1), constant_N, sum(stops.values()))
+    wanted = {token: together + math.log(p / sum(stops.values())) for token, p in stops.items()}
+    shared = float(head[:, 0].mean())  # all tokens share it, so it changes no probability
     reading = max(wanted.values()) / (_STOP_ROW - shared) / float(hidden_NH[:, 0].mean())
     _multiply(norm, slice(0, 1), reading, model)
     for token, logit in wanted.items():
         head[token] = head[token] * 0.05
         head[token, 0] = shared + logit / reading / float(hidden_NH[:, 0].mean())
+
+
+def _stop_logit(total_N: Tensor, constant_N: Tensor, probability: float) -> float:
+    """The logit that has this mean probability against all others (log-sum-exp ``total_N``), by bisection."""
+    low, high = 0.0, 100.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        found = float(torch.sigmoid(middle * constant_N - total_N).mean())
+        low, high = (low, middle) if found > probability else (middle, high)
+    return (low + high) / 2
 
 
 def final_norm(model: Any) -> nn.Module:
