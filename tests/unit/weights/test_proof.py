@@ -7,7 +7,7 @@ import pytest
 
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.types import Image, Probe, Prompt
-from rlkl.weights import ProbeScores, Proof, Receipt, bounds_for, build_probes
+from rlkl.weights import ProbeScores, Proof, Receipt, bounds_for, build_probes, check_export
 
 WORKER = "rollout worker 0"
 Rows = list[tuple[float, ...]]
@@ -22,9 +22,11 @@ def receipt(kept: Rows, *, current: Rows | None = None, unreached: tuple[str, ..
     return Receipt(version=3, damaged=(), unreached=unreached, scores=scores)
 
 
-def started(dtype: str = "float32", *, layers: int = 2, width: int = 64, first: Rows | None = None) -> Proof:
+def started(
+    dtype: str = "float32", *, layers: int = 2, width: int = 64, first: Rows | None = None, rounded: bool = False
+) -> Proof:
     """A proof that has seen the first publish, with the engine's scores against the learner's."""
-    proof = Proof(bounds_for(dtype, layers=layers, width=width))
+    proof = Proof(bounds_for(dtype, layers=layers, width=width, rounded=rounded))
     engine, learner = (first or rows(-1.0), rows(-1.0)) if first is None or len(first) == 1 else (first[:1], first[1:])
     proof.check(ProbeScores(current=learner), {WORKER: replace(receipt([], current=engine), version=0)}, version=0)
     return proof
@@ -99,10 +101,11 @@ def test_limits_follow_the_size_of_the_model_and_the_first_publish():
 class Deep:
     """A deep float32 model's scores: 8 sequences of 250 tokens, each score rounded by up to 9e-5 nats."""
 
-    def __init__(self, dtype: str = "float32", *, seed: int = 0, noise: float = 2e-5) -> None:
+    def __init__(self, dtype: str = "float32", *, seed: int = 0, noise: float = 2e-5, rounded: bool = False) -> None:
         self._random, self._noise = np.random.default_rng(seed), noise
         self.old = self._random.uniform(-9, -7, (8, 250))
-        self.proof = started(dtype, layers=24, width=512, first=[self.scores(self.old)[0], self.scores(self.old)[0]])
+        first = [self.scores(self.old)[0], self.scores(self.old)[0]]
+        self.proof = started(dtype, layers=24, width=512, first=first, rounded=rounded)
         self.proof.keep([Probe(token_ids=(1, 2))] * 8, self.scores(self.old), {WORKER: self.scores(self.old)})
 
     def scores(self, true: np.ndarray) -> Rows:
@@ -171,6 +174,15 @@ def test_bfloat16_rounding_is_not_taken_for_stale_weights(movement: float):
             assert deep.publish(now, now) < 1.0
 
 
+def test_rounded_embeddings_are_not_taken_for_stale_weights_but_stale_weights_are():
+    """With all weights trained in bfloat16 the learner's embeddings and norms move where the sampler's do not yet."""
+    deep = Deep("bfloat16", noise=0.02, rounded=True)
+    moved = deep.direction(0.1)
+    assert deep.publish(deep.old + moved, deep.old + 0.85 * moved) < 1.0
+    with pytest.raises(WeightSyncError, match="of the way"):
+        deep.publish(deep.old + 2 * moved, deep.old + 0.85 * moved)
+
+
 @pytest.mark.parametrize("movement", [0.06, 0.1])
 def test_stale_bfloat16_weights_are_found_within_the_tolerance(movement: float):
     for seed in range(8):
@@ -203,15 +215,15 @@ def test_an_export_must_hold_all_of_the_movement(share: float, right: bool):
     before, learner, exported = (deep.scores(deep.old + part * moved) for part in (0.0, 1.0, share))
     bounds = bounds_for("float32", layers=2, width=64)
     if right:
-        deep.proof.check_export(before, learner, learner, bounds)
+        check_export(before, learner, learner, bounds)
     else:
         with pytest.raises(ExportError, match="of the way"):
-            deep.proof.check_export(before, learner, exported, bounds)
+            check_export(before, learner, exported, bounds)
 
 
 def test_an_export_of_other_weights_is_refused_though_nothing_moved():
     with pytest.raises(ExportError, match=r"differs from the learner by 0\.1 nats on the probes; at most 0\.001"):
-        started().check_export(None, rows(-1.0), rows(-1.1), bounds_for("float32", layers=2, width=64))
+        check_export(None, rows(-1.0), rows(-1.1), bounds_for("float32", layers=2, width=64))
 
 
 def test_probes_hold_prompt_and_completion_and_are_cut():
