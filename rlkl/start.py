@@ -17,6 +17,7 @@ from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import CheckpointError, InputError, MissingSignalError, RecipeError
 from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
 from rlkl.loop import RunResult, Trainer
@@ -52,6 +53,7 @@ def train(
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
     update = _build_update(recipe)
+    check_device(recipe)
     checkpoint, state = _checkpoint(resume_from, recipe)
     _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
@@ -59,6 +61,7 @@ def train(
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
     pictures = load_picture_processor(model_path, recipe.data.pixels)
+    update.check_model(is_multimodal=pictures is not None)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
     _check_data(recipe, source, checkpoint, state)
@@ -254,6 +257,7 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         images_per_prompt=images,
         pixels=recipe.data.pixels,
         adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
+        freeze_vision=recipe.model.freeze_vision,
         image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
     )
 

@@ -18,6 +18,7 @@ from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import CheckpointError, LearnerError, MissingSignalError
 from rlkl.learner.corrupting import Corrupter
+from rlkl.learner.device import learner_device
 from rlkl.learner.schedule import learning_rate
 from rlkl.learner.signals import (
     Models,
@@ -57,7 +58,7 @@ class Learner:
         self._recipe = recipe
         self._section = recipe.learner
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
-        self._device = _device(self._section.device)
+        self._device = learner_device(self._section.device)
         self._update: PolicyUpdate = build_update(recipe.update)
         check_supplied(self._update)
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
@@ -293,12 +294,6 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._optimizer_steps = state["optimizer_steps"]
         self._update.load_state(state["update"])
-
-
-def _device(choice: str) -> torch.device:
-    if choice == "auto":
-        choice = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(choice)
 
 
 def _shape(policy: Policy, spec: LearnerSpec) -> ModelShape:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlkl.errors import RecipeError
 from rlkl.recipe import LoraSection
 
 _NAME = "default"
@@ -17,18 +18,52 @@ _NAME = "default"
 _PEFT_PREFIX = "base_model.model."
 """Names in a peft file start with this."""
 
+_IN_VISION = r"(.*\.)?visual(\..*)?"
+"""Names of modules of a vision tower and its projector."""
 
-def add_adapter(model: nn.Module, section: LoraSection) -> Any:
-    """Put adapters into ``model``, in place; return peft's wrapper, which can switch them off."""
+
+def add_adapter(model: Any, section: LoraSection, *, freeze_vision: bool) -> Any:
+    """Put adapters into ``model``, in place; return peft's wrapper, which can switch them off.
+
+    ``freeze_vision`` leaves out the vision tower of a vision-language model. Raises `RecipeError` if no module is left
+    to adapt, or if an adapter would untie tied embeddings.
+    """
     from peft import LoraConfig, get_peft_model
 
+    frozen = freeze_vision and getattr(model.config, "vision_config", None) is not None
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType]
         target_modules=section.target_modules,
+        exclude_modules=_IN_VISION if frozen else None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    named = f"model.lora.target_modules = {section.target_modules!r}"
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        leaves = {name.rpartition(".")[2] for name, module in model.named_modules() if not any(module.children())}
+        but = " outside the vision tower, which model.freeze_vision leaves out" if frozen else ""
+        raise RecipeError(
+            f"{named}: no adapters can be put there{but} ({error}). Name modules of this model "
+            f"({', '.join(sorted(leaf for leaf in leaves if not leaf.isdecimal()))}), or all-linear"
+        ) from error
+    _check_ties(model, named)
+    return adapted
+
+
+def _check_ties(model: Any, named: str) -> None:
+    """Refuse an adapter on tied embeddings: it would move one end of the model, and a checkpoint holds both as one."""
+    from peft.tuners.lora import LoraLayer
+
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = [getattr(end, "base_layer", end).weight for end in ends]
+    if weights[0] is weights[1] and any(isinstance(end, LoraLayer) for end in ends):
+        raise RecipeError(
+            f"{named} puts an adapter on the embeddings, which this model shares with its output head "
+            "(tie_word_embeddings): it would move one of the two, and the published model could not hold both. Leave "
+            "embeddings and head out, or train all weights (without model.lora)"
+        )
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -38,7 +73,7 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield _PEFT_PREFIX + name.replace(f".{_NAME}", ""), parameter
 
 
-def adapter_names(path: str, section: LoraSection) -> list[str]:
+def adapter_names(path: str, section: LoraSection, *, freeze_vision: bool) -> list[str]:
     """Return the names in a peft file of adapters for the model at ``path``, without loading its weights."""
     from transformers import AutoConfig
 
@@ -47,7 +82,7 @@ def adapter_names(path: str, section: LoraSection) -> list[str]:
     config = AutoConfig.from_pretrained(path)
     with torch.device("meta"):
         shell = model_class(config).from_config(config)
-        add_adapter(shell, section)
+        add_adapter(shell, section, freeze_vision=freeze_vision)
     return [name for name, _ in adapter_parameters(shell)]
 
 
@@ -57,20 +92,40 @@ def adapted_module(name: str) -> str:
 
 
 @torch.no_grad()
-def merged_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield base plus adapter under checkpoint names, added in float32 into new tensors.
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight of ``model`` under its checkpoint name, with its adapter added in float32 if it has one.
 
-    The base weights are left as they are, bit for bit.
+    A tensor that several names share (tied embeddings) comes once, under its first name. The base weights are left as
+    they are, bit for bit.
+    """
+    adapted = dict(_adapted_weights(model))
+    shared: set[int] = set()
+    for full_name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in shared:
+            continue
+        shared.add(tensor.data_ptr())
+        name = _without_levels(full_name)
+        if name in adapted:
+            yield name, tensor.float() + adapted[name].get_delta_weight(_NAME).float()
+        elif ".lora_" not in full_name:
+            yield name, tensor.detach()
+
+
+def _adapted_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the checkpoint name of each adapted weight, and the layer that holds its adapter.
+
+    A module with several weights (stacked experts) has a layer for each, one around the other.
     """
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            layer: Any = module
-            base = layer.get_base_layer()
-            yield f"{name}.weight", base.weight.float() + layer.get_delta_weight(_NAME).float()
-            if base.bias is not None:
-                yield f"{name}.bias", base.bias.detach()
+            yield _without_levels(f"{name}.{getattr(module, 'parameter_name', 'weight')}"), module
+
+
+def _without_levels(name: str) -> str:
+    """Return a weight's name without the levels that adapters put into it."""
+    return name.replace(".base_layer", "")
 
 
 def save_adapter(model: nn.Module, wrapper: Any, folder: Path, *, base_model: str) -> None:

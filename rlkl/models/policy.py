@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.batch import ImageInputs
-from rlkl.models.adapter import adapter_parameters, add_adapter, merged_adapters, save_adapter
+from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
 from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
@@ -45,10 +45,10 @@ class Policy(LanguageModel):
         if section.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
-                self.adapter = add_adapter(self.model, section.lora)
+                self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
         self._path = path
         self._publishes_adapters = section.publishes_adapters
-        if section.freeze_vision and self.sees:
+        if section.lora is None and section.freeze_vision and self.sees:
             self.model.base_model.visual.requires_grad_(False)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -61,7 +61,7 @@ class Policy(LanguageModel):
         adapter's small change would be rounded away. Otherwise adapters are merged in, names are checkpoint names, and
         a tensor that several names share (tied embeddings) comes once, under its first name.
         """
-        tensors = adapter_parameters(self.model) if self._publishes_adapters else self._merged()
+        tensors = adapter_parameters(self.model) if self._publishes_adapters else merged_weights(self.model)
         for name, tensor in tensors:
             yield name, tensor.detach().to(self.dtype)
 
@@ -72,7 +72,7 @@ class Policy(LanguageModel):
 
     def exported(self) -> Iterator[tuple[str, Tensor]]:
         """Yield checkpoint name and tensor of every weight of a saved policy, adapters merged in."""
-        for name, tensor in self._merged():
+        for name, tensor in merged_weights(self.model):
             yield name, tensor.to(self.export_dtype)
 
     def save(self, folder: Path) -> None:
@@ -88,16 +88,6 @@ class Policy(LanguageModel):
         shell.save_pretrained(folder, state_dict=tensors)
         if self.adapter is not None:
             save_adapter(self.model, self.adapter, folder / ADAPTER_FOLDER, base_model=self._path)
-
-    @torch.no_grad()
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        if self.adapter is not None:
-            yield from merged_adapters(self.model)
-        shared: set[int] = set()
-        for name, tensor in self.model.state_dict().items():
-            if ".lora_" not in name and ".base_layer." not in name and tensor.data_ptr() not in shared:
-                shared.add(tensor.data_ptr())
-                yield name, tensor.detach()
 
 
 class AdapterOff:
@@ -121,13 +111,15 @@ class AdapterOff:
 
 
 def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:
-    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the computing precision.
+    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the policy's precision.
 
     ``other`` names another model to take its place; it must have the policy's vocabulary.
     """
     if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=torch.float32, device=policy.device)
+    # In the policy's own precision: a base that LoRA keeps in bfloat16 has rounded norms and hidden states as well.
+    weights_dtype = torch.float32 if policy.adapter is None else policy.dtype
+    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=weights_dtype, device=policy.device)
     for module in copy.modules():
         if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
             module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))

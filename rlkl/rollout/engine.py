@@ -32,6 +32,8 @@ class EngineSettings:
     """The least and the most pixels of a picture when it is cut; None: as the model's folder says."""
     adapter: LoraSection | None = None
     """If set, the engine adds such adapters to its model, and `Engine.load_weights` gets only their tensors."""
+    freeze_vision: bool = False
+    """Whether adapters leave out the vision tower."""
     image_token_id: int | None = None
     """The placeholder that stands in token ids once for each token of a picture; None for a text model."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlkl.data.images import open_image
-from rlkl.errors import RolloutError
+from rlkl.errors import EnvironmentProblem, RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.vllm_engine_adapters import (
     AdapterReceiver,
@@ -44,6 +44,8 @@ class WeightReceiver(AdapterReceiver):
 
         model = self.model_runner.get_model()
         expected = {name for name, _ in model.named_parameters()}
+        if current_platform.is_cpu():
+            self._forget_packed_experts(model)
         initialize_layerwise_reload(model)
         loaded = model.load_weights(iter(tensors))
         finalize_layerwise_reload(model, self.vllm_config.model_config)
@@ -51,6 +53,19 @@ class WeightReceiver(AdapterReceiver):
         if current_platform.is_cpu():
             self._repack_tied_head(model)
         return sorted(expected - set(loaded))
+
+    def _forget_packed_experts(self, model: torch.nn.Module) -> None:
+        """Make the coming reload pack the experts of mixture layers again, as the first load did.
+
+        On a CPU vLLM multiplies by a packed and padded copy of the experts, and packs only when it builds the layer's
+        kernel. A reload keeps the kernel, so it would write plain weights into packed storage.
+        """
+        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+        for module in model.modules():
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, FusedMoEMethodBase):
+                method.moe_kernel = None
 
     def _repack_tied_head(self, model: torch.nn.Module) -> None:
         """On a CPU vLLM multiplies by a packed copy of the LM head, which a reload leaves stale where it is tied."""
@@ -71,32 +86,17 @@ class VllmEngine:
     """vLLM inside this process. One request a completion, each with its own seed; no tokenizer, no text."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        _set_environment(settings)
-        from vllm import LLM
-
-        on_cpu = not torch.cuda.is_available()
         self._settings = settings
-        sees = settings.image_token_id is not None
         self._adapters = names_of(settings)
         self._request = adapter_request() if self._adapters else None
-        self._llm: LLM = LLM(
-            model=settings.model_path,
-            dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
-            skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
-            limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
-            mm_processor_kwargs=_pixels(settings) if sees else None,
-            generation_config="vllm",
-            max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
-            logprobs_mode="processed_logprobs",
-            gpu_memory_utilization=settings.memory_fraction,
-            enforce_eager=on_cpu,
-            # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
-            enable_chunked_prefill=False if on_cpu else None,
-            disable_chunked_mm_input=on_cpu,
-            worker_extension_cls=_EXTENSION,
-            disable_log_stats=True,
-            **(adapter_arguments(settings, self._adapters) if self._adapters else {}),
-        )
+        _set_environment(settings)
+        try:
+            self._llm: LLM = _start(settings, adapter_arguments(settings, self._adapters) if self._adapters else {})
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"vLLM cannot host the model at {settings.model_path!r} here: {error}. Set rollout.engine=hf, which "
+                "samples with transformers, or choose another model"
+            ) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))
@@ -186,6 +186,32 @@ class VllmEngine:
             "multi_modal_data": {"image": [opened[image.key] for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
         }
+
+
+def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
+    """Load the model into a vLLM inside this process; ``more`` are arguments for adapters."""
+    from vllm import LLM
+
+    on_cpu = not torch.cuda.is_available()
+    sees = settings.image_token_id is not None
+    return LLM(
+        model=settings.model_path,
+        dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
+        skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
+        limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
+        mm_processor_kwargs=_pixels(settings) if sees else None,
+        generation_config="vllm",
+        max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
+        logprobs_mode="processed_logprobs",
+        gpu_memory_utilization=settings.memory_fraction,
+        enforce_eager=on_cpu,
+        # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
+        enable_chunked_prefill=False if on_cpu else None,
+        disable_chunked_mm_input=on_cpu,
+        worker_extension_cls=_EXTENSION,
+        disable_log_stats=True,
+        **more,
+    )
 
 
 def _check_prompt(output: RequestOutput, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> None:

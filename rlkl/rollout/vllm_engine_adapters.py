@@ -48,7 +48,9 @@ def adapter_arguments(settings: EngineSettings, names: Sequence[str]) -> dict[st
 
 def names_of(settings: EngineSettings) -> list[str]:
     """Return the names of the adapters that the learner will publish; empty where it publishes merged weights."""
-    return [] if settings.adapter is None else adapter_names(settings.model_path, settings.adapter)
+    if settings.adapter is None:
+        return []
+    return adapter_names(settings.model_path, settings.adapter, freeze_vision=settings.freeze_vision)
 
 
 class AdapterReceiver:
