@@ -27,6 +27,34 @@ def tiny_qwen3(folder: Path, *, tied: bool, seed: int, vocabulary: int = CHARACT
     return folder
 
 
+def deep_qwen3(folder: Path, *, width: int = 128, initializer_range: float = 0.08, seed: int = 0) -> Path:
+    """Write an untrained Qwen3 of 24 layers, 4 million parameters at width 128, and its tokenizer; return ``folder``.
+
+    Rounding adds up over its layers as in a real model.
+    """
+    ensure_torch_extras()
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    config = small_qwen3_config(tied=False)
+    config.update(
+        {
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": 24,
+            "layer_types": ["full_attention"] * 24,
+            "max_window_layers": 24,
+            "initializer_range": initializer_range,
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def tiny_qwen2_5_vl(folder: Path, *, seed: int) -> Path:
     """Write an untrained Qwen2.5-VL of about 350,000 float32 parameters and its processor, and return ``folder``.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from rlkl.recipe.resources import reward_needs
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example, Image, Probe
-from rlkl.weights import Expected, Probes, Proof, Receipt, bounds_for
+from rlkl.weights import Expected, Probes, Proof, Receipt, bounds_for, check_export
 
 _LEARNER = "the learner"
 
@@ -57,8 +59,10 @@ class RayBackend:
         refs = [self._learner.start.remote(spec)]
         refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]
         wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=recipe.cluster.start_timeout_s)
-        layers, width = self._size = self._call_learner("give its size", self._learner.size.remote())
-        bounds = bounds_for(recipe.model.dtype, layers=layers, width=width, tolerance=recipe.weights.tolerance)
+        layers, width = self._call_learner("give its size", self._learner.size.remote())
+        rounded = recipe.model.dtype != "float32" and recipe.model.lora is None
+        self._bounds_for = partial(bounds_for, layers=layers, width=width, rounded=rounded)
+        bounds = self._bounds_for(recipe.model.dtype, tolerance=recipe.weights.tolerance)
         self._proof = Proof(bounds)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
@@ -121,12 +125,12 @@ class RayBackend:
         found: ExportScores = self._call_learner(
             "compare the exported policy", self._learner.compare_export.remote(str(folder), kept)
         )
-        layers, width = self._size
-        before = found.before if found.before is not None else self._proof.start
         if found.problem is not None:
-            raise ExportError(found.problem)
-        self._proof.check_export(
-            before, found.learner, found.exported, bounds_for(found.dtype, layers=layers, width=width)
+            raise ExportError(f"it {found.problem}")
+        bounds = self._bounds_for(found.dtype)
+        before = self._proof.start if found.before is None else found.before
+        check_export(
+            before, found.learner, found.exported, replace(bounds, rounding=max(bounds.rounding, found.rounding))
         )
 
     def save(self, folder: Path) -> None:

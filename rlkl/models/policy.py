@@ -70,14 +70,18 @@ class Policy(LanguageModel):
         """The precision of a saved policy: float32 if adapters are merged in, because bfloat16 would lose them."""
         return self.dtype if self.adapter is None else torch.float32
 
+    def exported(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield checkpoint name and tensor of every weight of a saved policy, adapters merged in."""
+        for name, tensor in merged_weights(self.model):
+            yield name, tensor.to(self.export_dtype)
+
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``."""
         from transformers import AutoConfig
 
-        dtype = self.export_dtype
-        tensors = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in merged_weights(self.model)}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.exported()}
         config = AutoConfig.for_model(**self.model.config.to_dict())
-        config.dtype = dtype
+        config.dtype = self.export_dtype
         with torch.device("meta"):
             shell = model_class(config).from_config(config)
         shell.generation_config = self.model.generation_config

@@ -208,7 +208,7 @@ class WeightsSection(Section):
     tolerance: float | None = Field(
         default=None,
         gt=0,
-        description="Largest allowed log-prob difference; left out: 1e-3 in float32, 1 in bfloat16.",
+        description="Largest allowed log-prob difference; left out: 1e-3 in float32, 1 in bfloat16, more if large.",
     )
 
 

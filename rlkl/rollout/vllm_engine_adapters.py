@@ -118,7 +118,8 @@ def refused(problem: str) -> RolloutError:
     """Return the error for adapters that vLLM cannot apply."""
     return RolloutError(
         f"vLLM cannot apply the adapters of this recipe ({problem}), and merged into bfloat16 weights they would lose "
-        "most of what they learned. Name other model.lora.target_modules, or set model.dtype=float32 or rollout.engine=hf"
+        "most of what they learned. Name other model.lora.target_modules, or set model.dtype=float32 or "
+        "rollout.engine=hf"
     )
 
 

@@ -14,7 +14,7 @@ from rlkl.weights.channels import (
     receive,
 )
 from rlkl.weights.movement import Scores
-from rlkl.weights.proof import PROBE_TOKENS, TOLERANCE, Bounds, Expected, Proof, bounds_for, build_probes
+from rlkl.weights.proof import PROBE_TOKENS, TOLERANCE, Bounds, Expected, Proof, bounds_for, build_probes, check_export
 
 __all__ = [
     "PROBE_TOKENS",
@@ -34,6 +34,7 @@ __all__ = [
     "WeightPackage",
     "bounds_for",
     "build_probes",
+    "check_export",
     "differing_weights",
     "receive",
 ]

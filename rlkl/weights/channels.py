@@ -141,8 +141,8 @@ class Outbox:
         return (
             f"version {package.version} would publish the same {len(package.tensors)} tensors as {before} before, "
             "although the learner stepped with a learning rate and a gradient above zero. Either the trained "
-            f"parameters are not the published ones, or the step is too small for {'/'.join(dtypes)}: raise learner.lr, or set "
-            "model.dtype=float32."
+            f"parameters are not the published ones, or the step is too small for {'/'.join(dtypes)}: raise "
+            "learner.lr, or set model.dtype=float32."
         )
 
 
