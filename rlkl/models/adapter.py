@@ -61,9 +61,9 @@ def _check_precision(model: nn.Module, named: str) -> None:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
     added = {name for name, layer in layers.items() if isinstance(layer, ParamWrapper)}
-    if added and any(layers[name].get_param().dtype == torch.bfloat16 for name in added):
+    if any(layers[name].get_param().dtype == torch.bfloat16 for name in added):
         others = sorted({name.rpartition(".")[2] for name in layers.keys() - added}) or ["q_proj", "v_proj"]
         raise RecipeError(
             f"{named} in model.dtype = bfloat16 puts adapters on weights outside linear modules (stacked experts, "
