@@ -53,7 +53,6 @@ def train(
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
     update = _build_update(recipe)
-    check_device(recipe)
     checkpoint, state = _checkpoint(resume_from, recipe)
     _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
@@ -61,7 +60,6 @@ def train(
     tokenizer = _load_tokenizer(model_path)
     _check_length(model_path, recipe)
     pictures = load_picture_processor(model_path, recipe.data.pixels)
-    update.check_model(is_multimodal=pictures is not None)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
     _check_data(recipe, source, checkpoint, state)
@@ -99,6 +97,8 @@ def train(
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
+    """Return the recipe's rule; raise if this learner cannot compute what it needs, or not on the wanted device."""
+    check_device(recipe)
     update = build_update(recipe.update)
     check_supplied(update)
     return update
@@ -140,6 +140,7 @@ def resolve_model(path: str) -> str:
 
 
 def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
+    update.check_model(is_multimodal=pictures is not None)
     encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
     source = load_prompts(recipe.data, encoder, seed=recipe.seed)
     _check_pictures(update, source)

@@ -49,7 +49,27 @@ def add_adapter(model: Any, section: LoraSection, *, freeze_vision: bool) -> Any
             f"({', '.join(sorted(leaf for leaf in leaves if not leaf.isdecimal()))}), or all-linear"
         ) from error
     _check_ties(model, named)
+    _check_precision(model, named)
     return adapted
+
+
+def _check_precision(model: nn.Module, named: str) -> None:
+    """Refuse adapters that peft adds to bfloat16 weights in each pass: rounding would hide most of what they learn.
+
+    It does so for weights that no linear module holds, as those of stacked experts and of their router.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    added = {name for name, layer in layers.items() if isinstance(layer, ParamWrapper)}
+    if added and any(layers[name].get_param().dtype == torch.bfloat16 for name in added):
+        others = sorted({name.rpartition(".")[2] for name in layers.keys() - added}) or ["q_proj", "v_proj"]
+        raise RecipeError(
+            f"{named} in model.dtype = bfloat16 puts adapters on weights outside linear modules (stacked experts, "
+            "routers), which peft adds up in bfloat16, so most of what they learn would be rounded away. Name linear "
+            f"modules (model.lora.target_modules=[{', '.join(others)}]), or set model.dtype=float32"
+        )
 
 
 def _check_ties(model: Any, named: str) -> None:

@@ -94,8 +94,8 @@ class VllmEngine:
             self._llm: LLM = _start(settings, adapter_arguments(settings, self._adapters) if self._adapters else {})
         except (AssertionError, NotImplementedError, ValueError) as error:
             raise EnvironmentProblem(
-                f"vLLM cannot host the model at {settings.model_path!r} here: {error}. Set rollout.engine=hf, which "
-                "samples with transformers, or choose another model"
+                f"vLLM cannot host the model at {settings.model_path!r} here ({str(error).rstrip('.')}). Set "
+                "rollout.engine=hf, which samples with transformers, or choose another model"
             ) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
