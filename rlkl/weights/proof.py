@@ -40,7 +40,7 @@ _GROWTH = 4.0
 _SMALL = {"float32": 0.1, "bfloat16": 0.25, "rounded": 0.5}
 """A difference above the rounding must be below this share of the movement."""
 
-_OFF = {"float32": 0.02, "bfloat16": 0.1, "rounded": 0.3}
+_OFF = {"float32": 0.02, "bfloat16": 0.1, "rounded": 0.2}
 """How far from 1 the sampler's share of the learner's movement may be, besides errors."""
 
 _ERRORS = 4.0

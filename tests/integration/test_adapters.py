@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import rlkl
 from rlkl.errors import WeightSyncError
 from rlkl.loop import RunResult
-from tests.integration.runs import make_recipe, records
+from tests.integration.runs import DEADLINE_S, REPOSITORY, make_recipe, records
 from tests.models import deep_qwen3
 
 STEPS = 10
@@ -107,6 +111,32 @@ def test_the_export_is_the_learner_in_transformers_and_in_peft(run: RunResult, m
     adapted = PeftModel.from_pretrained(base(model_path), str(policy / "adapter"))
     assert (logprobs(adapted) - learner).abs().max() < 1e-5
     assert str(model_path) in (policy / "adapter" / "adapter_config.json").read_text()
+
+
+def test_vllm_loads_the_exported_policy_and_the_exported_adapter(run: RunResult, model_path: Path):
+    policy = run.run_dir / "policy"
+    exported = AutoModelForCausalLM.from_pretrained(policy)
+    tokens = SEQUENCES[0, :16]
+
+    merged = _run("score_with_vllm", str(policy), *map(str, tokens.tolist()))
+    assert merged == pytest.approx(_logprobs_of(exported, tokens), abs=1e-4)
+
+    prompt, sampled, found = _run("generate_with_adapter", str(model_path), str(policy / "adapter"))
+    wanted = _logprobs_of(exported, torch.tensor(prompt + sampled))[-len(sampled) :]
+    assert found == pytest.approx(wanted, abs=0.2)  # bfloat16 against float32
+
+
+@torch.no_grad()
+def _logprobs_of(model: nn.Module, tokens: Tensor) -> list[float]:
+    every = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+    return every.gather(-1, tokens[1:, None])[:, 0].tolist()
+
+
+def _run(module: str, *arguments: str) -> Any:
+    command = [sys.executable, "-m", f"tests.integration.{module}", *arguments]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def test_an_adapter_that_is_lost_stops_the_run_and_is_named(model_path: Path, tmp_path: Path):
