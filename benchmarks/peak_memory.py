@@ -35,8 +35,13 @@ def targets(tokens: int) -> Tensor:
 
 def report(loss: Callable[[], Tensor]) -> None:
     """Print the growth of this process's peak memory (MiB) and the time (s) of one forward and backward pass."""
+    report_growth(lambda: loss().backward())
+
+
+def report_growth(work: Callable[[], object]) -> None:
+    """Print the growth of this process's peak memory (MiB) and the time (s) that ``work`` takes."""
     before, start = _peak_mib(), time.perf_counter()
-    loss().backward()
+    work()
     print(f"{_peak_mib() - before:.0f} {time.perf_counter() - start:.2f}")
 
 

@@ -73,6 +73,10 @@ class WeightSyncError(RlklError, RuntimeError):
     """Published weights did not arrive, arrived changed, or did not change although the learner stepped."""
 
 
+class ExportError(RlklError, RuntimeError):
+    """The exported policy is not what the learner holds. The run's checkpoint is complete."""
+
+
 class DeadlineError(RlklError, TimeoutError):
     """A process did not answer within its deadline. The message names it."""
 

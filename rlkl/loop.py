@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from rlkl.clock import Clock
 from rlkl.collectors import Collector, build_collector
 from rlkl.data.prompts import PromptSource
-from rlkl.errors import RlklError
+from rlkl.errors import ExportError, RlklError
 from rlkl.interrupt import StopRequest
 from rlkl.learner.checkpoint import Checkpoints, LoopState
 from rlkl.learner.manifest import SavedFile
@@ -49,6 +49,8 @@ class Backend(Protocol):
     def step(self, step: int) -> dict[str, float]: ...
 
     def publish(self, version: int, probes: Sequence[Probe]) -> float: ...
+
+    def check_export(self, folder: Path, probes: Sequence[Probe]) -> None: ...
 
     def finished_steps(self) -> int: ...
 
@@ -227,12 +229,15 @@ class Trainer:
 
     def _publish_first_weights(self) -> None:
         """Bring every engine to the learner's weights before anything is sampled, after a resume as at the start."""
-        if not self.recipe.rollout.workers:
-            return
+        if self.recipe.rollout.workers:
+            self.backend.publish(self.step, self._data_probes())
+
+    def _data_probes(self) -> list[Probe]:
+        """The first prompts with their answers, or with an end-of-sequence id if the data has none."""
         prompts = self.source.take(0, self.recipe.weights.probe_prompts)
         stop = (self.tokenizer.eos_token_id,)
-        probes = build_probes(prompts, [stop] * len(prompts), engine_limit=self._engine_limit)
-        self.backend.publish(self.step, probes)
+        answers = [prompt.answers[0] if prompt.answers else stop for prompt in prompts]
+        return build_probes(prompts, answers, engine_limit=self._engine_limit)
 
     def _tell(self, alarms: Mapping[str, str]) -> None:
         """Warn of what has set in since the step before."""
@@ -276,10 +281,21 @@ class Trainer:
             draft.written |= self.backend.save(draft.folder)
 
     def _export(self, checkpoints: Checkpoints) -> Path:
-        """The final policy, complete or absent."""
+        """Copy the last checkpoint's policy to the run folder and prove that it is the learner's.
+
+        Raises `ExportError`; the run folder then has no policy of this run, and the checkpoint stays.
+        """
         final, aside = self.run_dir / "policy", self.run_dir / ".writing-policy"
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(checkpoints.latest() / "policy", aside)
+        checkpoint = checkpoints.latest()
+        shutil.copytree(checkpoint / "policy", aside)
+        try:
+            self.backend.check_export(aside, self._data_probes())
+        except ExportError as error:
+            raise ExportError(
+                f"the exported policy is not what the learner holds, so {final} was not written: {error}. "
+                f"The checkpoint {checkpoint} is complete; what was exported is in {aside}"
+            ) from error
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         return final

@@ -19,6 +19,7 @@ from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import InputError, MissingSignalError, RecipeError
 from rlkl.learner.checkpoint import LoopState
+from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
 from rlkl.loop import RunResult, Trainer
@@ -164,6 +165,8 @@ def _check_engine(recipe: Recipe) -> None:
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
+    """Return the recipe's rule; raise if this learner cannot compute what it needs, or not on the wanted device."""
+    check_device(recipe)
     update = build_update(recipe.update)
     check_supplied(update)
     return update
@@ -192,6 +195,7 @@ def resolve_model(path: str) -> str:
 
 
 def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
+    update.check_model(is_multimodal=pictures is not None)
     encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
     source = load_prompts(recipe.data, encoder, seed=recipe.seed)
     _check_pictures(update, source)
@@ -275,6 +279,8 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,
+        adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
+        freeze_vision=recipe.model.freeze_vision,
         image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
     )
 

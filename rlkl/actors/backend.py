@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from rlkl.actors.cluster import connect
 from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
-from rlkl.errors import WeightSyncError
+from rlkl.errors import ExportError, WeightSyncError
+from rlkl.learner.export import ExportScores
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import token_in
@@ -28,7 +30,7 @@ from rlkl.rewards.pool import WorkerSpec
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example, Image, Probe
-from rlkl.weights import ROUNDING_SHARE, TOLERANCE, Expected, Receipt, verify
+from rlkl.weights import Expected, Probes, Proof, Receipt, bounds_for, check_export
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,6 @@ class RayBackend:
     def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, run_dir: Path) -> None:
         """Raise `EnvironmentProblem` if the cluster has no room, or if the learner does not share ``run_dir``."""
         self._timeout_s = recipe.cluster.call_timeout_s
-        self._tolerance = recipe.weights.tolerance or TOLERANCE[recipe.model.dtype]
-        self._rounding = self._tolerance * ROUNDING_SHARE[recipe.model.dtype]
         self._workers: list[Any] = []
         self._learner: Any = None
         self._names = [f"rollout worker {number}" for number in range(recipe.rollout.workers)]
@@ -74,6 +74,11 @@ class RayBackend:
         refs = [self._learner.start.remote(spec)]
         refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]
         wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=timeout_s)
+        layers, width = self._call_learner("give its size", self._learner.size.remote())
+        rounded = recipe.model.dtype != "float32" and recipe.model.lora is None
+        self._bounds_for = partial(bounds_for, layers=layers, width=width, rounded=rounded)
+        bounds = self._bounds_for(recipe.model.dtype, tolerance=recipe.weights.tolerance)
+        self._proof = Proof(bounds)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
         """One completion a request, with its number, as they finish; the work shared out over all workers."""
@@ -87,8 +92,9 @@ class RayBackend:
     def prepare(
         self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
     ) -> dict[str, float]:
-        """See `Learner.prepare`."""
-        return self._call_learner("prepare", self._learner.prepare.remote(examples, left_out, probes, step))
+        """See `Learner.prepare`. The first ``probes`` are kept for the run, so they are scored before the step too."""
+        new = probes if self._proof.wants_probes else ()
+        return self._call_learner("prepare", self._learner.prepare.remote(examples, left_out, new, step))
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
         """See `Learner.token_columns`."""
@@ -110,20 +116,37 @@ class RayBackend:
         """
         if not self._workers:
             return 0.0
+        keep = self._proof.wants_probes and len(probes) > 0
+        asked = Probes(kept=probes) if keep else Probes(current=probes, kept=self._proof.kept)
+        before = [worker.score.remote(probes) for worker in self._workers] if keep else []
         package = self._learner.pack.remote(version)
-        answers = [worker.receive.remote(package, probes) for worker in self._workers]
-        expected: Expected = self._call_learner("score the probes", self._learner.expect.remote(probes))
+        answers = [worker.receive.remote(package, asked) for worker in self._workers]
+        expected: Expected = self._call_learner("score the probes", self._learner.expect.remote(asked))
+        scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:
-            return verify(
-                expected,
-                dict(zip(self._names, receipts, strict=True)),
-                version=version,
-                tolerance=self._tolerance,
-                rounding=self._rounding,
-            )
+            if keep and expected.before is not None:
+                self._proof.keep(probes, expected.before, dict(zip(self._names, scores, strict=True)))
+            return self._proof.check(expected.after, dict(zip(self._names, receipts, strict=True)), version=version)
         except WeightSyncError as error:
             raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None
+
+    def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
+        """Load the policy that was saved to ``folder`` and prove that it is the learner's; the learner ends with it.
+
+        ``probes`` are taken if no step has kept any. Raises `ExportError`.
+        """
+        kept = self._proof.kept or tuple(probes)
+        found: ExportScores = self._call_learner(
+            "compare the exported policy", self._learner.compare_export.remote(str(folder), kept)
+        )
+        if found.problem is not None:
+            raise ExportError(f"it {found.problem}")
+        bounds = self._bounds_for(found.dtype)
+        before = self._proof.start if found.before is None else found.before
+        check_export(
+            before, found.learner, found.exported, replace(bounds, rounding=max(bounds.rounding, found.rounding))
+        )
 
     def finished_steps(self) -> int:
         """See `Learner.finished_steps`. An earlier call that is still running ends first."""

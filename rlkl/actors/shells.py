@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import Sighting, Token
@@ -20,7 +21,10 @@ from rlkl.weights import (
     Expected,
     HostMemoryChannel,
     Outbox,
+    Probes,
+    ProbeScores,
     Receipt,
+    Scores,
     WeightPackage,
     differing_weights,
     receive,
@@ -57,7 +61,10 @@ class RolloutWorker:
         if finished:
             yield finished
 
-    def receive(self, package: WeightPackage, probes: Sequence[Probe]) -> Receipt:
+    def score(self, probes: Sequence[Probe]) -> Scores:
+        return self._engine.score(probes)
+
+    def receive(self, package: WeightPackage, probes: Probes) -> Receipt:
         return receive(self._engine, self._channel, package, probes)
 
     def differing_weights(self, package: WeightPackage) -> list[str]:
@@ -83,25 +90,32 @@ class RewardHost:
         self._callee.close()
 
 
+_UNCHANGED_VERSIONS = 10
+"""Versions in a row that may have the bits of the one before, although the learner stepped."""
+
+
 class LearnerWorker:
-    """Hosts the learner, and the log-probs that prove a publish."""
+    """Hosts the learner, and computes the log-probs that prove a publish or an export."""
 
     _learner: Learner
 
     def __init__(self) -> None:
-        self._outbox = Outbox(HostMemoryChannel())
-        self._probes: Sequence[Probe] = ()
-        self._before: list[tuple[float, ...]] | None = None
+        self._outbox = Outbox(HostMemoryChannel(), patience=_UNCHANGED_VERSIONS)
+        self._before: Scores | None = None
 
     def start(self, spec: LearnerSpec) -> None:
         """Load the policy. A call of its own, because Ray tells the errors of a constructor as text only."""
         self._learner = Learner(spec)
 
+    def size(self) -> tuple[int, int]:
+        """Return the policy's number of layers and its width."""
+        return self._learner.policy.layer_count, self._learner.policy.hidden_size
+
     def prepare(
         self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
     ) -> dict[str, float]:
-        """`Learner.prepare`, and the probes' log-probs before the step."""
-        self._probes, self._before = probes, self._learner.probe(probes)
+        """Call `Learner.prepare`; score ``probes`` with the weights before the step."""
+        self._before = self._learner.probe(probes) if probes else None
         return self._learner.prepare(examples, left_out, step=step)
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
@@ -114,14 +128,14 @@ class LearnerWorker:
         return self._learner.step(step)
 
     def pack(self, version: int) -> WeightPackage:
-        """The weights as they are now; raises `WeightSyncError` when a step left them unchanged."""
+        """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged."""
         must_change, self._learner.moved = self._learner.moved, False
         return self._outbox.pack(self._learner.policy.published(), version=version, must_change=must_change)
 
-    def expect(self, probes: Sequence[Probe]) -> Expected:
-        """What an engine with the weights as they are now must answer."""
-        before = self._before if tuple(probes) == tuple(self._probes) else None
-        return Expected(before=before, after=self._learner.probe(probes))
+    def expect(self, probes: Probes) -> Expected:
+        """Return the log-probs that an engine with the weights as they are now must give."""
+        current, kept = self._learner.probe(probes.current), self._learner.probe(probes.kept)
+        return Expected(before=self._before, after=ProbeScores(current=current, kept=kept))
 
     def finished_steps(self) -> int:
         return self._learner.finished_steps
@@ -135,3 +149,7 @@ class LearnerWorker:
 
     def restore(self, folder: str) -> None:
         self._learner.restore(Path(folder))
+
+    def compare_export(self, folder: str, probes: Sequence[Probe]) -> ExportScores:
+        """Call `compare_export`. The learner cannot be used afterwards."""
+        return compare_export(self._learner, Path(folder), probes)

@@ -16,10 +16,12 @@ from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
 from rlkl.learner.corrupting import Corrupter
+from rlkl.learner.device import learner_device
 from rlkl.learner.manifest import SavedFile, list_files
 from rlkl.learner.schedule import learning_rate, schedule_position
 from rlkl.learner.signals import (
     Models,
+    Scorer,
     SignalSettings,
     check_supplied,
     differentiable_signals,
@@ -55,7 +57,7 @@ class Learner:
         self._recipe = recipe
         self._section = recipe.learner
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
-        self._device = _device(self._section.device)
+        self._device = learner_device(self._section.device)
         self._update: PolicyUpdate = build_update(recipe.update)
         check_supplied(self._update)
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
@@ -252,15 +254,25 @@ class Learner:
         return self._update.loss(micro, micro.signals.merged(own))
 
     @torch.no_grad()
-    def probe(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
-        """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`."""
+    def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
+        """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`.
+
+        They are the policy's, or those of another ``model``.
+        """
         if not probes:
             return []
         batch = self._pack(_probe_examples(probes))
         settings = replace(self._signals, temperature=1.0)
-        logprobs_BT, _ = frozen_token_signals(self.policy, batch, settings, device=self._device, entropy=False)
+        logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=self._device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
+
+    def release(self) -> None:
+        """Free the memory of everything but the policy. No step can follow."""
+        self._optimization.optimizer.state.clear()
+        self._models = replace(self._models, reference=None)
+        for parameter in self._optimization.trained.values():
+            parameter.grad = None
 
     def save(self, folder: Path) -> dict[str, SavedFile]:
         """Write the policy as a Hugging Face folder, and beside it what only a resume needs; return what was written.
@@ -274,12 +286,6 @@ class Learner:
     def restore(self, folder: Path) -> None:
         """Take up the state that `save` wrote; raises `CheckpointError` if it is of another model."""
         self._state.restore(folder, self._device)
-
-
-def _device(choice: str) -> torch.device:
-    if choice == "auto":
-        choice = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(choice)
 
 
 def _shape(policy: Policy, spec: LearnerSpec) -> ModelShape:

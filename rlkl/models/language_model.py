@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +15,9 @@ from rlkl.errors import EnvironmentProblem
 
 _LOGITS_TOLERANCE = 1e-4
 
+_RANDOM = re.compile(r"dropout|layerdrop|_pdrop|jitter_noise")
+"""Numbers of a module that make its output random while it trains."""
+
 
 class LanguageModel(nn.Module):
     """Weights from ``path``, stored in ``weights_dtype``, computing in ``dtype`` (autocast where the two differ)."""
@@ -22,8 +26,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.device = device
-        loader = model_class(AutoConfig.from_pretrained(path))
-        model = loader.from_pretrained(path, dtype=weights_dtype, attn_implementation="sdpa")
+        config = AutoConfig.from_pretrained(path)
+        # torch's fused attention cannot cap its scores (Gemma 2) and would leave that out without a word.
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+        attention = "eager" if capped else "sdpa"
+        model = model_class(config).from_pretrained(path, dtype=weights_dtype, attn_implementation=attention)
         self.model: Any = _without_dropout(model).to(device)
         self._check_head()
 
@@ -76,9 +83,17 @@ class LanguageModel(nn.Module):
         return getattr(self.model.config, "vision_config", None) is not None
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        """Logits ``[N, V]`` of hidden states ``[N, H]``."""
+        """Logits ``[N, V]`` of hidden states ``[N, H]``, scaled and soft-capped if the model does that."""
+        config = self.model.config.get_text_config()
         with self._autocast():
-            return self.model.get_output_embeddings()(hidden_NH)
+            logits_NV = self.model.get_output_embeddings()(hidden_NH)
+            if (factor := getattr(config, "logit_scale", None)) is not None:
+                logits_NV = logits_NV * factor
+            if (divisor := getattr(config, "logits_scaling", None)) is not None:
+                logits_NV = logits_NV / divisor
+            if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+                logits_NV = torch.tanh(logits_NV / cap) * cap
+        return logits_NV
 
     @property
     def hidden_size(self) -> int:
@@ -95,16 +110,36 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse models that change their logits after the head (soft-capping, scaling): log-probs would be wrong."""
-        ids_BT = torch.arange(1, 5, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-        with self._autocast():
-            whole_TV = self.model(input_ids=ids_BT, use_cache=False).logits[0].float()
-        parts_TV = self.head(self.hidden(ids_BT)[0]).float()
-        if (whole_TV - parts_TV).abs().max() > _LOGITS_TOLERANCE * whole_TV.abs().max():
+        """Refuse models whose log-probs cannot be had from `hidden` and `head`, or are random while they train."""
+        if self.model.get_output_embeddings() is None:
             raise EnvironmentProblem(
-                f"{type(self.model).__name__} changes its logits after the output head (soft-capping or scaling), so "
-                "chunked log-probs would be wrong. Choose a model without it (Qwen, Llama, Mistral, ...)."
+                f"{self._name} has no output head that gives logits; choose a causal language model"
             )
+        ids_BT = torch.arange(1, 5, device=self.device)[None] % self.model.config.get_text_config().vocab_size
+        parts_TV = self.head(self.hidden(ids_BT)[0]).float()
+        if self._differs(self.head(self.hidden(ids_BT)[0]).float(), parts_TV):
+            raise EnvironmentProblem(
+                f"{self._name} gives other log-probs each time while it trains (a dropout that its modules do not name "
+                "as one, or noise in its router), so no ratio to the sampler's would mean anything. Set that to 0 in "
+                "the model's config.json, or choose another model (Qwen, Llama, Mistral, ...)"
+            )
+        with self._autocast():
+            whole_TV = self.model.eval()(input_ids=ids_BT, use_cache=False).logits[0].float()
+        self.model.train()
+        if self._differs(whole_TV, parts_TV):
+            raise EnvironmentProblem(
+                f"{self._name} does more between its hidden states and its logits than rlkl knows (output head, "
+                "logit_scale, logits_scaling, final_logit_softcapping), so log-probs in chunks would be wrong. Choose "
+                "another model (Qwen, Llama, Mistral, Gemma, ...)"
+            )
+
+    @property
+    def _name(self) -> str:
+        return f"model {self.model.config.name_or_path} ({type(self.model).__name__})"
+
+    @staticmethod
+    def _differs(logits_TV: Tensor, wanted_TV: Tensor) -> bool:
+        return bool((logits_TV - wanted_TV).abs().max() > _LOGITS_TOLERANCE * wanted_TV.abs().max())
 
 
 def model_class(config: Any) -> Any:
@@ -128,10 +163,11 @@ def image_places(token_ids_BT: Tensor, image_token_id: int, sizes: list[int], im
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:
-    """Rollouts have no dropout, so the importance ratio must not either."""
+    """Switch off dropout of every kind: rollouts have none, so the importance ratio must not have it either."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module.__dict__.get("attention_dropout"), float):
-            module.__dict__["attention_dropout"] = 0.0
+        for name, value in module.__dict__.items():  # functional dropout reads plain numbers
+            if _RANDOM.search(name) and isinstance(value, float):
+                module.__dict__[name] = 0.0
     return model.train()

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.batch import ImageInputs
+from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
-from rlkl.recipe import LoraSection, ModelSection
+from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
+
+ADAPTER_FOLDER = "adapter"
+"""The folder within a saved policy that holds its adapters in peft's format."""
 
 
 class Reference(Protocol):
@@ -41,42 +45,49 @@ class Policy(LanguageModel):
         if section.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
-                self.adapter = _add_adapter(self.model, section.lora)
-        if section.freeze_vision and self.sees:
+                self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
+        self._path = path
+        self._publishes_adapters = section.publishes_adapters
+        if section.lora is None and section.freeze_vision and self.sees:
             self.model.base_model.visual.requires_grad_(False)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
-        """Checkpoint name and tensor of every weight, adapters merged in, in the publishing precision.
+        """Yield what the sampler needs: the name and the tensor of every weight, in the publishing precision.
 
-        A tensor that several names share (tied embeddings) comes once, under its first name.
+        With LoRA in bfloat16 these are the adapters alone, under their peft names: added to a bfloat16 base weight, an
+        adapter's small change would be rounded away. Otherwise adapters are merged in, names are checkpoint names, and
+        a tensor that several names share (tied embeddings) comes once, under its first name.
         """
-        for name, tensor in self._merged():
-            yield name, tensor.to(self.dtype)
+        tensors = adapter_parameters(self.model) if self._publishes_adapters else merged_weights(self.model)
+        for name, tensor in tensors:
+            yield name, tensor.detach().to(self.dtype)
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """The precision of a saved policy: float32 if adapters are merged in, because bfloat16 would lose them."""
+        return self.dtype if self.adapter is None else torch.float32
+
+    def exported(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield checkpoint name and tensor of every weight of a saved policy, adapters merged in."""
+        for name, tensor in merged_weights(self.model):
+            yield name, tensor.to(self.export_dtype)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder (without tokenizer), adapters merged in, in the publishing precision."""
+        """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``."""
         from transformers import AutoConfig
 
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.published()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.exported()}
         config = AutoConfig.for_model(**self.model.config.to_dict())
-        config.dtype = self.dtype
+        config.dtype = self.export_dtype
         with torch.device("meta"):
             shell = model_class(config).from_config(config)
         shell.generation_config = self.model.generation_config
         shell.save_pretrained(folder, state_dict=tensors)
-
-    @torch.no_grad()
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
         if self.adapter is not None:
-            yield from _merged_adapters(self.model)
-        shared: set[int] = set()
-        for name, tensor in self.model.state_dict().items():
-            if ".lora_" not in name and ".base_layer." not in name and tensor.data_ptr() not in shared:
-                shared.add(tensor.data_ptr())
-                yield name, tensor.detach()
+            save_adapter(self.model, self.adapter, folder / ADAPTER_FOLDER, base_model=self._path)
 
 
 class AdapterOff:
@@ -100,39 +111,16 @@ class AdapterOff:
 
 
 def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:
-    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the computing precision.
+    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the policy's precision.
 
     ``other`` names another model to take its place; it must have the policy's vocabulary.
     """
     if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=torch.float32, device=policy.device)
+    # In the policy's own precision: a base that LoRA keeps in bfloat16 has rounded norms and hidden states as well.
+    weights_dtype = torch.float32 if policy.adapter is None else policy.dtype
+    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=weights_dtype, device=policy.device)
     for module in copy.modules():
         if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
             module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))
     return copy.requires_grad_(False)
-
-
-def _merged_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Base plus adapter, added in float32 into new tensors: the base stays as it is, bit for bit."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            layer: Any = module
-            base = layer.get_base_layer()
-            yield f"{name}.weight", base.weight.float() + layer.get_delta_weight("default").float()
-            if base.bias is not None:
-                yield f"{name}.bias", base.bias.detach()
-
-
-def _add_adapter(model: nn.Module, section: LoraSection) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=section.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]

@@ -44,7 +44,8 @@ class LoraSection(Section):
     rank: int = Field(default=16, ge=1, description="Rank of the adapters.")
     alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters (alpha / rank).")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        default="all-linear", description="Modules that get an adapter."
+        default="all-linear",
+        description="Modules that get an adapter; embeddings and head only if the model does not tie them.",
     )
 
 
@@ -63,11 +64,17 @@ class ModelSection(Section):
     )
     lora: LoraSection | None = Field(default=None, description="Train low-rank adapters instead of all weights.")
     freeze_vision: bool = Field(
-        default=False, description="Leave a vision-language model's vision tower and projector as they are."
+        default=False,
+        description="Leave a vision-language model's vision tower and projector as they are, without adapters too.",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass to save memory."
     )
+
+    @property
+    def publishes_adapters(self) -> bool:
+        """Whether the sampler gets the adapters as such: merged into bfloat16 weights, most of them would be lost."""
+        return self.lora is not None and self.dtype != "float32"
 
 
 class DataSection(Section):
@@ -264,7 +271,7 @@ class WeightsSection(Section):
     tolerance: float | None = Field(
         default=None,
         gt=0,
-        description="Largest allowed log-prob difference; left out: 1e-3 in float32, 1 in bfloat16.",
+        description="Largest allowed log-prob difference; left out: 1e-3 in float32, 1 in bfloat16, more if large.",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from rlkl.errors import RecipeError
+from rlkl.recipe import LoraSection
 from rlkl.types import Completion, Image, Probe
 
 
@@ -35,6 +36,10 @@ class EngineSettings:
     """The most pictures that a prompt has; 0 leaves the vision tower idle."""
     pixels: tuple[int | None, int | None] = (None, None)
     """The least and the most pixels of a picture when it is cut; None: as the model's folder says."""
+    adapter: LoraSection | None = None
+    """If set, the engine adds such adapters to its model, and `Engine.load_weights` gets only their tensors."""
+    freeze_vision: bool = False
+    """Whether adapters leave out the vision tower."""
     image_token_id: int | None = None
     """The placeholder that stands in token ids once for each token of a picture; None for a text model."""
 
@@ -66,7 +71,10 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
-        """Take in new weights by their checkpoint names; returns the engine's own parameters that none reached."""
+        """Take in new weights by their checkpoint names; returns the engine's own parameters that none reached.
+
+        With `EngineSettings.adapter` these are adapters, by their names in a peft file.
+        """
         ...
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from rlkl.batch import ImageInputs
 from rlkl.data.vision import image_inputs, load_picture_processor
+from rlkl.models.adapter import adapter_parameters, add_adapter
 from rlkl.models.language_model import LanguageModel
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.stopping import StopWatch, stop_watch
@@ -22,17 +23,29 @@ _ROWS_PER_CALL = 64
 class GumbelNoise(LogitsProcessor):
     """Turns greedy decoding into sampling: the arg-max of logits plus Gumbel noise is a draw from their softmax.
 
-    Each row draws from its own generator, so that its tokens depend on its seed and on nothing else in the batch.
+    Each row draws from its own generator, so that its tokens depend on its seed and on nothing else in the batch. The
+    log-prob of each drawn token is kept and the logits are not: a step needs memory for its own logits alone.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._temperature = temperature
+        self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        rows = [torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self._generators]
-        uniform_BV = torch.stack(rows).clamp_min(1e-300).to(scores.device)
-        return scores.double() / self._temperature - torch.log(-torch.log(uniform_BV))
+        noise_BV = torch.empty(scores.shape, dtype=torch.float64)
+        for row_V, generator in zip(noise_BV, self._generators, strict=True):
+            torch.rand(len(row_V), generator=generator, dtype=torch.float64, out=row_V)
+        noise_BV = noise_BV.clamp_min_(1e-300).log_().neg_().log_().to(scores.device)
+        noisy_BV = noise_BV.neg_().add_(scores.double() / self._temperature)
+        drawn_B1 = noisy_BV.argmax(dim=-1, keepdim=True)
+        logprobs_BV = (scores.float() / self._temperature).log_softmax(-1)
+        self._logprobs.append(logprobs_BV.gather(-1, drawn_B1)[:, 0])
+        return noisy_BV
+
+    def logprobs(self) -> Tensor:
+        """Log-probabilities ``[B, T]`` of what was drawn, at the sampling temperature; of no meaning after a stop."""
+        return torch.stack(self._logprobs, dim=1)
 
 
 class StopTexts(StoppingCriteria):
@@ -63,6 +76,11 @@ class HfEngine:
             settings.model_path, dtype=dtype, weights_dtype=dtype, device=self._device
         ).eval()
         self._model: Any = self._language_model.model
+        self._parameters = dict(self._model.named_parameters())
+        if settings.adapter is not None:
+            # In place, and in float32: it changes nothing until it is loaded.
+            add_adapter(self._model, settings.adapter, freeze_vision=settings.freeze_vision)
+            self._parameters = dict(adapter_parameters(self._model))
         self._model.generation_config = GenerationConfig()  # its own may penalise or suppress tokens, unseen by us
         self._pictures = load_picture_processor(settings.model_path, settings.pixels)
         self._pad = settings.stop_token_ids[0]
@@ -85,7 +103,8 @@ class HfEngine:
         )
         attention_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
         texts = None if self._watch is None else StopTexts(self._watch, width)
-        output = self._model.generate(
+        draws = GumbelNoise([request.seed for request in requests], self._settings.temperature)
+        sequences_BT = self._model.generate(
             ids_BT.to(self._device),
             attention_mask=attention_BT.to(self._device),
             **self._seen(ids_BT, [request.images for request in requests]),
@@ -94,15 +113,11 @@ class HfEngine:
                 max_new_tokens=self._settings.max_new_tokens,
                 eos_token_id=list(self._settings.stop_token_ids),
                 pad_token_id=self._pad,
-                output_logits=True,
-                return_dict_in_generate=True,
             ),
-            logits_processor=[GumbelNoise([request.seed for request in requests], self._settings.temperature)],
+            logits_processor=[draws],
             stopping_criteria=[] if texts is None else [texts],
         )
-        new_BT = output.sequences[:, width:]
-        logits_BTV = torch.stack(output.logits, dim=1).float() / self._settings.temperature
-        logprobs_BT = logits_BTV.log_softmax(-1).gather(-1, new_BT[..., None])[..., 0]
+        new_BT, logprobs_BT = sequences_BT[:, width:], draws.logprobs()
         for row, (tokens, logprobs) in enumerate(zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)):
             ends = [t + 1 for t, token in enumerate(tokens) if token in self._settings.stop_token_ids][:1]
             ends += [texts.lengths[row]] if texts is not None and row in texts.lengths else []
@@ -143,14 +158,13 @@ class HfEngine:
         return scores
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
-        own = dict(self._model.named_parameters())
         reached = set()
         with torch.no_grad():
             for name, tensor in tensors:
-                own[name].copy_(tensor)
+                self._parameters[name].copy_(tensor)
                 reached.add(name)
-        return frozenset(own) - reached
+        return frozenset(self._parameters) - reached
 
     def readable_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._model.named_parameters():
+        for name, tensor in self._parameters.items():
             yield name, tensor.detach().cpu()

@@ -1,4 +1,4 @@
-"""The vLLM engine, on a GPU or on a plain CPU. The only file that imports vllm."""
+"""The vLLM engine, on a GPU or on a plain CPU. Only this file and `rlkl.rollout.vllm_engine_adapters` import vllm."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlkl.data.images import open_image
-from rlkl.errors import RolloutError
+from rlkl.errors import EnvironmentProblem, RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.stopping import StopWatch, stop_watch
+from rlkl.rollout.vllm_engine_adapters import (
+    AdapterReceiver,
+    adapter_arguments,
+    adapter_request,
+    names_of,
+    refused,
+)
 from rlkl.types import Completion, Image, Probe
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ _SeenPrompt = tuple[tuple[int, ...], tuple[Image, ...]]
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 
 
-class WeightReceiver:
+class WeightReceiver(AdapterReceiver):
     """Methods that vLLM mixes into its worker (``worker_extension_cls``), where the model lives."""
 
     model_runner: Any
@@ -38,6 +45,8 @@ class WeightReceiver:
 
         model = self.model_runner.get_model()
         expected = {name for name, _ in model.named_parameters()}
+        if current_platform.is_cpu():
+            self._forget_packed_experts(model)
         initialize_layerwise_reload(model)
         loaded = model.load_weights(iter(tensors))
         finalize_layerwise_reload(model, self.vllm_config.model_config)
@@ -45,6 +54,19 @@ class WeightReceiver:
         if current_platform.is_cpu():
             self._repack_tied_head(model)
         return sorted(expected - set(loaded))
+
+    def _forget_packed_experts(self, model: torch.nn.Module) -> None:
+        """Make the coming reload pack the experts of mixture layers again, as the first load did.
+
+        On a CPU vLLM multiplies by a packed and padded copy of the experts, and packs only when it builds the layer's
+        kernel. A reload keeps the kernel, so it would write plain weights into packed storage.
+        """
+        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+        for module in model.modules():
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, FusedMoEMethodBase):
+                method.moe_kernel = None
 
     def _repack_tied_head(self, model: torch.nn.Module) -> None:
         """On a CPU vLLM multiplies by a packed copy of the LM head, which a reload leaves stale where it is tied."""
@@ -65,31 +87,18 @@ class VllmEngine:
     """vLLM inside this process. One request a completion, each with its own seed; no tokenizer, no text."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        _set_environment(settings)
-        from vllm import LLM
-
-        on_cpu = not torch.cuda.is_available()
         self._settings = settings
         self._watch = stop_watch(settings.model_path, settings.stop)
-        sees = settings.image_token_id is not None
-        own: dict[str, Any] = {
-            "model": settings.model_path,
-            "dtype": settings.dtype,
-            "skip_tokenizer_init": not sees,  # its picture processing asks for the tokenizer
-            "limit_mm_per_prompt": {"image": settings.images_per_prompt, "video": 0} if sees else None,
-            "mm_processor_kwargs": _pixels(settings) if sees else None,
-            "generation_config": "vllm",
-            "max_model_len": settings.max_prompt_tokens + settings.max_new_tokens,
-            "logprobs_mode": "processed_logprobs",
-            "gpu_memory_utilization": settings.memory_fraction,
-            "enforce_eager": on_cpu,
-            # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
-            "enable_chunked_prefill": False if on_cpu else None,
-            "disable_chunked_mm_input": on_cpu,
-            "worker_extension_cls": _EXTENSION,
-            "disable_log_stats": True,
-        }
-        self._llm: LLM = LLM(**{**own, **settings.vllm})
+        self._adapters = names_of(settings)
+        self._request = adapter_request() if self._adapters else None
+        _set_environment(settings)
+        try:
+            self._llm: LLM = _start(settings, adapter_arguments(settings, self._adapters) if self._adapters else {})
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"vLLM cannot host the model at {settings.model_path!r} here ({str(error).rstrip('.')}). Set "
+                "rollout.engine=hf, which samples with transformers, or choose another model"
+            ) from error
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))
@@ -131,13 +140,26 @@ class VllmEngine:
         ]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
-        stale: list[list[str]] = self._llm.collective_rpc("receive_weights", args=(list(tensors),))
+        received = list(tensors)
+        if settings := self._settings.adapter:
+            for homeless in self._llm.collective_rpc(
+                "receive_adapters", args=(received, settings.rank, settings.alpha)
+            ):
+                if homeless:
+                    raise refused(f"no module of it takes {len(homeless)} of them: {', '.join(homeless[:3])}")
+            stale = [sorted(set(self._adapters) - {name for name, _ in received})]
+        else:
+            stale = self._llm.collective_rpc("receive_weights", args=(received,))
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()  # what the old weights saw of each picture
         return frozenset(name for names in stale for name in names)
 
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self._llm.collective_rpc("readable_weights")[0]
+        if settings := self._settings.adapter:
+            args = (self._adapters, settings.rank, settings.alpha)
+            yield from self._llm.collective_rpc("readable_adapters", args=args)[0]
+        else:
+            yield from self._llm.collective_rpc("readable_weights")[0]
 
     def _run(
         self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any], watch: StopWatch | None = None
@@ -148,7 +170,7 @@ class VllmEngine:
         """
         opened = {image.key: open_image(image) for image in {i.key: i for _, seen in prompts for i in seen}.values()}
         inputs: list[Any] = [self._input(token_ids, images, opened) for token_ids, images in prompts]
-        identifiers = self._llm.enqueue(inputs, list(parameters), use_tqdm=False)
+        identifiers = self._llm.enqueue(inputs, list(parameters), lora_request=self._request, use_tqdm=False)
         # An output bears the part before the dash; the rest is vLLM's own.
         number_of = {identifier.partition("-")[0]: number for number, identifier in enumerate(identifiers)}
         engine: Any = self._llm.llm_engine
@@ -183,6 +205,32 @@ class VllmEngine:
             "multi_modal_data": {"image": [opened[image.key] for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
         }
+
+
+def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
+    """Load the model into a vLLM inside this process; ``more`` are arguments for adapters."""
+    from vllm import LLM
+
+    on_cpu = not torch.cuda.is_available()
+    sees = settings.image_token_id is not None
+    own: dict[str, Any] = {
+        "model": settings.model_path,
+        "dtype": settings.dtype,
+        "skip_tokenizer_init": not sees,  # its picture processing asks for the tokenizer
+        "limit_mm_per_prompt": {"image": settings.images_per_prompt, "video": 0} if sees else None,
+        "mm_processor_kwargs": _pixels(settings) if sees else None,
+        "generation_config": "vllm",
+        "max_model_len": settings.max_prompt_tokens + settings.max_new_tokens,
+        "logprobs_mode": "processed_logprobs",
+        "gpu_memory_utilization": settings.memory_fraction,
+        "enforce_eager": on_cpu,
+        # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
+        "enable_chunked_prefill": False if on_cpu else None,
+        "disable_chunked_mm_input": on_cpu,
+        "worker_extension_cls": _EXTENSION,
+        "disable_log_stats": True,
+    }
+    return LLM(**{**own, **more, **settings.vllm})
 
 
 def _report_every_token(engine: Any, identifiers: Sequence[str]) -> None:

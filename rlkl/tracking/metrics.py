@@ -210,7 +210,8 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="weights/verified",
         unit="0 or 1",
-        formula="1 when every engine's log-probs on the probe agree with the learner's after the publish.",
+        formula="1 when every engine's log-probs on the probes agree with the learner's after the publish, and have "
+        "moved as the learner's have.",
         bad="Anything but 1; a mismatch also stops the run and names the tensors.",
     ),
     MetricDefinition(

@@ -102,6 +102,9 @@ class PolicyUpdate(ABC):
         """How to corrupt pictures for ``Signal.CORRUPTED_LOGPROBS``."""
         return None
 
+    def check_model(self, *, is_multimodal: bool) -> None:  # noqa: B027 - most rules train every model
+        """Raise `RecipeError` for a model that the rule cannot train. Called at set-up, before anything is loaded."""
+
     def build_heads(self, model: ModelShape) -> Heads | None:
         """Trainable modules beside the policy (a value head, mask heads); their output is ``Signal.HEADS``."""
         return None

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.errors import RecipeError
 from rlkl.functional import advantages, reduce, surrogate, values
 from rlkl.functional.kl import AdaptiveKl, kl_policy_to_reference_k1
 from rlkl.functional.reduce import masked
@@ -100,6 +101,14 @@ class Ppo(PolicyUpdate):
         if self.settings.critic != "none":
             needs |= {Signal.HEADS, Signal.PROXIMAL_HEADS}
         return frozenset(needs)
+
+    def check_model(self, *, is_multimodal: bool) -> None:
+        if is_multimodal and self.settings.critic == "model":
+            raise RecipeError(
+                "update.critic = 'model' is a model of its own that reads token ids only, so it cannot value an answer "
+                "about a picture, and model.path is a vision-language model. Set update.critic = head, which reads the "
+                "policy's hidden states, or none"
+            )
 
     def build_heads(self, model: ModelShape) -> Heads | None:
         match self.settings.critic:

@@ -32,7 +32,7 @@ LAYERS = (
 APART = ({"updates", "data", "models"}, {"rollout", "rewards"}, {"rollout", "learner"}, {"rewards", "learner"})
 """Parts that do not import each other."""
 
-HOMES = {"vllm": "rlkl/rollout/vllm_engine.py", "wandb": "rlkl/tracking/wandb_run.py", "ray": "rlkl/actors/"}
+HOMES = {"vllm": "rlkl/rollout/vllm_engine", "wandb": "rlkl/tracking/wandb_run.py", "ray": "rlkl/actors/"}
 """A heavy library -> the file, or the folder, that alone imports it."""
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "trl", "datasets", "wandb", "peft", "accelerate")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors.torch import save_file
 
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.hf_engine import HfEngine
@@ -54,6 +56,28 @@ class KeepsTheProjector(KeepsOneTensor):
     """The same with a tensor of the vision tower."""
 
     stale = PROJECTOR
+
+
+class TellsItsAdapters(VllmEngine):
+    """A real vLLM that writes down its adapter, as it is in memory, after each publish: ``held-N.safetensors``."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
+        self._folder = Path(settings.model_path)
+        self._publishes = 0
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        unreached = super().load_weights(tensors)
+        held = {name: tensor.float().contiguous() for name, tensor in self.readable_weights()}
+        save_file(held, self._folder / f"held-{self._publishes}.safetensors")
+        self._publishes += 1
+        return unreached
+
+
+class LosesOneAdapter(LosesOneTensor):
+    """A real vLLM that never hands on one matrix of an adapter."""
+
+    lost = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
 
 
 class Dies(HfEngine):

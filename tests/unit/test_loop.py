@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
-from rlkl.errors import RewardError
+from rlkl.errors import ExportError, RewardError
 from rlkl.learner.checkpoint import Checkpoints, read_state
 from rlkl.learner.manifest import SavedFile, list_files
 from rlkl.loop import STEPS_WITHOUT_GRADIENT, Trainer
@@ -36,6 +36,8 @@ class ScriptedBackend:
         self.trained: list[list[Example]] = []
         self.left_out: list[list[Example]] = []
         self.published: list[tuple[int, int]] = []
+        self.exported: list[str] = []
+        self.export_problem: str | None = None
         self.stop_at_step: int | None = None
         self.gradient = 0.5
         self.finished = 0
@@ -77,6 +79,12 @@ class ScriptedBackend:
     def publish(self, version: int, probes: Sequence[Probe]) -> float:
         self.published.append((version, len(probes)))
         return 1e-6
+
+    def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
+        assert probes
+        self.exported.append((folder / "weights").read_text())
+        if self.export_problem is not None:
+            raise ExportError(self.export_problem)
 
     def finished_steps(self) -> int:
         return self.finished
@@ -374,6 +382,17 @@ def test_a_policy_that_was_not_exported_is_made_up_for(tmp_path: Path):
 
     assert again.run().status == "done"
     assert (tmp_path / "policy" / "weights").read_text() == "3"
+
+
+def test_a_wrong_export_fails_the_run_and_the_checkpoint_stays(tmp_path: Path):
+    run = trainer(tmp_path)
+    backend_of(run).export_problem = "it has gone 71% of the way"
+
+    with pytest.raises(ExportError, match=r"not what the learner holds, so .*policy was not written: it has gone 71%"):
+        run.run()
+    assert backend_of(run).exported == ["3"]
+    assert not (tmp_path / "policy").exists()
+    assert read_state(Checkpoints(tmp_path, keep=2).latest()).step == 3
 
 
 def test_a_resumed_run_draws_what_the_whole_one_draws(tmp_path: Path):

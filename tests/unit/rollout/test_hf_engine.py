@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,65 @@ def test_log_probs_are_those_of_the_scored_sequence(model_path: Path):
     for request, completion in zip(requests(6), engine.generate(requests(6)), strict=True):
         scores = engine.score([Probe(token_ids=request.prompt_token_ids + completion.token_ids)])[0]
         assert completion.logprobs == pytest.approx(scores[len(request.prompt_token_ids) - 1 :], abs=1e-4)
+
+
+def test_log_probs_are_bit_for_bit_those_of_the_logits_that_generate_would_keep(model_path: Path):
+    from transformers import GenerationConfig
+
+    from rlkl.rollout.hf_engine import GumbelNoise, HfEngine
+
+    engine = HfEngine(settings(model_path, temperature=1.3))
+    prompts, seeds = [(4, 5, 6)] * 8, range(8)
+    kept = engine._model.generate(
+        torch.tensor(prompts),
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=6,
+            eos_token_id=[STOP],
+            pad_token_id=STOP,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+        logits_processor=[GumbelNoise(list(seeds), 1.3)],
+    )
+    logprobs_BTV = (torch.stack(kept.logits, dim=1).float() / 1.3).log_softmax(-1)
+    wanted_BT = logprobs_BTV.gather(-1, kept.sequences[:, 3:, None])[..., 0]
+
+    drawn = engine.generate([Request(prompt_token_ids=p, seed=s) for p, s in zip(prompts, seeds, strict=True)])
+
+    for completion, tokens, wanted in zip(drawn, kept.sequences[:, 3:].tolist(), wanted_BT.tolist(), strict=True):
+        length = len(completion.token_ids)
+        assert completion.token_ids == tuple(tokens[:length])
+        assert completion.logprobs == tuple(wanted[:length])
+
+
+def test_memory_does_not_grow_by_a_vocabulary_for_each_token(tmp_path: Path):
+    """24 more tokens of 8 rows are 73 MiB of logits at this vocabulary, held three times if all are kept."""
+    from rlkl.rollout.hf_engine import HfEngine
+
+    path = tiny_qwen3(tmp_path / "wide", tied=True, seed=0, vocabulary=100_000)
+    peaks = []
+    for tokens in (2, 26):
+        engine = HfEngine(replace(settings(path), max_new_tokens=tokens))
+        before = _memory_mib()
+        assert sum(len(c.token_ids) for c in engine.generate(requests(8))) > 7 * tokens
+        peaks.append(_peak_mib() - before)
+    assert peaks[1] < peaks[0] + 40, peaks
+
+
+def _memory_mib() -> float:
+    """What this process holds now; its peak counts from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS")
+
+
+def _peak_mib() -> float:
+    return _status_mib("VmHWM")
+
+
+def _status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def test_the_models_own_penalties_do_not_change_the_draws(model_path: Path, tmp_path: Path):

@@ -1,0 +1,98 @@
+"""Scoring an exported policy beside the learner that it was exported from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlkl.learner.learner import Learner
+from rlkl.models.adapter import adapter_parameters
+from rlkl.models.language_model import LanguageModel
+from rlkl.models.policy import ADAPTER_FOLDER, Policy
+from rlkl.types import Probe
+
+Scores = Sequence[tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportScores:
+    """Log-probs of the same probes from the learner and from the policy that was read back."""
+
+    dtype: str
+    """The precision that both computed in."""
+    before: Scores | None
+    """The policy before training; None where the learner no longer has it."""
+    learner: Scores
+    exported: Scores
+    rounding: float
+    """What computing in that precision does to the learner's log-probs (nats, root mean square); 0 in float32."""
+    problem: str | None = None
+    """A difference that was found without log-probs."""
+
+
+def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> ExportScores:
+    """Read the policy in ``folder`` back: compare its tensors with the learner's, and score the probes with both.
+
+    With adapters, both compute in float32, where rounding hides nothing, and the policy before training is the learner
+    with its adapters off. The learner gives up its memory step by step and cannot be used afterwards.
+    """
+    policy, before, rounding = learner.policy, None, 0.0
+    problem = _problem(policy, folder)
+    learner.release()
+    if policy.adapter is not None:
+        policy.model.float()
+        policy.dtype = torch.float32
+        with policy.adapter.disable_adapter():
+            before = learner.probe(probes)
+    wanted, dtype = learner.probe(probes), policy.dtype
+    if dtype != torch.float32:
+        policy.dtype = torch.float32
+        rounding = _rms(wanted, learner.probe(probes)) if probes else 0.0
+    policy.to("meta")  # frees the weights
+    exported = LanguageModel(
+        str(folder), dtype=dtype, weights_dtype=torch.float32, device=policy.device
+    ).requires_grad_(False)
+    return ExportScores(
+        dtype=str(dtype).removeprefix("torch."),
+        before=before,
+        learner=wanted,
+        exported=learner.probe(probes, exported),
+        rounding=rounding,
+        problem=problem,
+    )
+
+
+def _problem(policy: Policy, folder: Path) -> str | None:
+    """Say which tensors in ``folder`` are not the learner's bit for bit, or return None."""
+    if policy.adapter is not None:
+        held = {name: p.detach().float() for name, p in adapter_parameters(policy.model)}
+        if problem := _differing(held.items(), folder / ADAPTER_FOLDER):
+            return f"{ADAPTER_FOLDER}/ in it {problem}"
+    return _differing(policy.exported(), folder)
+
+
+def _differing(held: Iterable[tuple[str, torch.Tensor]], folder: Path) -> str | None:
+    """Compare tensors with those of that name in the safetensors files of ``folder``, one at a time.
+
+    Some architectures have other names in files than in memory; those tensors are left to the log-probs.
+    """
+    from safetensors import safe_open
+
+    with ExitStack() as opened:
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
+        file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        wrong = [
+            name
+            for name, tensor in held
+            if name in file_of and not torch.equal(file_of[name].get_tensor(name), tensor.cpu())
+        ]
+    return f"holds {len(wrong)} tensors that are not the learner's: {', '.join(wrong[:3])}" if wrong else None
+
+
+def _rms(left: Scores, right: Scores) -> float:
+    gaps = torch.cat([torch.tensor(one) - torch.tensor(other) for one, other in zip(left, right, strict=True)])
+    return float(gaps.square().mean().sqrt())

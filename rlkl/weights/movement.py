@@ -1,0 +1,69 @@
+"""Measures how far a sampler followed its learner, on log-probs of the same sequences. Numbers in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Scores = Sequence[tuple[float, ...]]
+"""Log-probabilities (nats): a row a sequence, a number a token after the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Movement:
+    """The learner's movement over all tokens, and the sampler's beside it.
+
+    With d the learner's movement and e the sampler's, ``share`` is <e, d> / <d, d>: about 1 for fresh weights, 0 for
+    stale ones. Rounding of the learner stands in <d, d> but not in <e, d>, so it lowers the share of fresh weights too.
+    """
+
+    size: float
+    """Root mean square of the learner's movement (nats)."""
+    gap: float
+    """Root mean square of the difference between sampler and learner now (nats)."""
+    share: float
+    error: float
+    """Standard error of ``share``."""
+
+
+def measure(*, sampler: tuple[Scores, Scores], learner: tuple[Scores, Scores]) -> Movement:
+    """Compare the movements of sampler and learner, each given as log-probs before and after."""
+    moved = [_rows(after, before) for before, after in (learner, sampler)]
+    gaps = _rows(sampler[1], learner[1])
+    total = sum(float(d @ d) for d in moved[0])
+    tokens = sum(len(d) for d in moved[0])
+    if total == 0:
+        return Movement(size=0.0, gap=rms(sampler[1], learner[1]), share=1.0, error=0.0)
+    share = sum(float(e @ d) for d, e in zip(*moved, strict=True)) / total
+    left = [e - share * d for d, e in zip(*moved, strict=True)]
+    # Rounding errors of one sequence's tokens hang together, so a sequence may count as one draw or as its tokens.
+    by_token = sum(float(r**2 @ d**2) for d, r in zip(moved[0], left, strict=True))
+    by_sequence = sum(float(d @ r) ** 2 for d, r in zip(moved[0], left, strict=True))
+    return Movement(
+        size=(total / tokens) ** 0.5,
+        gap=(sum(float(g @ g) for g in gaps) / tokens) ** 0.5,
+        share=share,
+        error=max(by_token, by_sequence) ** 0.5 / total,
+    )
+
+
+def rms(left: Scores, right: Scores) -> float:
+    """Root mean square of the differences of two models' log-probs (nats); 0 without tokens."""
+    gaps = flat(left) - flat(right)
+    return float(np.sqrt(np.mean(gaps**2))) if gaps.size else 0.0
+
+
+def largest_gap(left: Scores, right: Scores) -> float:
+    """Largest difference of two models' log-probs (nats); 0 without tokens."""
+    return float(np.abs(flat(left) - flat(right)).max(initial=0.0))
+
+
+def flat(scores: Scores) -> np.ndarray:
+    """Return all numbers of all rows, one after the other."""
+    return np.array([score for row in scores for score in row], dtype=np.float64)
+
+
+def _rows(left: Scores, right: Scores) -> list[np.ndarray]:
+    return [np.array(a) - np.array(b) for a, b in zip(left, right, strict=True)]

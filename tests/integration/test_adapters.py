@@ -1,0 +1,156 @@
+"""LoRA in bfloat16, for real: what vLLM samples from and what is exported is what the learner holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+import rlkl
+from rlkl.errors import WeightSyncError
+from rlkl.loop import RunResult
+from tests.integration.runs import DEADLINE_S, REPOSITORY, make_recipe, records
+from tests.models import deep_qwen3
+
+STEPS = 10
+SCALE = 2.0
+MODEL = {"dtype": "bfloat16", "lora": {"rank": 16, "alpha": 16 * SCALE}}
+SEQUENCES = torch.randint(2, 16, (8, 48), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deep_qwen3(tmp_path_factory.mktemp("models") / "deep")
+
+
+@pytest.fixture(scope="module")
+def run(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """Ten steps at the default learning rate."""
+    recipe = make_recipe(
+        tmp_path_factory.mktemp("runs") / "adapters",
+        model_path,
+        model=MODEL,
+        steps=STEPS,
+        rollout={"engine": "tests.integration.engines:TellsItsAdapters"},
+        learner={"lr": 1e-6},
+        tracking={"wandb": "off"},
+    )
+    return rlkl.train(recipe)
+
+
+@torch.no_grad()
+def logprobs(model: nn.Module) -> Tensor:
+    """Log-probs of `SEQUENCES`, in float32."""
+    every = model(input_ids=SEQUENCES).logits[:, :-1].log_softmax(-1)
+    return every.gather(-1, SEQUENCES[:, 1:, None])[..., 0]
+
+
+def base(model_path: Path) -> nn.Module:
+    """The base model as every process of a bfloat16 run has it, computing in float32."""
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).float()
+
+
+def with_adapter(model_path: Path, adapter: Mapping[str, Tensor], rounded: torch.dtype = torch.float32) -> nn.Module:
+    """The base model plus an adapter, added up and rounded to ``rounded``."""
+    model = base(model_path)
+    for name in adapter:
+        if name.endswith(".lora_A.weight"):
+            other = name.replace(".lora_A.", ".lora_B.")
+            weight = model.get_parameter(name.removeprefix("base_model.model.").replace(".lora_A.", "."))
+            weight.data = (weight.data + SCALE * adapter[other] @ adapter[name]).to(rounded).float()
+    return model
+
+
+def learner_adapter(run: RunResult) -> dict[str, Tensor]:
+    """The adapters that the optimizer holds after the last step, as a peft file names them."""
+    state = torch.load(run.run_dir / "checkpoints" / f"step_{STEPS:06d}" / "learner.pt", weights_only=True)
+    return {
+        name.replace("policy.model.", "base_model.model.", 1).replace(".default.", "."): tensor
+        for name, tensor in state["trained"].items()
+    }
+
+
+def share(now: Tensor, start: Tensor, learner: Tensor) -> float:
+    """How much of the learner's way a policy has gone."""
+    way = (learner - start).flatten()
+    return float((now - start).flatten() @ way / (way @ way))
+
+
+def test_the_published_policy_has_gone_the_learners_way(run: RunResult, model_path: Path):
+    held = load_file(model_path / f"held-{STEPS}.safetensors")
+    adapter = learner_adapter(run)
+    start, learner = logprobs(base(model_path)), logprobs(with_adapter(model_path, adapter))
+
+    assert held.keys() == adapter.keys()
+    assert (learner - start).abs().max() > 1e-5
+    assert share(logprobs(with_adapter(model_path, held)), start, learner) == pytest.approx(1, abs=0.01)
+    merged = logprobs(with_adapter(model_path, adapter, torch.bfloat16))
+    assert share(merged, start, learner) < 0.2, "merged into bfloat16 weights, most of it would be lost"
+    lines = records(run.run_dir)
+    assert all(line["weights/verified"] == 1 for line in lines)
+    assert max(line["rollout/mismatch_max"] for line in lines) < 0.5
+
+
+def test_the_export_is_the_learner_in_transformers_and_in_peft(run: RunResult, model_path: Path):
+    policy = run.run_dir / "policy"
+    learner = logprobs(with_adapter(model_path, learner_adapter(run)))
+
+    exported = AutoModelForCausalLM.from_pretrained(policy)
+    assert exported.dtype == torch.float32
+    assert (logprobs(exported) - learner).abs().max() < 1e-5
+    adapted = PeftModel.from_pretrained(base(model_path), str(policy / "adapter"))
+    assert (logprobs(adapted) - learner).abs().max() < 1e-5
+    assert str(model_path) in (policy / "adapter" / "adapter_config.json").read_text()
+
+
+def test_vllm_loads_the_exported_policy_and_the_exported_adapter(run: RunResult, model_path: Path):
+    policy = run.run_dir / "policy"
+    exported = AutoModelForCausalLM.from_pretrained(policy)
+    tokens = SEQUENCES[0, :16]
+
+    merged = _run("score_with_vllm", str(policy), *map(str, tokens.tolist()))
+    assert merged == pytest.approx(_logprobs_of(exported, tokens), abs=1e-4)
+
+    prompt, sampled, found = _run("generate_with_adapter", str(model_path), str(policy / "adapter"))
+    wanted = _logprobs_of(exported, torch.tensor(prompt + sampled))[-len(sampled) :]
+    assert found == pytest.approx(wanted, abs=0.2)  # bfloat16 against float32
+
+
+@torch.no_grad()
+def _logprobs_of(model: nn.Module, tokens: Tensor) -> list[float]:
+    every = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+    return every.gather(-1, tokens[1:, None])[:, 0].tolist()
+
+
+def _run(module: str, *arguments: str) -> Any:
+    command = [sys.executable, "-m", f"tests.integration.{module}", *arguments]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def test_an_adapter_that_is_lost_stops_the_run_and_is_named(model_path: Path, tmp_path: Path):
+    engine = {"engine": "tests.integration.engines:LosesOneAdapter"}
+
+    with pytest.raises(WeightSyncError, match=r"no tensor of version 0 reached.*layers\.1\.mlp\.down_proj\.lora_B"):
+        rlkl.train(make_recipe(tmp_path / "lost", model_path, model=MODEL, rollout=engine))
+
+
+def test_steps_of_a_deep_model_that_move_nothing_are_no_sign_of_stale_weights(tmp_path: Path):
+    """Rounding adds up to more than 5e-5 nats over the layers, and a learning rate of 0 moves nothing."""
+    model_path = deep_qwen3(tmp_path / "model", initializer_range=0.3)
+
+    result = rlkl.train(make_recipe(tmp_path / "run", model_path, steps=2, learner={"lr": 0.0}))
+
+    assert result.status == "done"
+    assert max(line["weights/probe_max"] for line in records(result.run_dir)) > 5e-5

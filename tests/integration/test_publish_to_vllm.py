@@ -1,0 +1,41 @@
+"""What vLLM packs for its kernels is packed anew by each publish: experts, a tied head, fused projections."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.runs import REPOSITORY
+from tests.models import random_model
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("qwen3_moe", {"tie_word_embeddings": True}),  # experts 48 wide: padded to 64 for the kernel
+        ("opt", {}),
+    ],
+)
+def test_the_engine_has_the_learners_log_probs_after_each_publish(architecture: str, settings: dict, tmp_path: Path):
+    answers = tmp_path / "answers.json"
+    folder = random_model(architecture, tmp_path / "model", seed=0, **settings)
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.integration.publish_to_vllm", str(folder), "float32", str(answers)],
+        cwd=REPOSITORY,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert child.returncode == 0, child.stderr
+    report = json.loads(answers.read_text())
+
+    assert list(report) == ["start", "unmoved", "moved", "adapters"]
+    for scores in report.values():
+        assert scores["engine"] == pytest.approx(scores["learner"], abs=5e-5)
+    assert report["unmoved"] == report["start"]
+    for moment in ("moved", "adapters"):
+        assert report[moment]["learner"] != pytest.approx(report["start"]["learner"], abs=0.05)
