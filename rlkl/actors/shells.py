@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.manifest import SavedFile
+from rlkl.learner.sharing import Sighting, Token
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, Callee
 from rlkl.rewards.pool import WorkerSpec
@@ -135,8 +137,15 @@ class LearnerWorker:
         current, kept = self._learner.probe(probes.current), self._learner.probe(probes.kept)
         return Expected(before=self._before, after=ProbeScores(current=current, kept=kept))
 
-    def save(self, folder: str) -> None:
-        self._learner.save(Path(folder))
+    def finished_steps(self) -> int:
+        return self._learner.finished_steps
+
+    def look(self, token: Token) -> Sighting:
+        """See `Token.look`."""
+        return token.look()
+
+    def save(self, folder: str) -> dict[str, SavedFile]:
+        return self._learner.save(Path(folder))
 
     def restore(self, folder: str) -> None:
         self._learner.restore(Path(folder))

@@ -1,47 +1,17 @@
-"""What set-up refuses, of a new run and of a resume."""
+"""Set-up refuses runs that cannot learn, before anything starts."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rlkl.errors import CheckpointError, InputError
-from rlkl.learner.checkpoint import LoopState
-from rlkl.start import _check_rewards, train
+from rlkl.errors import InputError
+from rlkl.start import train
 from tests.integration.runs import make_recipe
 from tests.models import tiny_qwen2_5_vl
-
-STATE = LoopState(step=4, position=8, run_id="a", reward_fingerprints={"gold": "1", "short": "2"}, data_fingerprint="d")
-
-
-@pytest.mark.parametrize(
-    ("now", "message"),
-    [
-        ({"gold": "1", "short": "3"}, "'short' is changed"),
-        ({"gold": "1"}, "'short' is gone"),
-        ({"gold": "1", "short": "2", "new": "4"}, "'new' is new"),
-        ({"gold": "5", "other": "2"}, "'gold' is changed, 'other' is new, 'short' is gone"),
-    ],
-)
-def test_changed_rewards_are_refused_or_warned_about(
-    now: dict[str, str], message: str, caplog: pytest.LogCaptureFixture
-):
-    with pytest.raises(CheckpointError, match=f"not what they were at step 4.*{message}.*--allow-changed-rewards"):
-        _check_rewards(STATE, now, allow_changed=False)
-    assert not caplog.records
-    _check_rewards(STATE, now, allow_changed=True)
-    assert message in caplog.text
-
-
-def test_the_same_rewards_go_on_without_a_word(caplog: pytest.LogCaptureFixture):
-    _check_rewards(STATE, {"short": "2", "gold": "1"}, allow_changed=False)
-    _check_rewards(None, {"gold": "1"}, allow_changed=False)
-    _check_rewards(replace(STATE, reward_fingerprints={}), {}, allow_changed=False)
-    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from rlkl.errors import RecipeError
 from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
 from rlkl.recipe.keys import REQUIRED, describe_keys
 from rlkl.updates import RULES
+from rlkl.updates.settings import GrpoSettings
 
 MINIMAL = "model: {path: some/model}\ndata: {source: prompts.jsonl}\n"
 
@@ -79,6 +80,16 @@ def test_dumped_recipe_reads_back_the_same(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 
 
+@pytest.mark.parametrize(("overrides", "clips"), [((), (0.2, 0.28)), (("update.clip_high=null",), (0.2, None))])
+def test_a_clip_of_null_survives_the_dump_and_one_left_out_stays_out(
+    tmp_path: Path, overrides: tuple[str, ...], clips: tuple[float, float | None]
+) -> None:
+    recipe = load_recipe("quickstart", "update.rule=grpo", "update.variant=dapo", *overrides)
+    for read in (recipe, load_recipe(write(tmp_path, dump_recipe(recipe)))):
+        assert isinstance(read.update, GrpoSettings)
+        assert (read.update.choices().clip_low, read.update.choices().clip_high) == clips
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -96,6 +107,7 @@ def test_dumped_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ("data.shuffle=yes", "data.shuffle = 'yes': expected true or false"),
         ("tracking.wandb=maybe", "tracking.wandb = 'maybe': expected one of offline, online, off"),
         ("data.split=7", 'data.split = 7: expected text; put it in quotes: "7"'),
+        ("run.name=1e-6", "run.name = 1e-06: expected text matching ^[A-Za-z0-9][A-Za-z0-9._-]*$; put it in quotes"),
         ("rewards=[3]", "rewards[0] = 3: expected a section with the keys function, settings, name, weight"),
         ("rewards={}", "rewards = {}: expected a list, each entry a section with the keys function, settings, name"),
         ("model.lora=3", "model.lora = 3: expected a section with the keys rank, alpha, target_modules"),
