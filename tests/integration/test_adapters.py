@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from transformers import AutoModelForCausalLM
 import rlkl
 from rlkl.errors import WeightSyncError
 from rlkl.loop import RunResult
+from tests.adapters import SCALE, SEQUENCES, base, logprobs, share, with_adapter
 from tests.integration.runs import DEADLINE_S, REPOSITORY, make_recipe, records
 from tests.models import deep_qwen3
 
 STEPS = 10
-SCALE = 2.0
 MODEL = {"dtype": "bfloat16", "lora": {"rank": 16, "alpha": 16 * SCALE}}
-SEQUENCES = torch.randint(2, 16, (8, 48), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +46,6 @@ def run(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult
     return rlkl.train(recipe)
 
 
-@torch.no_grad()
-def logprobs(model: nn.Module) -> Tensor:
-    """Log-probs of `SEQUENCES`, in float32."""
-    every = model(input_ids=SEQUENCES).logits[:, :-1].log_softmax(-1)
-    return every.gather(-1, SEQUENCES[:, 1:, None])[..., 0]
-
-
-def base(model_path: Path) -> nn.Module:
-    """The base model as every process of a bfloat16 run has it, computing in float32."""
-    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).float()
-
-
-def with_adapter(model_path: Path, adapter: Mapping[str, Tensor], rounded: torch.dtype = torch.float32) -> nn.Module:
-    """The base model plus an adapter, added up and rounded to ``rounded``."""
-    model = base(model_path)
-    for name in adapter:
-        if name.endswith(".lora_A.weight"):
-            other = name.replace(".lora_A.", ".lora_B.")
-            weight = model.get_parameter(name.removeprefix("base_model.model.").replace(".lora_A.", "."))
-            weight.data = (weight.data + SCALE * adapter[other] @ adapter[name]).to(rounded).float()
-    return model
-
-
 def learner_adapter(run: RunResult) -> dict[str, Tensor]:
     """The adapters that the optimizer holds after the last step, as a peft file names them."""
     state = torch.load(run.run_dir / "checkpoints" / f"step_{STEPS:06d}" / "learner.pt", weights_only=True)
@@ -78,12 +53,6 @@ def learner_adapter(run: RunResult) -> dict[str, Tensor]:
         name.replace("policy.model.", "base_model.model.", 1).replace(".default.", "."): tensor
         for name, tensor in state["trained"].items()
     }
-
-
-def share(now: Tensor, start: Tensor, learner: Tensor) -> float:
-    """How much of the learner's way a policy has gone."""
-    way = (learner - start).flatten()
-    return float((now - start).flatten() @ way / (way @ way))
 
 
 def test_the_published_policy_has_gone_the_learners_way(run: RunResult, model_path: Path):
