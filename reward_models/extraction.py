@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?%?")
+_SIGN = r"(?:(?<![\w)\]}%.])[-+])?"
+_NUMBER = re.compile(_SIGN + r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?%?")
 _BOXED = re.compile(r"\\f?boxed\s*\{")
-_FENCED = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = "```"
 
 
 def whole(text: str) -> str | None:
@@ -22,7 +23,8 @@ def last_line(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last thing that reads as a number: ``1,234.5``, ``-3e5``, ``3/4``, ``12%``."""
+    """Return the last number: ``1,234.5``, ``-3e5``, ``3/4``, ``12%``. A minus after a digit, letter or bracket is none
+    of its own, so the last number of ``5-10`` is 10."""
     found = [match.group() for match in _NUMBER.finditer(text)]
     return found[-1] if found else None
 
@@ -47,9 +49,22 @@ def all_boxed(text: str) -> list[str]:
 
 
 def fenced(text: str, languages: tuple[str, ...]) -> str | None:
-    """The last fenced block that says one of ``languages`` or none at all; None where there is no such block."""
-    blocks = [body for language, body in _FENCED.findall(text) if language.strip().lower() in (*languages, "")]
-    return blocks[-1] if blocks else None
+    """Return the last closed fenced block that names one of ``languages`` or none; None if there is no such block."""
+    last: str | None = None
+    lines = text.split("\n")
+    start: int | None = None  # of the open block's body
+    wanted = False
+    for number, line in enumerate(lines):
+        before, fence, after = line.partition(_FENCE)
+        if not fence or before.strip(" \t") or "`" in after:
+            continue
+        if start is None:
+            start, wanted = number + 1, after.strip().lower() in (*languages, "")
+        elif not after.strip():
+            if wanted:
+                last = "".join(f"{body}\n" for body in lines[start:number])
+            start = None
+    return last
 
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {

@@ -43,17 +43,18 @@ _WITHOUT_NAMESPACES = {
         "fremovexattr": 199, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "tkill": 200,
         "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "setpriority": 141, "ioprio_set": 251,
         "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203, "sched_setattr": 314,
-        "migrate_pages": 256, "move_pages": 279, "kcmp": 312,
+        "migrate_pages": 256, "move_pages": 279, "kcmp": 312, "sendmsg": 46, "sendmmsg": 307,
     },
     _AARCH64: {
         "fchmod": 52, "fchmodat": 53, "fchown": 55, "fchownat": 54, "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7,
         "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16, "utimensat": 88, "tkill": 130,
         "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "setpriority": 140, "ioprio_set": 30,
         "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122, "sched_setattr": 274,
-        "migrate_pages": 238, "move_pages": 239, "kcmp": 272,
+        "migrate_pages": 238, "move_pages": 239, "kcmp": 272, "sendmsg": 211, "sendmmsg": 269,
     },
 }  # fmt: skip
-"""Beyond what Landlock covers: what belongs to a file but is not its content, and what is done to other processes."""
+"""Beyond Landlock: what belongs to a file but is not its content, what is done to other processes, and messages that
+carry open files, which would hide them from the guard's count."""
 _WITHOUT_NAMESPACES_SAME = {
     "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "pidfd_send_signal": 424, "process_madvise": 440,
 }  # fmt: skip

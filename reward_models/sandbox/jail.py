@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
-import stat
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from typing import Any, NoReturn
 from reward_models.sandbox import kernel
 from reward_models.sandbox.filter import refused_calls
 from reward_models.sandbox.kernel import Mount
+from reward_models.sandbox.leftovers import TooMuch, check_use, remove_tree
 
 HOME = "/sandbox"
 """The program's folder, where it has a file system of its own."""
@@ -32,6 +31,10 @@ _NOBODY = 65534
 _FIRST_PRIVATE_ID = 1_900_000_000
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _SWEEP_S = 5.0
+_LOOK_S = 0.02
+"""Time between two looks at what the program has on the disk."""
+_LOOK_SHARE = 5.0
+"""A look may take this share of the time between two, at most: one fifth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,7 @@ class _Guard:
             else:
                 self._run_as_process(folder)
         finally:
-            shutil.rmtree(folder, onerror=_make_removable)
+            remove_tree(folder)
 
     def _run_in_namespaces(self, folder: str) -> None:
         try:
@@ -158,7 +161,7 @@ class _Guard:
             os.chown(folder, self._user, self._user)
         program = self._start_program(folder)
         try:
-            self._wait_for(program, tell_status=True)
+            self._wait_for(program, tell_status=True, watched=folder)
         finally:
             self._sweep()
 
@@ -200,19 +203,28 @@ class _Guard:
         environment = {**order.environment, "HOME": home, "TMPDIR": home}
         os.execve(order.command[0], order.command, environment)
 
-    def _wait_for(self, child: int, *, tell_status: bool = False) -> None:
-        """Until ``child`` has ended, the deadline has passed, or somebody asks to stop."""
+    def _wait_for(self, child: int, *, tell_status: bool = False, watched: str | None = None) -> None:
+        """Wait until ``child`` ends, the deadline passes, a signal asks to stop, or ``watched`` is too full."""
+        pause = _LOOK_S
         while True:
             left = max(0.0, self._deadline - time.monotonic())
-            received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, left)
-            if received is None or received.si_signo == signal.SIGTERM:
-                _tell(self._report_fd, {"stopped": "time" if received is None else "asked"})
-                return
+            received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, min(left, pause) if watched else left)
+            if received is not None and received.si_signo == signal.SIGTERM:
+                return _tell(self._report_fd, {"stopped": "asked"})
+            if received is None and time.monotonic() >= self._deadline:
+                return _tell(self._report_fd, {"stopped": "time"})
             info = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if info is not None:
                 if tell_status:
                     _tell(self._report_fd, {"status": os.waitpid(child, 0)[1]})
-                return
+                return None
+            if watched:
+                started = time.monotonic()
+                try:
+                    check_use(watched, _descendants(), most_bytes=self._order.disk_mb * 2**20)
+                except TooMuch:
+                    return _tell(self._report_fd, {"stopped": "disk"})
+                pause = max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - started))
 
     def _sweep(self) -> None:
         """End every descendant. New ones may appear meanwhile, so look again until none is left."""
@@ -272,15 +284,6 @@ def _descendants() -> list[int]:
         last = [child for child, parent in parents.items() if parent in last]
         found += last
     return found
-
-
-def _make_removable(remove: Any, path: str, _: Any) -> None:
-    os.chmod(os.path.dirname(path), stat.S_IRWXU)
-    if os.path.isdir(path) and not os.path.islink(path):
-        os.chmod(path, stat.S_IRWXU)
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        remove(path)
 
 
 def _or_tell(report_fd: int, work: Any) -> NoReturn:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from reward_models.sandbox.interpreter import find_interpreter
 from rlkl.errors import RewardError, RewardInputError
 
 _SYSTEM = (
@@ -67,7 +68,8 @@ class Limits:
     file_mb: int = 16
     """The size of one file."""
     disk_mb: int = 64
-    """All its files together; with namespaces only. They lie in memory."""
+    """All its files together. With namespaces they lie in memory and the kernel holds the limit. Otherwise the guard
+    looks every few hundredths of a second, so a program may pass the limit by what it writes between two looks."""
     processes: int = 16
     """Processes and threads at the same time."""
     output_kb: int = 256
@@ -81,7 +83,7 @@ class Outcome:
     exit_code: int
     """Of the program; minus the signal that ended it, as in `subprocess`. -9 where the sandbox stopped it."""
     stopped: str
-    """``time`` or ``output`` where the sandbox stopped the program for that limit, else empty."""
+    """``time``, ``output`` or ``disk`` if the sandbox stopped the program for that limit, else empty."""
     stdout: str
     stderr: str
 
@@ -94,7 +96,7 @@ class Sandbox:
     in memory to write to, four devices, no /proc), no network, process numbers of its own, an unprivileged user, no
     capabilities, and a filter of system calls. ``isolation: process``, for kernels and containers that refuse
     namespaces, takes Landlock (Linux 6.2), the filter, and another user where the caller is root: the program then sees
-    the machine's process numbers and shares its temporary file system, with no limit on the sum of its files.
+    the machine's process numbers and shares its temporary file system.
     """
 
     limits: Limits = Limits()
@@ -121,7 +123,7 @@ class Sandbox:
             problem = str(error)
         if problem:
             raise RewardInputError(
-                f"'isolation: {self.isolation}' does not work here with {self._interpreter()}: {problem}. "
+                f"'isolation: {self.isolation}' does not work here with {self._python}: {problem}. "
                 "Try an interpreter that every user may read ('python: /usr/bin/python3'), "
                 f"'isolation: {other}' (reward_models/README.md says what each keeps apart), or another machine"
             )
@@ -132,12 +134,13 @@ class Sandbox:
         Raises:
             RewardError: the sandbox itself failed. What the program does is an `Outcome`.
         """
+        interpreter = find_interpreter(self._python, packages=self.packages)
         order = {
             "isolation": self.isolation,
-            "command": [self._interpreter(), *_PYTHON_FLAGS, *arguments],
+            "command": [interpreter.command, *_PYTHON_FLAGS, *arguments],
             "environment": _ENVIRONMENT,
             "files": dict(files or {}),
-            "readable": self._readable(),
+            "readable": _outermost([*_SYSTEM, *interpreter.readable]),
             "parent": os.getpid(),
             **{name: value for name, value in asdict(self.limits).items() if name != "output_kb"},
         }
@@ -162,21 +165,18 @@ class Sandbox:
                 os.close(report_write)
             return _Collector(guard, report, self.limits).outcome()
 
-    def _interpreter(self) -> str:
-        if self.python is not None:
-            return self.python
-        return sys.executable if self.packages else os.path.realpath(sys.executable)
+    @property
+    def _python(self) -> str:
+        return self.python or sys.executable
 
-    def _readable(self) -> list[str]:
-        if self.python is not None:
-            ours = [str(Path(os.path.realpath(self.python)).parents[1]), *([self.python] if self.packages else [])]
-        else:
-            ours = [sys.base_prefix, *([sys.prefix] if self.packages else [])]
-        kept: list[str] = []
-        for path in [*_SYSTEM, *sorted(ours, key=len)]:
-            if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in kept):
-                kept.append(path)
-        return kept
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Drop paths that do not exist and those below another one."""
+    kept: list[str] = []
+    for path in sorted(paths, key=len):
+        if os.path.exists(path) and not any(path == other or path.startswith(other + "/") for other in kept):
+            kept.append(path)
+    return kept
 
 
 class _Collector:

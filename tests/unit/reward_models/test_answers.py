@@ -54,6 +54,12 @@ def test_exact_match(settings, completion, answer, expected):
         ({}, "2", [1, 2], 1.0),
         ({}, "2", None, None),
         ({"relative_tolerance": 0.0}, "0.3", 0.3, 1.0),
+        ({}, "between 5-10", 10, 1.0),
+        ({}, "between 5-10", -10, 0.0),
+        ({}, "on 2024-10-05", 5, 1.0),
+        ({}, "(3)-4", 4, 1.0),
+        ({}, "x=-4", -4, 1.0),
+        ({}, "x is -4", -4, 1.0),
     ],
 )
 def test_numeric_match(settings, completion, answer, expected):
@@ -95,3 +101,17 @@ def test_extraction():
     assert fenced(text, ("json",)) == "{}\n"
     assert fenced(text, ("rust",)) is None
     assert fenced("```\nplain\n```", ("rust",)) == "plain\n"
+
+
+def test_a_block_ends_at_its_first_closing_fence():
+    assert fenced("```py\na\n```js\nb\n  ```  \nc", ("py",)) == "a\n```js\nb\n"
+    assert fenced("```py\nnever closed", ("py",)) is None
+    assert fenced("``` a `b`\nno fence\n```", ()) is None
+    assert fenced("```\r\nwindows\r\n```\r\n", ()) == "windows\r\n"
+
+
+def test_extraction_takes_long_degenerate_texts():
+    """A pattern that looks for the closing fence from each opening one would take hours here."""
+    assert fenced("```a\n" * 200_000, ("a",)) is None
+    assert last_number("1-" * 200_000) == "1"
+    assert boxed("\\boxed{" * 200_000) is None

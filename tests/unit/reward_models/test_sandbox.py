@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,44 @@ def test_no_reading_outside(isolation, secret_file):
     assert outcome.stdout == "LISTED []\n", outcome.stderr
 
 
+def test_no_reading_beside_an_interpreter_in_a_home_folder(isolation, tmp_path):
+    """``python: ~/bin/python3`` is no reason to read the home folder."""
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    (home / ".ssh").mkdir()
+    (home / ".ssh" / "id").write_text("the secret")
+    (home / "lib").mkdir()
+    shutil.copy(os.path.realpath(SYSTEM_PYTHON), home / "bin" / "python3")
+    for path in (home, *home.rglob("*"), tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    sandbox = replace(make_sandbox(isolation), python=str(home / "bin" / "python3"))
+    outcome = run(
+        sandbox,
+        f"""
+        import json, os  # the library is found
+        for attempt in (lambda: open({str(home / ".ssh" / "id")!r}).read(), lambda: os.listdir({str(home / ".ssh")!r})):
+            try:
+                print("READ", attempt())
+            except OSError:
+                print("refused")
+        """,
+    )
+    assert outcome.stdout == "refused\nrefused\n", outcome.stderr
+
+
+def test_a_virtual_environments_interpreter_starts(isolation, tmp_path):
+    """Named by its link, with and without the packages of its environment."""
+    subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    packages = next((tmp_path / "venv" / "lib").glob("python3*")) / "site-packages"
+    (packages / "mine.py").write_text("name = 'mine'")
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    named = replace(make_sandbox(isolation), python=str(tmp_path / "venv" / "bin" / "python"))
+    program = "try:\n    import mine\n    print(mine.name)\nexcept ImportError:\n    print('none')"
+    assert run(replace(named, packages=True), program).stdout == "mine\n"
+    assert run(named, program).stdout == "none\n"
+
+
 def test_no_writing_outside(isolation, secret_file):
     folder = secret_file.parent
     outcome = run(
@@ -214,7 +254,7 @@ def test_memory_files_and_output_have_limits(isolation):
     assert errors.stopped == "output"
 
 
-def test_all_files_together_have_a_limit():
+def test_all_files_together_have_a_limit_in_memory():
     outcome = run(
         make_sandbox("namespaces", disk_mb=8, file_mb=4),
         """
@@ -226,6 +266,78 @@ def test_all_files_together_have_a_limit():
         """,
     )
     assert outcome.stdout == "No space left on device\n"
+
+
+ENDLESS_FILES = {
+    "named": """
+        for number in range(10**6):
+            open(str(number), "wb").write(bytes(2 * 10**6))
+            time.sleep(0.01)
+    """,
+    "deep": """
+        for number in range(10**6):
+            os.mkdir("d"); os.chdir("d")
+            open("file", "wb").write(bytes(10**6))
+            time.sleep(0.01)
+    """,
+    "unreadable": """
+        os.mkdir("closed", 0o300)
+        for number in range(10**6):
+            open(f"closed/{number}", "wb").write(bytes(2 * 10**6))
+            time.sleep(0.01)
+    """,
+    "deleted, still open": """
+        kept = []
+        for number in range(40):
+            kept.append(open("file", "wb", buffering=0))
+            kept[-1].write(bytes(2 * 10**6))
+            os.unlink("file")
+            time.sleep(0.01)
+        time.sleep(100)
+    """,
+    "deleted, still mapped": """
+        kept = []
+        for number in range(40):
+            with open("file", "w+b", buffering=0) as file:
+                file.write(bytes(2 * 10**6))
+                kept.append(mmap.mmap(file.fileno(), 2 * 10**6))
+            os.unlink("file")
+            time.sleep(0.01)
+        time.sleep(100)
+    """,
+    "many": """
+        for number in range(10**6):
+            open(str(number), "w").close()
+    """,
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS_FILES)
+def test_all_files_together_have_a_limit_on_disk(kind):
+    program = "import mmap, os, time\n" + textwrap.dedent(ENDLESS_FILES[kind])
+    outcome = make_sandbox("process", disk_mb=20, wall_s=60).run(["-c", program])
+    assert (outcome.stopped, outcome.exit_code) == ("disk", -signal.SIGKILL), outcome.stderr
+
+
+def test_a_program_within_its_limit_of_files_is_left_alone():
+    program = "open('a', 'wb').write(bytes(10**6)); import time; time.sleep(0.3); print('done')"
+    assert run(make_sandbox("process", disk_mb=4), program).stdout == "done\n"
+
+
+def test_open_files_cannot_be_hidden_in_messages():
+    outcome = run(
+        make_sandbox("process"),
+        """
+        import array, socket
+        try:
+            left, right = socket.socketpair()
+            left.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [1]).tobytes())])
+            print("sent")
+        except OSError:
+            print("refused")
+        """,
+    )
+    assert outcome.stdout == "refused\n", outcome.stderr
 
 
 def test_the_parent_cannot_be_killed(isolation):
@@ -362,6 +474,25 @@ def test_nothing_is_left_in_the_temporary_folder(isolation, tmp_path, monkeypatc
             folder.chmod(0o755)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run(make_sandbox(isolation), "import os; os.makedirs('a/b'); open('a/b/c', 'w'); os.chmod('a', 0)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_very_deep_folder_is_removed(tmp_path, monkeypatch):
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents:
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = run(
+        make_sandbox("process", disk_mb=64),
+        """
+        import os
+        for _ in range(1500):
+            os.mkdir("d"); os.chdir("d")
+        print("deep")
+        """,
+    )
+    assert outcome.stdout == "deep\n", outcome
     assert list(tmp_path.iterdir()) == []
 
 
