@@ -39,7 +39,7 @@ PROMPT_LENGTHS = (1, 3, 17, 64)
 SAMPLES = 4
 NEW_TOKENS = 32
 PROBES = 8
-LEARNING_RATE = {False: 2e-5, True: 1e-3}
+LEARNING_RATE = {False: 5e-6, True: 1e-3}
 """By whether adapters train. Large enough for three steps to move log-probs far beyond rounding."""
 
 ROUNDING = {"float32": 3e-4, "bfloat16": 0.5}
@@ -111,7 +111,8 @@ def _run(cell: Cell, model: Path, work: Path) -> Verdict:
     recipe = _recipe(cell, model)
     spec = LearnerSpec(recipe=recipe, model_path=str(model))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if hasattr(build_update(recipe.update), "check_model"): build_update(recipe.update).check_model(is_multimodal=cell.choice.sees)
+    if hasattr(build_update(recipe.update), "check_model"):
+        build_update(recipe.update).check_model(is_multimodal=cell.choice.sees)
     prompts = _prompts(cell, model, tokenizer)
     learner = Learner(spec)
     engine: Engine = engine_class(cell.engine)(_engine_settings(recipe, model, prompts))
@@ -184,8 +185,9 @@ def _judge(
 def score_export(folder: Path, dtype: str, learner: Learner, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
     """Load a saved policy and score the probes with it, computing in ``dtype``."""
     computing: torch.dtype = getattr(torch, dtype)
-    policy, exported = learner.policy, LanguageModel(
-        str(folder), dtype=computing, weights_dtype=torch.float32, device=torch.device("cpu")
+    policy, exported = (
+        learner.policy,
+        LanguageModel(str(folder), dtype=computing, weights_dtype=torch.float32, device=torch.device("cpu")),
     )
     learner.policy = exported  # pyright: ignore[reportAttributeAccessIssue]
     try:
