@@ -1,4 +1,4 @@
-"""An engine that answers at once, late or never in order, as its seed decides: ``tests.integration.timed_engine:Timed``."""
+"""An engine whose completions come early, late and in any order: ``tests.integration.timed_engine:Timed``."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from rlkl.data.images import encode_image
 from rlkl.data.vision import load_picture_processor
-from rlkl.errors import RlklError
+from rlkl.errors import EnvironmentProblem, InputError
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.models.language_model import LanguageModel
 from rlkl.recipe import Recipe
@@ -101,8 +102,12 @@ def run(cell: Cell, folder: Path) -> Verdict:
     work = Path(tempfile.mkdtemp(dir=folder, prefix="cell-"))
     try:
         return _run(cell, model, work)
-    except RlklError as error:
+    except (InputError, EnvironmentProblem) as error:  # only raised before training starts
         return Verdict(cell=cell.name, status="refused", reason=" ".join(str(error).split()))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} in {Path(where.filename).name}: {' '.join(str(error).split())[:300]}"
+        return Verdict(cell=cell.name, status="wrong", reason=reason)
     finally:
         shutil.rmtree(work)
 
