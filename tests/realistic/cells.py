@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as pil
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
 from rlkl.data.images import encode_image
-from rlkl.data.vision import load_picture_processor
+from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import EnvironmentProblem, InputError
 from rlkl.learner.learner import Learner, LearnerSpec
-from rlkl.models.language_model import LanguageModel
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import Draw, build_requests
 from rlkl.rollout.engine import Engine, EngineSettings, engine_class
@@ -118,7 +117,8 @@ def _run(cell: Cell, model: Path, work: Path) -> Verdict:
     tokenizer = AutoTokenizer.from_pretrained(model)
     if hasattr(build_update(recipe.update), "check_model"):
         build_update(recipe.update).check_model(is_multimodal=cell.choice.sees)
-    prompts = _prompts(cell, model, tokenizer)
+    pictures = load_picture_processor(str(model))
+    prompts = _prompts(cell, pictures, tokenizer)
     learner = Learner(spec)
     engine: Engine = engine_class(cell.engine)(_engine_settings(recipe, model, prompts))
     unreached = engine.load_weights(learner.policy.published())
@@ -147,7 +147,7 @@ def _run(cell: Cell, model: Path, work: Path) -> Verdict:
         cell,
         mismatch=mismatch,
         before=before,
-        after=(after, engine_after, _flat(score_export(work / "final" / "policy", cell.dtype, learner, probes))),
+        after=(after, engine_after, _flat(score_export(work / "final" / "policy", pictures, probes))),
         resumed=same,
     )
 
@@ -187,18 +187,22 @@ def _judge(
     )
 
 
-def score_export(folder: Path, dtype: str, learner: Learner, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
-    """Load a saved policy and score the probes with it, computing in ``dtype``."""
-    computing: torch.dtype = getattr(torch, dtype)
-    policy, exported = (
-        learner.policy,
-        LanguageModel(str(folder), dtype=computing, weights_dtype=torch.float32, device=torch.device("cpu")),
-    )
-    learner.policy = exported  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        return learner.probe(probes)
-    finally:
-        learner.policy = policy
+@torch.no_grad()
+def score_export(folder: Path, pictures: PictureProcessor | None, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
+    """Load a saved policy as any user of transformers does, in its own precision, and score the probes with it."""
+    loader = AutoModelForCausalLM if pictures is None else AutoModelForImageTextToText
+    model: Any = loader.from_pretrained(folder, dtype="auto").eval()
+    scores = []
+    for probe in probes:
+        ids_1T = torch.tensor([probe.token_ids])
+        seen: dict[str, Any] = {}
+        if pictures is not None and probe.images:
+            patches_PD, grid_3 = pictures.patches(probe.images[0])
+            places_1T = (ids_1T == pictures.image_token_id).int()
+            seen = {"pixel_values": patches_PD, "image_grid_thw": grid_3[None], "mm_token_type_ids": places_1T}
+        logprobs_TV = model(input_ids=ids_1T, **seen).logits[0, :-1].float().log_softmax(-1)
+        scores.append(tuple(logprobs_TV.gather(-1, ids_1T[0, 1:, None])[:, 0].tolist()))
+    return scores
 
 
 def _resumes(spec: LearnerSpec, checkpoint: Path, examples: Sequence[Example], learner: Learner) -> bool:
@@ -262,14 +266,13 @@ def _image_token(model: Path) -> int | None:
     return json.loads((model / "config.json").read_text()).get("image_token_id")
 
 
-def _prompts(cell: Cell, model: Path, tokenizer: Any) -> list[Prompt]:
+def _prompts(cell: Cell, pictures: PictureProcessor | None, tokenizer: Any) -> list[Prompt]:
     """Prompts of words, the first of one token; the last one has a picture if the model sees."""
     generator = torch.Generator().manual_seed(0)
     prompts = []
     for number, length in enumerate(PROMPT_LENGTHS):
         ids = torch.randint(256, cell.choice.vocabulary - 64, (length,), generator=generator).tolist()
         prompts.append(Prompt(id=str(number), text=tokenizer.decode(ids), token_ids=tuple(ids)))
-    pictures = load_picture_processor(str(model))
     if pictures is not None:
         values = np.random.default_rng(0).integers(1, 256, (56, 84, 3), dtype=np.uint8)
         image = encode_image(pil.fromarray(values))

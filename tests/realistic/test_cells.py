@@ -1,9 +1,12 @@
 """Cells of the matrix that cost seconds: the learner and the hf engine, without Ray. All cells: `make realistic`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
+from rlkl.rollout.hf_engine import HfEngine
 from tests.realistic.cells import Cell, run
 
 CELLS = [
@@ -26,6 +29,24 @@ def test_engine_export_and_resume_agree_with_the_learner(cell: Cell, models: Pat
     if cell.dtype == "float32":
         assert verdict.mismatch_max is not None
         assert verdict.mismatch_max < 5e-4
+
+
+class Stale(HfEngine):
+    """Keeps the first weights that it gets."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        if getattr(self, "loaded", False):
+            return frozenset()
+        self.loaded = True
+        return super().load_weights(tensors)
+
+
+def test_a_cell_notices_an_engine_with_old_weights(models: Path):
+    engine = "tests.realistic.test_cells:Stale"
+    verdict = run(Cell(architecture="qwen3", dtype="bfloat16", lora=False, rule="grpo", engine=engine), models)
+
+    assert verdict.status == "wrong"
+    assert "engine and learner differ" in verdict.reason
 
 
 def test_a_text_model_has_no_picture_to_corrupt(models: Path):
