@@ -34,6 +34,8 @@ With these sizes the last hidden state depends on the last token and on the ones
 differ, and a small error grows about fivefold through 24 layers. Larger attention makes all places alike.
 """
 _WRITER_BIASES = ("out_proj.bias", "fc2.bias", "c_proj.bias")
+_ROUTER = 4.0
+"""Size of a router's logits: large enough that rounding seldom changes which experts a token goes to."""
 _STOP_ROW = 0.6
 """Coordinate 0 of the most frequent stop token's row."""
 
@@ -50,6 +52,8 @@ def draw_weights(model: Any, *, seed: int) -> None:
             scale = _BIAS / 10 if name.endswith(_WRITER_BIASES) else _BIAS
         else:
             scale = 1 / math.sqrt(math.prod(parameter.shape[1:]) if "patch_embed" in name else fan_in)
+        if name.endswith("mlp.gate.weight"):
+            scale *= _ROUTER
         scale *= next((size for end, size in _WRITERS.items() if name.endswith(end)), 1.0)
         noise = torch.randn(parameter.shape, generator=generator) * scale
         is_scale = parameter.ndim == 1 and name.endswith("weight") and not _counts_from_one(model)
