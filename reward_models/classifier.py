@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from rlkl.data.answers import AnswerEncoder
+
 _TEXTS = ("completion", "prompt_completion", "sampled", "chat")
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -44,7 +46,7 @@ class SequenceClassifier:
     """A folder that ``AutoModelForSequenceClassification.from_pretrained`` reads, tokenizer included."""
     text: str = "auto"
     """``completion``; ``prompt_completion`` (one text, then the other, encoded together); ``sampled`` (the tokens of
-    the prompt, those of the completion, and the end of sequence, as ``rlkl reward-model`` trains); or ``chat`` (the
+    the prompt, those of the completion, and the end of the answer, as ``rlkl reward-model`` trains); or ``chat`` (the
     prompt as a user's turn, or as a list of messages, and the completion as the assistant's, in the model's own chat
     template). ``auto``: what the model's config names (``rlkl_text``), else ``prompt_completion``."""
     prompt_column: str | None = None
@@ -149,6 +151,7 @@ class _Loaded:
         self._label = self._column_of_label()
         self._longest = self._token_limit()
         self._lock = threading.Lock()
+        self._answers: AnswerEncoder | None = None
 
     def encode(self, prompt: Any, completion: str) -> list[int]:
         """The token ids of one text, not padded."""
@@ -175,17 +178,21 @@ class _Loaded:
         return ids[-self._longest :] if settings.truncate == "left" else ids[: self._longest]
 
     def _as_sampled(self, prompt: Any, completion: str) -> list[int]:
-        """The ids that a policy would see, end of sequence included, as `rlkl.data.prompts` encodes a prompt."""
-        tokenizer, stop = self._tokenizer, self._first_known("eos_token_id")
-        if isinstance(prompt, str):
-            begins = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-            ids = tokenizer.encode(prompt, add_special_tokens=not begins)
+        """The ids that a policy would see, the end of its answer included, as `rlkl.data` encodes them."""
+        from rlkl.data.answers import AnswerEncoder, encode_plain
+        from rlkl.data.chat import EncodedPrompt, render
+
+        kwargs = getattr(self._model.config, "rlkl_chat_template_kwargs", {})
+        messages = None if isinstance(prompt, str) else self._messages(prompt)
+        if messages is None:
+            text, ids = prompt, encode_plain(self._tokenizer, prompt)
         else:
-            text = tokenizer.apply_chat_template(self._messages(prompt), tokenize=False, add_generation_prompt=True)
-            ids = tokenizer.encode(text, add_special_tokens=False)
-        ids = ids[:-1] if ids[-1:] == [stop] else ids
-        answer = tokenizer.encode(completion, add_special_tokens=False)
-        return [*ids, *answer] if answer[-1:] == [stop] else [*ids, *answer, stop]
+            text = render(self._tokenizer, messages, kwargs, generation_prompt=True)
+            ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        encoded = EncodedPrompt(text=text, token_ids=ids, messages=messages)
+        self._first_known("eos_token_id")
+        self._answers = self._answers or AnswerEncoder(self._tokenizer, kwargs)
+        return [*ids, *self._answers.encode_sampled(encoded, completion)]
 
     def score(self, texts: Sequence[list[int]]) -> list[float]:
         """The score of each text, in order. The longest come first, so that memory runs out at once or never."""

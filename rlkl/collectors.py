@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlkl.clock import Clock
+from rlkl.data.answers import find_turn_end
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
 from rlkl.rewards.arguments import State
@@ -17,6 +18,7 @@ from rlkl.rewards.settling import Scored
 from rlkl.rewards.similarity import sampled_similarity
 from rlkl.rollout.collect import Decode, Draw, build_requests, rollout_metrics, with_text
 from rlkl.rollout.engine import Request
+from rlkl.rollout.stopping import CompletionTexts
 from rlkl.seeds import derive_seed
 from rlkl.types import Completion, Rollout, RolloutGroup
 
@@ -152,9 +154,9 @@ def build_collector(
 ) -> Collector:
     """What the recipe's data ask for; ``prompts`` are their usable rows."""
 
-    def decode(token_ids: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-
+    end = find_turn_end(tokenizer, recipe.data.chat_template_kwargs)
+    turn_end_id = None if end is None else end.stop_id
     if recipe.data.has_pairs:
-        return StoredPairs(decode=decode)
+        return StoredPairs(decode=CompletionTexts(tokenizer, turn_end_id=turn_end_id, stop=()))
+    decode = CompletionTexts(tokenizer, turn_end_id=turn_end_id, stop=recipe.rollout.stop)
     return SampledGroups(recipe=recipe, backend=backend, rewards=rewards, decode=decode, prompts=prompts)

@@ -34,6 +34,10 @@ class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, or belongs to another recipe."""
 
 
+class SaveError(RlklError, OSError):
+    """A checkpoint could not be written whole."""
+
+
 class EnvironmentProblem(InputError):
     """This machine or cluster lacks something that the recipe needs (a package, a GPU, CPUs)."""
 

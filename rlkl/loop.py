@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from typing import Any, Literal, Protocol
 from rlkl.clock import Clock
 from rlkl.collectors import Collector, build_collector
 from rlkl.data.prompts import PromptSource
-from rlkl.errors import LearnerError, RlklError
+from rlkl.errors import RlklError
 from rlkl.interrupt import StopRequest
 from rlkl.learner.checkpoint import Checkpoints, LoopState
+from rlkl.learner.manifest import SavedFile
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
 from rlkl.rollout.collect import Draw
@@ -28,7 +30,7 @@ from rlkl.weights import build_probes
 logger = logging.getLogger(__name__)
 
 STEPS_WITHOUT_GRADIENT = 10
-"""So many in a row are worth a warning, and an error where the run has seen nothing else."""
+"""So many in a row are worth a warning, and again each time their number has doubled."""
 
 
 class Backend(Protocol):
@@ -48,7 +50,9 @@ class Backend(Protocol):
 
     def publish(self, version: int, probes: Sequence[Probe]) -> float: ...
 
-    def save(self, folder: Path) -> None: ...
+    def finished_steps(self) -> int: ...
+
+    def save(self, folder: Path) -> Mapping[str, SavedFile]: ...
 
     def restore(self, folder: Path) -> None: ...
 
@@ -68,7 +72,11 @@ class RunResult:
 
 @dataclass(slots=True, kw_only=True)
 class Trainer:
-    """One run, set up: runs steps from ``step`` on. ``position`` counts the prompts drawn so far."""
+    """One run, set up: runs steps from ``step`` on. ``position`` counts the prompts drawn so far.
+
+    The learner decides which step is the last finished one: the step whose change is in its weights. An error at any
+    point of a step, before or after the weights moved, leaves a checkpoint of that step.
+    """
 
     recipe: Recipe
     run_dir: Path
@@ -82,6 +90,8 @@ class Trainer:
     """What is saved beside the policy: the tokenizer, of a vision-language model with its picture processor."""
     step: int = 0
     position: int = 0
+    finished_position: int = 0
+    """``position`` at the end of the last finished step."""
     steps_without_gradient: int = 0
     alarmed: frozenset[str] = frozenset()
     """The rule's alarms that were on after the last step."""
@@ -97,27 +107,43 @@ class Trainer:
         """Train to the recipe's last step, or to the end of the step in which a stop is asked for."""
         checkpoints = Checkpoints(self.run_dir, keep=self.recipe.checkpoint.keep)
         with StopRequest() as stop:
-            self._publish_first_weights()
-            while self.step < self.recipe.steps and stop.signal_number is None:
-                self._train_step(checkpoints)
-                if self.step % self.recipe.checkpoint.every == 0:
-                    self._save_once(checkpoints)
-            self._save_once(checkpoints)
-        if self.step < self.recipe.steps and stop.signal_number is not None:
-            self.tracker.finish(RunSummary(interrupted=True, policy_dir=None))
-            return self._result("interrupted", 128 + stop.signal_number)
-        policy_dir = self._export(checkpoints)
-        self.tracker.finish(RunSummary(interrupted=False, policy_dir=policy_dir))
-        return self._result("done", 0)
+            try:
+                self._train(checkpoints, stop)
+                stopped_by = stop.signal_number if self.step < self.recipe.steps else None
+                policy_dir = self._export(checkpoints) if stopped_by is None else None
+            except (Exception, SystemExit) as error:
+                self._rescue(checkpoints, error)
+                raise
+        self.tracker.finish(RunSummary(interrupted=stopped_by is not None, policy_dir=policy_dir))
+        return self._result("done", 0) if stopped_by is None else self._result("interrupted", 128 + stopped_by)
 
-    def _train_step(self, checkpoints: Checkpoints) -> None:
-        clock, position = Clock(), self.position
+    def _train(self, checkpoints: Checkpoints, stop: StopRequest) -> None:
+        self._publish_first_weights()
+        while self.step < self.recipe.steps and stop.signal_number is None:
+            self._train_step()
+            if self.step % self.recipe.checkpoint.every == 0:
+                self._save_once(checkpoints)
+        self._save_once(checkpoints)
+
+    def _rescue(self, checkpoints: Checkpoints, error: BaseException) -> None:
+        """After ``error``, save the last step that the learner finished, and note in the error how to go on."""
         try:
-            groups, examples, metrics = self._collect(clock)
-        except RlklError:
-            self.position = position
-            self._save_once(checkpoints)  # the learner is still as the last step left it
-            raise
+            if self.backend.finished_steps() > self.step:  # the error came between the learner's step and its record
+                self._finish_step()
+            self.position = self.finished_position
+            self.tracker.drain()
+            self._save_once(checkpoints)
+        except (RlklError, OSError, RuntimeError, ValueError, TypeError) as second:
+            note = f"The steps since the last checkpoint could not be saved ({second})."
+        else:
+            note = f"All {self.step} finished steps are saved." if self.step else "No step was finished."
+        if checkpoints.complete():
+            note += f" Once the cause is removed, go on with: rlkl train --resume {self.run_dir}"
+        error.add_note(note)
+
+    def _train_step(self) -> None:
+        clock = Clock()
+        groups, examples, metrics = self._collect(clock)
         probes = self._probes(groups)
         metrics |= clock.run("learner", self.backend.prepare, examples, _left_out(groups, examples), probes, self.step)
         columns = self._token_columns(groups, examples)
@@ -133,8 +159,12 @@ class Trainer:
         self.metrics["update/alarms"] = float(len(alarms))
         self.tracker.log(self.step, self.metrics, groups, columns, corrupted)
         self._tell(alarms)
-        self.step += 1
+        self._finish_step()
         self._watch_gradient()
+
+    def _finish_step(self) -> None:
+        self.step += 1
+        self.finished_position = self.position
 
     def _collect(self, clock: Clock) -> tuple[list[RolloutGroup], list[Example], dict[str, float]]:
         """Rounds of prompts until the rule has selected a full step of groups, at most ``rollout.max_rounds``."""
@@ -207,21 +237,21 @@ class Trainer:
         self.alarmed = frozenset(alarms)
 
     def _watch_gradient(self) -> None:
-        """Say so when steps teach nothing, and stop a run that never learned anything."""
+        """Warn if many steps in a row taught nothing; a sparse reward may still succeed later, so the run goes on."""
         self.steps_without_gradient = 0 if self.metrics["optim/grad_norm"] > 0 else self.steps_without_gradient + 1
-        if self.steps_without_gradient < STEPS_WITHOUT_GRADIENT:
+        doublings = self.steps_without_gradient / STEPS_WITHOUT_GRADIENT
+        if doublings < 1 or not math.log2(doublings).is_integer():
             return
         problem = f"the last {self.steps_without_gradient} steps had no gradient"
         if "reward/std" in self.metrics:
             spread = self.metrics["reward/std"]
-            problem += f" (reward/std is {spread:.3g}): samples of a prompt that score alike leave nothing to compare"
-        if self.steps_without_gradient == self.step:
-            raise LearnerError(
-                f"{problem}. Look at the samples in {self.run_dir / 'samples'}: is the reward constant, or are the "
-                "prompts too hard or too easy? More rollout.samples_per_prompt or a finer reward helps"
-            )
-        if self.steps_without_gradient == STEPS_WITHOUT_GRADIENT:
-            logger.warning("%s", problem)
+            problem += f" (reward/std is {spread:.3g}): samples of a prompt with equal rewards leave nothing to compare"
+        logger.warning(
+            "%s. Look at the samples in %s: is the reward constant, or are the prompts too hard or too easy? More "
+            "rollout.samples_per_prompt or a finer reward helps",
+            problem,
+            self.run_dir / "samples",
+        )
 
     def _save_once(self, checkpoints: Checkpoints) -> None:
         """Write a checkpoint of the last finished step unless it is there."""
@@ -235,9 +265,9 @@ class Trainer:
             reward_fingerprints=self.rewards.fingerprints,
             data_fingerprint=self.source.fingerprint,
         )
-        with checkpoints.writing(state) as folder:
-            self.backend.save(folder)
-            self.processor.save_pretrained(folder / "policy")
+        with checkpoints.writing(state) as draft:
+            self.processor.save_pretrained(draft.folder / "policy")
+            draft.written |= self.backend.save(draft.folder)
 
     def _export(self, checkpoints: Checkpoints) -> Path:
         """The final policy, complete or absent."""
@@ -249,9 +279,10 @@ class Trainer:
         return final
 
     def resume(self, checkpoint: Path, state: LoopState) -> None:
-        """Take up what `save` wrote."""
+        """Go on from what `_save_once` wrote."""
         self.backend.restore(checkpoint)
-        self.step, self.position = state.step, state.position
+        self.step = state.step
+        self.position = self.finished_position = state.position
         self.alarmed = frozenset(self.update.alarms(self.tracker.records))
 
     def _result(self, status: Literal["done", "interrupted"], exit_code: int) -> RunResult:

@@ -14,6 +14,7 @@ from rlkl.plan_warnings import warnings_about
 from rlkl.recipe import Recipe
 from rlkl.recipe.resources import gpu_shares
 from rlkl.recipe.run_dir import new_run_dir
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -80,6 +81,8 @@ class MemoryEstimate:
     reference_gib: float
     engine_gib: float
     """Each engine's weights, without its key-value cache."""
+    copy_gib: float
+    """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +112,10 @@ class Plan:
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     """Work out the plan for a recipe, on ``machine`` unless the recipe or RAY_ADDRESS names a cluster.
 
-    Raises `InputError` when ``run.dir`` already holds files.
+    Raises `InputError` when ``run.dir`` already holds files, `RecipeError` when vLLM lacks an argument of
+    ``rollout.vllm``.
     """
+    check_vllm_arguments(recipe.rollout.vllm)
     cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
     processes = _processes(recipe, machine)
     batch = BatchArithmetic(
@@ -191,12 +196,14 @@ def _memory(recipe: Recipe) -> MemoryEstimate | None:
     parameters = sum(_count_parameters(file) for file in files)
     trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
     has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
+    several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     gib = parameters / 2**30
     return MemoryEstimate(
         parameters=parameters,
         learner_gib=trained_bytes * gib,
         reference_gib=_BYTES[recipe.model.dtype] * gib if has_copy else 0.0,
         engine_gib=_BYTES[recipe.model.dtype] * gib,
+        copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
     )
 
 

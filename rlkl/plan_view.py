@@ -58,6 +58,7 @@ def _memory(plan: Plan) -> str:
     return (
         f"{m.parameters:,} parameters: learner {m.learner_gib:.2f} GiB, reference {m.reference_gib:.2f} GiB, "
         f"{workers} x engine {m.engine_gib:.2f} GiB"
+        + (f", copy of the learner's state in host memory {m.copy_gib:.2f} GiB" if m.copy_gib else "")
     )
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rlkl.data.answers import AnswerEncoder
+from rlkl.data.chat import EncodedPrompt, refuse_surrogates
 from rlkl.data.prompts import Encoder, load_prompts
+from rlkl.data.report import BadPrompt
 from rlkl.errors import DataError, InputError, RewardInputError, did_you_mean
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet, load_rewards
@@ -56,8 +59,10 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
     if tokenizer_path is None:
         rows = [replace(row, token_ids=UnknownIds()) for row in rows]
         _refuse_ids(rewards, completions_too=any(row.columns.get("completion_ids") is None for row in rows))
-    tokenizer = None if tokenizer_path is None else _tokenizer(tokenizer_path)
-    groups = _grouped([(row, completion) for row in rows for completion in _completions(row, tokenizer)])
+    answers = None
+    if tokenizer_path is not None:
+        answers = AnswerEncoder(_tokenizer(tokenizer_path), recipe.data.chat_template_kwargs)
+    groups = _grouped([(row, completion) for row in rows for completion in _completions(row, answers)])
     rewards.check([prompt for prompt, _ in groups[:2]])
     samples = [(prompt, completion) for prompt, completions in groups for completion in completions]
     with ExitStack() as running:
@@ -163,21 +168,25 @@ def _refuse_ids(rewards: RewardSet, *, completions_too: bool) -> None:
                 )
 
 
-def _completions(row: Prompt, tokenizer: Any) -> list[Completion]:
+def _completions(row: Prompt, answers: AnswerEncoder | None) -> list[Completion]:
     column = row.columns.get(COMPLETION_COLUMN)
     texts = [column] if isinstance(column, str) else column
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         names = did_you_mean(COMPLETION_COLUMN, row.columns)
         raise DataError(f"{row.id} has no column '{COMPLETION_COLUMN}' with a text or a list of texts; {names}")
-    ids = _given_ids(row, column) if tokenizer is None else [_encoded(text, tokenizer) for text in texts]
+    ids = _given_ids(row, column) if answers is None else [_encoded(row, text, answers) for text in texts]
     return [
         Completion(token_ids=token_ids, logprobs=None, finish_reason="stop", text=text)
         for text, token_ids in zip(texts, ids, strict=True)
     ]
 
 
-def _encoded(text: str, tokenizer: Any) -> tuple[int, ...]:
-    return (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
+def _encoded(row: Prompt, text: str, answers: AnswerEncoder) -> tuple[int, ...]:
+    try:
+        refuse_surrogates(text, f"'{COMPLETION_COLUMN}'")
+    except BadPrompt as error:
+        raise DataError(f"{row.id}: {error.detail}; correct the row, or leave --tokenizer out") from error
+    return answers.encode_sampled(EncodedPrompt(text=row.text, token_ids=row.token_ids), text)
 
 
 def _given_ids(row: Prompt, column: Any) -> list[tuple[int, ...]]:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from rlkl.actors.backend import RayBackend
 from rlkl.actors.rewards import RayRewardWorker
 from rlkl.batch import Signal
+from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import CheckpointError, InputError, MissingSignalError, RecipeError
@@ -25,6 +26,7 @@ from rlkl.recipe.io import dump_recipe
 from rlkl.recipe.run_dir import RECIPE_FILE, new_run_dir
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.updates import build_update
@@ -49,8 +51,7 @@ def train(
     `RlklError`s when the run fails. The run's checkpoints stay.
     """
     reward_set = _load_rewards(recipe, rewards)
-    if recipe.rollout.workers:
-        engine_class(recipe.rollout.engine)
+    _check_engine(recipe)
     update = _build_update(recipe)
     checkpoint, state = _checkpoint(resume_from, recipe)
     _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
@@ -72,7 +73,7 @@ def train(
             tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
             spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
             engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
-            backend = RayBackend(recipe, spec, engine)
+            backend = RayBackend(recipe, spec, engine, run_dir.absolute())
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
             reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
@@ -93,6 +94,12 @@ def train(
     except BaseException as error:
         tracker.fail(error)
         raise
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.rollout.workers:
+        engine_class(recipe.rollout.engine)
+        check_vllm_arguments(recipe.rollout.vllm)
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
@@ -248,7 +255,9 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         max_prompt_tokens=recipe.data.max_prompt_tokens,
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
-        stop_token_ids=_stop_token_ids(model_path, tokenizer),
+        stop_token_ids=_stop_token_ids(model_path, tokenizer, recipe.data.chat_template_kwargs),
+        stop=tuple(recipe.rollout.stop),
+        vllm=recipe.rollout.vllm,
         memory_fraction=recipe.rollout.memory_fraction,
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
@@ -257,9 +266,10 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
     )
 
 
-def _stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """The tokenizer's end-of-sequence id, then those of the model's generation settings (chat models have several)."""
-    stops = [tokenizer.eos_token_id]
+def _stop_token_ids(model_path: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a completion: end of sequence, the chat template's turn end, those of generation_config.json."""
+    end = find_turn_end(tokenizer, template_kwargs)
+    stops = [tokenizer.eos_token_id, *([] if end is None else [end.stop_id])]
     try:
         listed = GenerationConfig.from_pretrained(model_path).eos_token_id
     except OSError:  # a model folder need not have generation settings

@@ -39,8 +39,8 @@ class Prompt:
 
     ``id`` is stable across runs (it seeds the sampling); ``text`` is what ``token_ids`` were made from, chat template
     included; ``columns`` holds every column of the row, for rewards. ``answers``: in a preference data set, the token
-    ids of the chosen and of the rejected answer, end-of-sequence id included. ``images``: its pictures in the order in
-    which ``token_ids`` mentions them; each stands there as as many placeholder ids as the model sees tokens of it.
+    ids of the chosen and of the rejected answer, turn end or end of sequence included. ``images``: its pictures in the
+    order in which ``token_ids`` mentions them; each has as many placeholder ids as the model sees tokens of it.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Completion:
     ``token_ids`` are the sampled ids as they came, end-of-sequence id included where one was sampled; ``logprobs`` are
     the sampler's log-probabilities of exactly those ids (nats, at the sampling temperature, full vocabulary), None
     where nobody sampled them: an answer from a data set.
-    ``text`` is their decoding without special tokens.
+    ``text`` is their decoding without special tokens, without the turn end, and up to the first stop text.
     """
 
     token_ids: tuple[int, ...]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One preference. Ids are those of the prompt, the answer and the end of sequence."""
+    """One preference. Ids are those of the prompt, the answer and its end (`rlkl.data.answers`)."""
 
     prompt: str
     chosen_ids: tuple[int, ...]
@@ -34,7 +34,11 @@ def load_pairs(section: PairsSection, tokenizer: PreTrainedTokenizerBase) -> lis
             is not one.
     """
     prompts = section.prompts(chosen_column=section.chosen_column, rejected_column=section.rejected_column)
-    encoder = Encoder(tokenizer=tokenizer, max_answer_tokens=section.max_answer_tokens)
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        max_answer_tokens=section.max_answer_tokens,
+        max_answer_key="data.max_answer_tokens",
+    )
     source = load_prompts(prompts, encoder, seed=0)
     pairs = []
     for prompt in source.take(0, len(source)):

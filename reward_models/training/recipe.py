@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlkl.recipe import DataSection, LoraSection, RunSection
+from rlkl.recipe.sections import TemplateArguments
 from rlkl.schema import Section
 
 
@@ -67,6 +68,10 @@ class RowsSection(Section):
         default="prompt", description="Column with the prompt: plain text or a list of chat messages."
     )
     system_prompt: str | None = Field(default=None, description="Put before chat messages as the system message.")
+    chat_template_kwargs: TemplateArguments = Field(
+        default_factory=dict,
+        description="Further arguments of the chat template, such as enable_thinking: false of Qwen3.",
+    )
     max_prompt_tokens: int = Field(default=512, ge=1, description="Rows with a longer prompt are dropped and counted.")
     max_answer_tokens: int = Field(default=512, ge=1, description="Rows with a longer answer are dropped and counted.")
     max_bad_fraction: float = Field(
@@ -86,6 +91,7 @@ class RowsSection(Section):
             chosen_column=chosen_column,
             rejected_column=rejected_column,
             system_prompt=self.system_prompt,
+            chat_template_kwargs=self.chat_template_kwargs,
             max_prompt_tokens=self.max_prompt_tokens,
             max_bad_fraction=self.max_bad_fraction,
             shuffle=False,

@@ -26,8 +26,10 @@ HELD_OUT_REWARD_MODEL = "held_out_reward_model"
 """Of the second half; for a monitor, never for training."""
 REPORT = "report.json"
 TEXT_KEY, TEXT = "rlkl_text", "sampled"
-"""What a model's config says about the token ids that it was taught: the prompt's, the answer's, the end of sequence.
+"""Entry of a model's config: it was taught the ids of the prompt, of the answer and of the answer's end.
 `reward_models.SequenceClassifier` reads it."""
+TEMPLATE_KEY = "rlkl_chat_template_kwargs"
+"""Entry of a model's config: ``data.chat_template_kwargs``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Sequence
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     model = merged(trainer.model)
-    model.config.update({TEXT_KEY: TEXT})
+    model.config.update({TEXT_KEY: TEXT, TEMPLATE_KEY: recipe.data.chat_template_kwargs})
     save_model(model, tokenizer, folder)
     return model
 

@@ -127,12 +127,16 @@ class TrainingLog(TrainerCallback):
 
 @contextmanager
 def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into that gets its name, ``folder``, only when the block ends well."""
+    """A folder to write into. It gets its name, ``folder``, if the block ends well, and is removed otherwise."""
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    yield aside
-    aside.rename(folder)
+    try:
+        yield aside
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def merged(model: Any) -> Any:

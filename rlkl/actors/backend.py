@@ -15,6 +15,8 @@ from rlkl.actors.cluster import Needs, check_room, connect, needs_of
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.errors import WeightSyncError
 from rlkl.learner.learner import LearnerSpec
+from rlkl.learner.manifest import SavedFile
+from rlkl.learner.sharing import token_in
 from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
 from rlkl.recipe.resources import reward_needs
@@ -29,7 +31,8 @@ _LEARNER = "the learner"
 class RayBackend:
     """Starts the actors on construction; `close` ends them, and Ray too where this run started it."""
 
-    def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings) -> None:
+    def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, run_dir: Path) -> None:
+        """Raise `EnvironmentProblem` if the cluster has no room, or if the learner does not share ``run_dir``."""
         self._timeout_s = recipe.cluster.call_timeout_s
         self._tolerance = recipe.weights.tolerance or TOLERANCE[recipe.model.dtype]
         self._rounding = self._tolerance * ROUNDING_SHARE[recipe.model.dtype]
@@ -42,6 +45,7 @@ class RayBackend:
             needs = needs_of(recipe)
             check_room(needs, timeout_s=recipe.cluster.start_timeout_s)
             self._start(recipe, spec, engine, needs)
+            self._check_shared(run_dir)
         except BaseException:
             self.close()
             raise
@@ -109,9 +113,13 @@ class RayBackend:
         except WeightSyncError as error:
             raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None
 
-    def save(self, folder: Path) -> None:
+    def finished_steps(self) -> int:
+        """See `Learner.finished_steps`. An earlier call that is still running ends first."""
+        return self._call_learner("tell its last step", self._learner.finished_steps.remote())
+
+    def save(self, folder: Path) -> dict[str, SavedFile]:
         """See `Learner.save`."""
-        self._call_learner("save", self._learner.save.remote(str(folder)))
+        return self._call_learner("save", self._learner.save.remote(str(folder)))
 
     def restore(self, folder: Path) -> None:
         """See `Learner.restore`."""
@@ -124,6 +132,11 @@ class RayBackend:
         self._workers, self._learner = [], None
         if self._own_ray and ray.is_initialized():
             ray.shutdown()
+
+    def _check_shared(self, run_dir: Path) -> None:
+        """Raise `EnvironmentProblem` unless the learner's process reads and writes the same run folder as this one."""
+        with token_in(run_dir) as token:
+            token.check(self._call_learner("look at the run folder", self._learner.look.remote(token)), _LEARNER)
 
     def _call_learner(self, what: str, ref: Any) -> Any:
         return wait(ref, who=_LEARNER, what=what, timeout_s=self._timeout_s)

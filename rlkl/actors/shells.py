@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.manifest import SavedFile
+from rlkl.learner.sharing import Sighting, Token
 from rlkl.rewards.arguments import Call
 from rlkl.rewards.calling import Answer, Callee
 from rlkl.rewards.pool import WorkerSpec
@@ -121,8 +123,15 @@ class LearnerWorker:
         before = self._before if tuple(probes) == tuple(self._probes) else None
         return Expected(before=before, after=self._learner.probe(probes))
 
-    def save(self, folder: str) -> None:
-        self._learner.save(Path(folder))
+    def finished_steps(self) -> int:
+        return self._learner.finished_steps
+
+    def look(self, token: Token) -> Sighting:
+        """See `Token.look`."""
+        return token.look()
+
+    def save(self, folder: str) -> dict[str, SavedFile]:
+        return self._learner.save(Path(folder))
 
     def restore(self, folder: str) -> None:
         self._learner.restore(Path(folder))

@@ -49,7 +49,7 @@ class DataReport:
 
 
 class BadPrompt(Exception):
-    """Ends the reading of one row. Never leaves `rlkl.data.prompts`."""
+    """Ends the reading of one row. `rlkl.data.prompts` counts it."""
 
     def __init__(self, problem: Problem, detail: str) -> None:
         super().__init__(problem, detail)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class ValueLoss(NamedTuple):
-    """``loss_BT`` float32; ``clipped_BT`` bool: where the clip took the gradient away."""
+    """``loss_BT`` float32; ``clipped_BT`` bool: the clip took the gradient away there."""
 
     loss_BT: Tensor
     clipped_BT: Tensor
@@ -28,12 +28,15 @@ def clipped_value_loss(values_BT: Tensor, proximal_values_BT: Tensor, returns_BT
     """The larger of the squared losses of the value and of the value held within ``clip`` of its start.
 
     A value that has moved towards its return by more than ``clip`` gets no gradient; one that moved away from it keeps
-    its full gradient (OpenAI Baselines' PPO2; the PPO paper has no such clip).
+    its full gradient (OpenAI Baselines' PPO2; the PPO paper has no such clip). A value within ``clip`` of its start
+    never counts as clipped, although rounding can make its second loss the larger one.
     """
-    held_BT = proximal_values_BT + (values_BT - proximal_values_BT).clamp(-clip, clip)
+    moved_BT = values_BT - proximal_values_BT
+    held_BT = proximal_values_BT + moved_BT.clamp(-clip, clip)
     free_BT = 0.5 * (values_BT - returns_BT).square()
     held_loss_BT = 0.5 * (held_BT - returns_BT).square()
-    return ValueLoss(torch.maximum(free_BT, held_loss_BT), held_loss_BT > free_BT)
+    clipped_BT = (moved_BT.abs() > clip) & (held_loss_BT > free_BT)
+    return ValueLoss(torch.maximum(free_BT, held_loss_BT), clipped_BT)
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, response_BT: Tensor) -> float:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlkl.batch import NEEDS_REFERENCE, Batch, LossOutput, Signal, Signals
 from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
-from rlkl.errors import CheckpointError, LearnerError, MissingSignalError
+from rlkl.errors import MissingSignalError
 from rlkl.learner.corrupting import Corrupter
-from rlkl.learner.schedule import learning_rate
+from rlkl.learner.manifest import SavedFile, list_files
+from rlkl.learner.schedule import learning_rate, schedule_position
 from rlkl.learner.signals import (
     Models,
     SignalSettings,
@@ -28,14 +27,14 @@ from rlkl.learner.signals import (
     frozen_heads,
     frozen_token_signals,
 )
+from rlkl.learner.state import LearnerState
+from rlkl.learner.stepping import Optimization, trained_parameters
 from rlkl.models.policy import Policy, build_reference
 from rlkl.models.saliency import received_attention
 from rlkl.recipe import Recipe
 from rlkl.types import Completion, Example, Image, Probe, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
-
-_STATE = "learner.pt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +63,20 @@ class Learner:
         wants_reference = _needs_reference(self._update, heads) or self._section.track_reference_kl
         reference = build_reference(self.policy, spec.model_path, spec.reference_path) if wants_reference else None
         self._models = Models(policy=self.policy, reference=reference, heads=heads)
-        self._trained = _trained_parameters(self.policy, heads)
-        self._optimizer = _build_optimizer(self._trained, recipe, heads)
+        self._optimization = Optimization(trained_parameters(self.policy, heads), self._section, heads)
+        self._state = LearnerState(optimization=self._optimization, update=self._update)
         self._signals = SignalSettings(
             temperature=recipe.rollout.temperature,
             chunk_tokens=self._section.logits_chunk_tokens,
             micro_batch_tokens=self._section.micro_batch_tokens,
         )
-        self._total_steps = recipe.steps * self._section.epochs * self._section.minibatches
-        self._optimizer_steps = 0
+        self._per_step = self._section.epochs * self._section.minibatches
         self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
         self._corrupter = self._build_corrupter()
         self._corrupted_pictures: dict[int, tuple[Image, ...]] = {}
         self._batch: Batch | None = None
+        self._sampled_BT: Tensor | None = None
+        """The prepared batch's response tokens, those included that the rule took out of the training."""
         self._prepared: dict[str, float] = {}
         self.moved = False
         """Whether an optimizer step should have changed the weights since this was last set to False."""
@@ -113,7 +113,7 @@ class Learner:
             )
             corrupted_s = time.perf_counter() - started
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
-        self._batch = self._update.credit(batch)
+        self._batch, self._sampled_BT = self._update.credit(batch), batch.response_BT
         sampled = _sampled(examples)
         self._prepared = _state_metrics(batch, entropy_BT, sampled=sampled)
         if sampled and self._models.reference is not None:
@@ -124,11 +124,13 @@ class Learner:
         return self._prepared
 
     def _reference_kl(self, batch: Batch, left_out: Sequence[Example]) -> dict[str, float]:
-        """Mean of log pi - log pi_ref over everything sampled; of what is left out the sampler said log pi."""
+        """Mean of log pi - log pi_ref over everything sampled; for rollouts that are left out, log pi is the sampler's.
+
+        An empty response counts neither as a sequence nor as a token.
+        """
         gap_BT = batch.signals[Signal.PROXIMAL_LOGPROBS] - batch.signals[Signal.REFERENCE_LOGPROBS]
         gap = float(gap_BT[batch.response_BT].sum())
-        counts = batch.denominators
-        sequences, tokens = counts.sequences, counts.tokens
+        lengths_B = batch.response_BT.sum(dim=1)
         if left_out:
             assert self._models.reference is not None
             others = self._pack(left_out)
@@ -136,7 +138,8 @@ class Learner:
                 self._models.reference, others, self._signals, device=self._device, entropy=False
             )
             gap += float((others.rollout_logprobs_BT - reference_BT)[others.response_BT].sum())
-            sequences, tokens = sequences + others.denominators.sequences, tokens + others.denominators.tokens
+            lengths_B = torch.cat([lengths_B, others.response_BT.sum(dim=1)])
+        sequences, tokens = max(int((lengths_B > 0).sum()), 1), max(int(lengths_B.sum()), 1)
         return {"kl/policy_to_reference": gap / sequences, "kl/policy_to_reference_per_token": gap / tokens}
 
     def _pack(self, examples: Sequence[Example], *, progress: float = 0.0) -> Batch:
@@ -172,39 +175,69 @@ class Learner:
         assert heads is not None
         while True:
             said_BTK = frozen_heads(self._models, batch, self._signals, device=self._device)
-            if self._optimizer_steps > 0 or not heads.redraw(said_BTK[batch.response_BT]):
+            if self._optimization.steps > 0 or not heads.redraw(said_BTK[batch.response_BT]):
                 return said_BTK
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        """The rule's per-token columns of the prepared batch: one entry an example, one number a response token."""
-        if self._batch is None:
+        """The rule's per-token columns of the prepared batch: one entry an example, one number a response token.
+
+        A response that the rule credits with nothing (``mask_truncated``) has its numbers too.
+        """
+        if self._batch is None or self._sampled_BT is None:
             return {}
-        columns = self._update.token_columns(self._batch)
-        masks_BT = self._batch.response_BT
+        masks_BT = self._sampled_BT
+        columns = self._update.token_columns(replace(self._batch, response_BT=masks_BT))
         return {
             name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=True)]
             for name, x_BT in columns.items()
         }
 
-    def step(self, step: int) -> dict[str, float]:
-        """Run all epochs, minibatches and micro-batches over the prepared batch; returns means over optimizer steps.
+    @property
+    def finished_steps(self) -> int:
+        """Training steps that are in the weights, those included that had nothing to train on."""
+        return self._state.finished_steps
 
-        Raises `LearnerError` before the weights are touched when a gradient is not finite.
+    def step(self, step: int) -> dict[str, float]:
+        """Run all epochs, minibatches and micro-batches over the prepared batch; return means over optimizer steps.
+
+        An error leaves the weights, the optimizer and the rule as the step before left them, so that they can be
+        saved; `LearnerError` if a gradient is not finite.
         """
-        if self._batch is None:
-            return {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
         batch, self._batch = self._batch, None
-        records = [
-            self._optimizer_step(batch.rows(rows_B).recounted())
+        if batch is None:
+            metrics = {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
+        else:
+            metrics = self._train(batch, step)
+        self._state.finished_steps = step + 1
+        return metrics
+
+    def _train(self, batch: Batch, step: int) -> dict[str, float]:
+        parts = [
+            rows_B
             for epoch in range(self._section.epochs)
             for rows_B in minibatches(batch, self._section.minibatches, seed=self._recipe.seed, step=step, epoch=epoch)
         ]
-        means = {name: sum(record[name] for record in records) / len(records) for name in records[0]}
-        self._update.observe({**self._prepared, **means})
-        return {**means, "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
+        total = self._recipe.steps * self._per_step
+        records: list[dict[str, float]] = []
+        rule_before = self._update.state()
+        try:
+            with self._optimization.undone_on_error(several=len(parts) > 1):
+                for made, rows_B in enumerate(parts):
+                    position = schedule_position(step, made, len(parts), per_step=self._per_step)
+                    lr = learning_rate(self._section, position, total)
+                    records.append({**self._gradient(batch.rows(rows_B).recounted()), "optim/lr": lr})
+                    if made == len(parts) - 1:  # before the weights move: the rule may raise
+                        self._update.observe({**self._prepared, **_means(records)})
+                    self._optimization.apply(lr)
+        except BaseException:
+            self._update.load_state(rule_before)
+            raise
+        self.moved = self.moved or any(r["optim/lr"] > 0 and r["optim/grad_norm"] > 0 for r in records)
+        return {**_means(records), "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
 
-    def _optimizer_step(self, batch: Batch) -> dict[str, float]:
-        self._optimizer.zero_grad(set_to_none=True)
+    def _gradient(self, batch: Batch) -> dict[str, float]:
+        """Accumulate the clipped gradient of one optimizer step; return its losses and metrics."""
+        self._optimization.zero_gradients()
         totals: dict[str, Tensor] = {}
         for rows_B in micro_batches(batch, self._signals.micro_batch_tokens):
             output = self._loss(batch.rows(rows_B).to(self._device))
@@ -212,31 +245,11 @@ class Learner:
             for name, value in _log_keys(output):
                 totals[name] = totals[name] + value if name in totals else value
         metrics = {name: float(value) for name, value in totals.items()}
-        metrics["optim/grad_norm"] = self._clip_gradients(metrics)
-        lr = learning_rate(self._section, self._optimizer_steps, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self._optimizer.step()
-        self._optimizer_steps += 1
-        self.moved = self.moved or (lr > 0 and metrics["optim/grad_norm"] > 0)
-        return {**metrics, "optim/lr": lr}
+        return {**metrics, "optim/grad_norm": self._optimization.clip_gradients(metrics)}
 
     def _loss(self, micro: Batch) -> LossOutput:
         own = differentiable_signals(self._models, micro, self._signals, self._update)
         return self._update.loss(micro, micro.signals.merged(own))
-
-    def _clip_gradients(self, metrics: Mapping[str, float]) -> float:
-        norm = float(nn.utils.clip_grad_norm_(self._trained.values(), self._section.max_grad_norm))
-        if not math.isfinite(norm):
-            broken = [
-                name for name, p in self._trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()
-            ]
-            raise LearnerError(
-                f"the gradient is not finite (norm {norm}) at optimizer step {self._optimizer_steps}, first in "
-                f"{', '.join(broken[:3])}; losses: {dict(metrics)}. The weights were not touched. Lower learner.lr, or "
-                "look for a reward of extreme size."
-            )
-        return norm
 
     @torch.no_grad()
     def probe(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
@@ -249,39 +262,18 @@ class Learner:
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
 
-    def save(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder, and what only a resume needs beside it."""
+    def save(self, folder: Path) -> dict[str, SavedFile]:
+        """Write the policy as a Hugging Face folder, and beside it what only a resume needs; return what was written.
+
+        The files are on disk when this returns. Raises `LearnerError` if an optimizer step broke off half-way.
+        """
         self.policy.save(folder / "policy")
-        torch.save(
-            {
-                "trained": {name: p.detach().cpu() for name, p in self._trained.items()},
-                "optimizer": self._optimizer.state_dict(),
-                "optimizer_steps": self._optimizer_steps,
-                "update": self._update.state(),
-            },
-            folder / _STATE,
-        )
+        self._state.save(folder)
+        return list_files(folder)
 
     def restore(self, folder: Path) -> None:
-        """Take up the state that `save` wrote; raises `CheckpointError` when it is of another model."""
-        try:
-            state: dict[str, Any] = torch.load(folder / _STATE, map_location=self._device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{folder / _STATE} cannot be read; it is damaged. Remove {folder} to go on from an older checkpoint"
-            ) from error
-        if (saved := set(state["trained"])) != set(self._trained):
-            difference = sorted(saved ^ set(self._trained))
-            raise CheckpointError(
-                f"{folder / _STATE} holds other parameters than this recipe trains; they differ in "
-                f"{', '.join(difference[:3])} ({len(difference)} in all). Resume with the recipe of that run."
-            )
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state["trained"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._optimizer_steps = state["optimizer_steps"]
-        self._update.load_state(state["update"])
+        """Take up the state that `save` wrote; raises `CheckpointError` if it is of another model."""
+        self._state.restore(folder, self._device)
 
 
 def _device(choice: str) -> torch.device:
@@ -305,31 +297,8 @@ def _needs_reference(update: PolicyUpdate, heads: Heads | None) -> bool:
     return by_heads or bool(update.needs & NEEDS_REFERENCE)
 
 
-def _trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Parameter]:
-    named: Iterable[tuple[str, nn.Parameter]] = policy.named_parameters()
-    trained = {f"policy.{name}": p for name, p in named if p.requires_grad}
-    if heads is not None:
-        trained |= {f"heads.{name}": p for name, p in heads.to(policy.device).named_parameters()}
-    return trained
-
-
-def _build_optimizer(trained: Mapping[str, nn.Parameter], recipe: Recipe, heads: Heads | None) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, not on norms and biases; heads name their own, and their learning rate."""
-    section = recipe.learner
-    groups = _groups(trained, "policy.", weight_decay=section.weight_decay, lr_scale=1.0)
-    if heads is not None:
-        groups += _groups(trained, "heads.", weight_decay=heads.weight_decay, lr_scale=heads.lr_scale)
-    return torch.optim.AdamW(groups, lr=section.lr, betas=(section.beta1, section.beta2), eps=section.adam_eps)
-
-
-def _groups(
-    trained: Mapping[str, nn.Parameter], prefix: str, *, weight_decay: float, lr_scale: float
-) -> list[dict[str, Any]]:
-    own = [p for name, p in trained.items() if name.startswith(prefix)]
-    return [
-        {"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay, "lr_scale": lr_scale},
-        {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr_scale": lr_scale},
-    ]
+def _means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from rlkl.schema import Section
+
+_OWN_TEMPLATE_ARGUMENTS = (
+    "conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "padding", "truncation",
+    "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
+
+
+def _template_arguments(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse arguments of ``apply_chat_template`` that rlkl sets itself."""
+    own = sorted(value.keys() & set(_OWN_TEMPLATE_ARGUMENTS))
+    if own:
+        raise ValueError(
+            f"rlkl sets {', '.join(own)} itself; expected variables that the chat template reads, such as "
+            "enable_thinking"
+        )
+    return value
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_template_arguments)]
+"""Further arguments of the chat template by name."""
 
 
 class RunSection(Section):
@@ -79,6 +99,10 @@ class DataSection(Section):
         description="Plain text becomes a user's message: pictures stand where it says <image>, else before it.",
     )
     system_prompt: str | None = Field(default=None, description="Put before chat messages as the system message.")
+    chat_template_kwargs: TemplateArguments = Field(
+        default_factory=dict,
+        description="Further arguments of the chat template, such as enable_thinking: false of Qwen3.",
+    )
     max_prompt_tokens: int = Field(default=512, ge=1, description="Longer prompts are dropped and counted.")
     max_bad_fraction: float = Field(
         default=0.1,
@@ -133,6 +157,10 @@ class RolloutSection(Section):
     temperature: float = Field(
         default=1.0, gt=0, description="Sampling temperature; the learner's log-probs use the same."
     )
+    stop: list[str] = Field(
+        default_factory=list,
+        description="Texts that end a completion: cut from the text that rewards get; the token ids keep them.",
+    )
     top_p: float = Field(default=1.0, description="Only 1.0 (off): truncation would bias the importance ratio.")
     top_k: int = Field(default=-1, description="Only -1 (off): truncation would bias the importance ratio.")
     min_p: float = Field(default=0.0, description="Only 0.0 (off): truncation would bias the importance ratio.")
@@ -141,6 +169,25 @@ class RolloutSection(Section):
     )
     memory_fraction: float = Field(default=0.5, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
     kv_cache_gib: int = Field(default=1, ge=1, description="vLLM's key-value cache on a CPU, in GiB.")
+    vllm: dict[str, Any] = Field(
+        default_factory=dict, description="Further engine arguments of vLLM by name, such as max_num_seqs: 64."
+    )
+
+    @field_validator("stop")
+    @classmethod
+    def _texts_that_can_be_found(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("an empty text would end every completion before its first token; leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _only_vllm_reads_its_arguments(self) -> RolloutSection:
+        if self.vllm and self.engine == "hf":
+            raise ValueError(
+                f"vllm sets {', '.join(self.vllm)}, but engine = hf reads no vLLM arguments; leave vllm out, or set "
+                "engine: vllm"
+            )
+        return self
 
     @field_validator("top_p", "top_k", "min_p")
     @classmethod
@@ -167,7 +214,8 @@ class LearnerSection(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the learner; left out: all cores.")
     lr: float = Field(default=1e-6, ge=0, description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="Learning rate after warm-up."
+        default="constant",
+        description="Learning rate after warm-up; it ends with the run, also if groups were dropped.",
     )
     warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises from 0.")
     final_lr_fraction: float = Field(
@@ -179,7 +227,9 @@ class LearnerSection(Section):
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
     epochs: int = Field(default=1, ge=1, description="Passes over each batch.")
-    minibatches: int = Field(default=1, ge=1, description="Optimizer steps per pass; whole groups stay together.")
+    minibatches: int = Field(
+        default=1, ge=1, description="Optimizer steps per pass, at most one a group; whole groups stay together."
+    )
     micro_batch_tokens: int = Field(
         default=8192, ge=1, description="Tokens, padding included, per forward and backward pass."
     )

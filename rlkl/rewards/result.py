@@ -12,6 +12,8 @@ from typing import Any, Literal
 NAME = re.compile(r"[\w.-]+")
 """What a reward or a component may be called: it becomes part of a metric's key."""
 
+LARGEST = 3.4028234663852886e38
+"""The largest float32: rewards become one in the learner."""
 _SHOWN_CHARACTERS = 500
 _TRACEBACK_CHARACTERS = 8000
 
@@ -127,6 +129,7 @@ def _score(value: Any, tokens: int) -> Score:
         own = math.fsum([own or 0.0, *token_values])
     elif own is None and value.token_values is not None:
         own = 0.0  # a completion without tokens has nothing to earn them
+    own = None if own is None else _number(own, "the sum of its parts to be a finite number")
     return Score(value=own, components=components, tags=_tags(value.tags), token_values=token_values)
 
 
@@ -169,4 +172,6 @@ def _number(value: Any, expected: str) -> float:
         raise Unusable(f"expected {expected}") from None
     if not math.isfinite(number):
         raise Unusable(f"expected {expected}")
+    if abs(number) > LARGEST:
+        raise Unusable(f"expected {expected}; this one is too large for float32 (at most {LARGEST:.4g})")
     return number

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -23,8 +23,14 @@ class EngineSettings:
     max_new_tokens: int
     temperature: float
     stop_token_ids: tuple[int, ...]
+    """A completion ends with the first of these; it keeps the token."""
     memory_fraction: float
     kv_cache_gib: int
+    stop: tuple[str, ...] = ()
+    """A completion ends with the token that completes one of these texts (`rlkl.rollout.stopping`); it keeps its
+    tokens."""
+    vllm: Mapping[str, Any] = field(default_factory=dict)
+    """Further engine arguments of vLLM, by name."""
     images_per_prompt: int = 0
     """The most pictures that a prompt has; 0 leaves the vision tower idle."""
     pixels: tuple[int | None, int | None] = (None, None)

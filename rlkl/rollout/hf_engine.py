@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from rlkl.batch import ImageInputs
 from rlkl.data.vision import image_inputs, load_picture_processor
 from rlkl.models.language_model import LanguageModel
 from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.rollout.stopping import StopWatch, stop_watch
 from rlkl.types import Completion, Image, Probe
 
 _ROWS_PER_CALL = 64
@@ -34,6 +35,23 @@ class GumbelNoise(LogitsProcessor):
         return scores.double() / self._temperature - torch.log(-torch.log(uniform_BV))
 
 
+class StopTexts(StoppingCriteria):
+    """Ends a row of ``generate`` when its completion holds a stop text, and remembers after how many tokens."""
+
+    def __init__(self, watch: StopWatch, width: int) -> None:
+        """``width``: columns before the first sampled token."""
+        self._watch = watch
+        self._width = width
+        self.lengths: dict[int, int] = {}
+        """Tokens of the completion by row."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for row, tokens in enumerate(input_ids[:, self._width :].tolist()):
+            if row not in self.lengths and (length := self._watch.end(tokens, len(tokens) - 1)) is not None:
+                self.lengths[row] = length
+        return torch.tensor([row in self.lengths for row in range(len(input_ids))], device=input_ids.device)
+
+
 class HfEngine:
     """``transformers.generate`` inside this process, on the GPU where there is one."""
 
@@ -48,6 +66,7 @@ class HfEngine:
         self._model.generation_config = GenerationConfig()  # its own may penalise or suppress tokens, unseen by us
         self._pictures = load_picture_processor(settings.model_path, settings.pixels)
         self._pad = settings.stop_token_ids[0]
+        self._watch = stop_watch(settings.model_path, settings.stop)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [completion for _, completion in self.stream(requests)]
@@ -65,6 +84,7 @@ class HfEngine:
             [[self._pad] * n + list(request.prompt_token_ids) for n, request in zip(padding, requests, strict=True)]
         )
         attention_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+        texts = None if self._watch is None else StopTexts(self._watch, width)
         output = self._model.generate(
             ids_BT.to(self._device),
             attention_mask=attention_BT.to(self._device),
@@ -78,17 +98,19 @@ class HfEngine:
                 return_dict_in_generate=True,
             ),
             logits_processor=[GumbelNoise([request.seed for request in requests], self._settings.temperature)],
+            stopping_criteria=[] if texts is None else [texts],
         )
         new_BT = output.sequences[:, width:]
         logits_BTV = torch.stack(output.logits, dim=1).float() / self._settings.temperature
         logprobs_BT = logits_BTV.log_softmax(-1).gather(-1, new_BT[..., None])[..., 0]
-        for tokens, logprobs in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True):
-            stop = next((t for t, token in enumerate(tokens) if token in self._settings.stop_token_ids), None)
-            length = len(tokens) if stop is None else stop + 1
+        for row, (tokens, logprobs) in enumerate(zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)):
+            ends = [t + 1 for t, token in enumerate(tokens) if token in self._settings.stop_token_ids][:1]
+            ends += [texts.lengths[row]] if texts is not None and row in texts.lengths else []
+            length = min(ends, default=len(tokens))
             yield Completion(
                 token_ids=tuple(tokens[:length]),
                 logprobs=tuple(logprobs[:length]),
-                finish_reason="length" if stop is None else "stop",
+                finish_reason="stop" if ends else "length",
             )
 
     def _seen(self, ids_BT: Tensor, images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from rlkl.data.images import open_image
 from rlkl.errors import RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.rollout.stopping import StopWatch, stop_watch
 from rlkl.types import Completion, Image, Probe
 
 if TYPE_CHECKING:
@@ -69,24 +70,26 @@ class VllmEngine:
 
         on_cpu = not torch.cuda.is_available()
         self._settings = settings
+        self._watch = stop_watch(settings.model_path, settings.stop)
         sees = settings.image_token_id is not None
-        self._llm: LLM = LLM(
-            model=settings.model_path,
-            dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
-            skip_tokenizer_init=not sees,  # its picture processing asks for the tokenizer
-            limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0} if sees else None,
-            mm_processor_kwargs=_pixels(settings) if sees else None,
-            generation_config="vllm",
-            max_model_len=settings.max_prompt_tokens + settings.max_new_tokens,
-            logprobs_mode="processed_logprobs",
-            gpu_memory_utilization=settings.memory_fraction,
-            enforce_eager=on_cpu,
+        own: dict[str, Any] = {
+            "model": settings.model_path,
+            "dtype": settings.dtype,
+            "skip_tokenizer_init": not sees,  # its picture processing asks for the tokenizer
+            "limit_mm_per_prompt": {"image": settings.images_per_prompt, "video": 0} if sees else None,
+            "mm_processor_kwargs": _pixels(settings) if sees else None,
+            "generation_config": "vllm",
+            "max_model_len": settings.max_prompt_tokens + settings.max_new_tokens,
+            "logprobs_mode": "processed_logprobs",
+            "gpu_memory_utilization": settings.memory_fraction,
+            "enforce_eager": on_cpu,
             # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
-            enable_chunked_prefill=False if on_cpu else None,
-            disable_chunked_mm_input=on_cpu,
-            worker_extension_cls=_EXTENSION,
-            disable_log_stats=True,
-        )
+            "enable_chunked_prefill": False if on_cpu else None,
+            "disable_chunked_mm_input": on_cpu,
+            "worker_extension_cls": _EXTENSION,
+            "disable_log_stats": True,
+        }
+        self._llm: LLM = LLM(**{**own, **settings.vllm})
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))
@@ -108,14 +111,17 @@ class VllmEngine:
             for request in requests
         ]
         prompts = [(request.prompt_token_ids, request.images) for request in requests]
-        return ((number, _completion(output)) for number, output in self._run(prompts, parameters))
+        return (
+            (number, _completion(output, end))
+            for number, output, end in self._run(prompts, parameters, watch=self._watch)
+        )
 
     def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompts = [(probe.token_ids, probe.images) for probe in probes]
-        outputs = dict(self._run(prompts, [parameters] * len(probes)))
+        outputs = {number: output for number, output, _ in self._run(prompts, [parameters] * len(probes))}
         return [
             tuple(
                 _chosen(position, token)
@@ -133,20 +139,34 @@ class VllmEngine:
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def _run(self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any]) -> Iterator[tuple[int, RequestOutput]]:
-        """What vLLM's own ``generate`` does, handing out each output with its prompt's number once it is finished."""
+    def _run(
+        self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any], watch: StopWatch | None = None
+    ) -> Iterator[tuple[int, RequestOutput, int | None]]:
+        """Do what vLLM's own ``generate`` does, and yield each output with its prompt's number once it is finished.
+
+        ``watch`` ends a completion early, and the third value is then its number of tokens.
+        """
         opened = {image.key: open_image(image) for image in {i.key: i for _, seen in prompts for i in seen}.values()}
         inputs: list[Any] = [self._input(token_ids, images, opened) for token_ids, images in prompts]
         identifiers = self._llm.enqueue(inputs, list(parameters), use_tqdm=False)
         # An output bears the part before the dash; the rest is vLLM's own.
         number_of = {identifier.partition("-")[0]: number for number, identifier in enumerate(identifiers)}
         engine: Any = self._llm.llm_engine
+        if watch is not None:
+            _report_every_token(engine, identifiers)
+        watched = [0] * len(prompts)
         while engine.has_unfinished_requests():
             for output in engine.step():
-                if output.finished:
-                    number = number_of[output.request_id]
+                number = number_of[output.request_id]
+                end = None
+                if watch is not None:
+                    end = watch.end(output.outputs[0].token_ids, watched[number])
+                    watched[number] = len(output.outputs[0].token_ids)
+                if end is not None and not output.finished:
+                    engine.abort_request([output.request_id])
+                if end is not None or output.finished:
                     _check_prompt(output, *prompts[number])
-                    yield number, output
+                    yield number, output, end
 
     def _input(
         self, token_ids: tuple[int, ...], images: tuple[Image, ...], opened: Mapping[str, Picture]
@@ -163,6 +183,14 @@ class VllmEngine:
             "multi_modal_data": {"image": [opened[image.key] for image in images]},
             "multi_modal_uuids": {"image": [image.key for image in images]},
         }
+
+
+def _report_every_token(engine: Any, identifiers: Sequence[str]) -> None:
+    """Make vLLM report these requests after each token; ``enqueue`` asks for finished ones only."""
+    from vllm.sampling_params import RequestOutputKind
+
+    for identifier in identifiers:
+        engine.output_processor.request_states[identifier].output_kind = RequestOutputKind.CUMULATIVE
 
 
 def _check_prompt(output: RequestOutput, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> None:
@@ -203,20 +231,23 @@ def _set_environment(settings: EngineSettings) -> None:
         os.environ.setdefault(name, value)
 
 
-def _completion(output: RequestOutput) -> Completion:
+def _completion(output: RequestOutput, end: int | None) -> Completion:
+    """The completion of a finished request, or the first ``end`` tokens of one that a stop text has ended."""
     sample = output.outputs[0]
-    if sample.logprobs is None or sample.finish_reason not in ("stop", "length"):
+    reason = sample.finish_reason if end is None else "stop"
+    if sample.logprobs is None or reason not in ("stop", "length"):
         raise RolloutError(
-            f"vLLM ended request {output.request_id} with finish_reason={sample.finish_reason!r}; expected a "
+            f"vLLM ended request {output.request_id} with finish_reason={reason!r}; expected a "
             "completion that stopped by itself or reached max_new_tokens. Its prompt has "
             f"{len(output.prompt_token_ids or ())} tokens."
         )
+    token_ids = tuple(sample.token_ids)[:end]
     return Completion(
-        token_ids=tuple(sample.token_ids),
+        token_ids=token_ids,
         logprobs=tuple(
-            _chosen(position, token) for position, token in zip(sample.logprobs, sample.token_ids, strict=True)
+            _chosen(position, token) for position, token in zip(list(sample.logprobs)[:end], token_ids, strict=True)
         ),
-        finish_reason=sample.finish_reason,
+        finish_reason=reason,
     )
 
 

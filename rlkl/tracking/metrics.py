@@ -126,7 +126,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="rollout/truncated_fraction",
         unit="fraction",
-        formula="Share of completions that ended at rollout.max_new_tokens instead of an end-of-sequence token.",
+        formula="Share of completions that ended at rollout.max_new_tokens instead of a stop token or text.",
         bad="Above 0.2: raise rollout.max_new_tokens, or the reward judges unfinished answers.",
     ),
     MetricDefinition(
@@ -138,7 +138,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="rollout/length_mean",
         unit="tokens",
-        formula="Mean number of sampled tokens per completion, end-of-sequence token included.",
+        formula="Mean number of sampled tokens per completion, the stop token included.",
         bad="Drifting to 1 or to rollout.max_new_tokens while the reward rises: length is being exploited.",
     ),
     MetricDefinition(

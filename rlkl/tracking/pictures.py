@@ -1,4 +1,7 @@
-"""The pictures of samples, as files under ``samples/images`` that the sample records name."""
+"""The pictures of samples, as files under ``images`` in the run folder that the sample records name.
+
+They are not under ``samples``: readers that take that folder as one parquet table would stumble over them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ PictureColumns = Mapping[str, Sequence[Sequence[str] | None]]
 """Paths from the run folder, by column name, an entry a rollout, None where no picture was kept."""
 
 CLEAN, CORRUPTED = "images", "corrupted_images"
-_FOLDER = Path("samples") / "images"
+_FOLDER = Path("images")
 _GAP = 8
 """Pixels between pictures that are shown side by side."""
 

@@ -19,12 +19,11 @@ import pyarrow.parquet as pq
 
 from rlkl.errors import CheckpointError, LearnerError
 from rlkl.tracking.pictures import PictureColumns
+from rlkl.tracking.sample_schema import TOKEN_COLUMN, fitted, merged_schema
 from rlkl.types import RolloutGroup
 
 TokenColumns = Mapping[str, Sequence[Sequence[float] | None]]
 """Numbers for each response token by column name, one entry a rollout, None where the rollout was not trained on."""
-
-TOKEN_COLUMN = pa.list_(pa.float64())
 
 
 class MetricsFile:
@@ -98,7 +97,11 @@ def write_samples(
     token_columns: TokenColumns = MappingProxyType({}),
     pictures: PictureColumns = MappingProxyType({}),
 ) -> None:
-    """One row a rollout, groups in order. ``logprobs`` is null where nobody sampled."""
+    """Write one row a rollout, groups in order. ``logprobs`` is null where nobody sampled.
+
+    All sample files of a run have one schema, so that readers can take the folder as one table: a column that this step
+    lacks is null, and one that is new is added to the earlier files.
+    """
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     columns: dict[str, pa.Array] = {
         "step": pa.array([finished] * len(pairs), pa.int64()),
@@ -117,8 +120,7 @@ def write_samples(
         values = [rollout.monitors.get(name) for _, rollout in pairs]
         columns[f"monitor/{name}"] = pa.array(values, pa.float64())
     for name in ("tags", "failed"):
-        if any(getattr(rollout, name) for _, rollout in pairs):
-            columns[f"reward_{name}"] = pa.array([getattr(r, name) for _, r in pairs], pa.list_(pa.string()))
+        columns[f"reward_{name}"] = pa.array([getattr(r, name) for _, r in pairs], pa.list_(pa.string()))
     columns["sample_index"] = pa.array([rollout.sample_index for _, rollout in pairs], pa.int64())
     columns["weights_version"] = pa.array([rollout.weights_version for _, rollout in pairs], pa.int64())
     for name, values in token_columns.items():
@@ -126,9 +128,31 @@ def write_samples(
         columns[name] = pa.array(values, TOKEN_COLUMN)
     for name, paths in pictures.items():
         columns[name] = pa.array(paths, pa.list_(pa.string()))
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    earlier = [other for other in sorted(path.parent.glob("step_*.parquet")) if other != path]
+    schema = merged_schema([table.schema, *(pq.read_schema(other) for other in earlier[-1:])])
+    if earlier and schema != pq.read_schema(earlier[-1]):
+        _rewrite(earlier, schema)
+    _write_table(path, fitted(table, schema))
+
+
+def unify_samples(run_dir: Path) -> None:
+    """Bring all sample files to one schema, after a crash in between or if an earlier version wrote them."""
+    files = [path for _, path in sample_files(run_dir)]
+    if files:
+        _rewrite(files, merged_schema([pq.read_schema(path) for path in files]))
+
+
+def _rewrite(files: Sequence[Path], schema: pa.Schema) -> None:
+    for path in files:
+        if pq.read_schema(path) != schema:
+            _write_table(path, fitted(pq.read_table(path), schema))
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
     _write_atomically(path, buffer.getvalue())
 
 
@@ -158,8 +182,12 @@ def _utf8(text: str) -> str:
 def _write_atomically(path: Path, content: bytes | pa.Buffer) -> None:
     """The file has its old content or the new one, whenever the machine stops."""
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:  # a full disk gets back what the half file took
+        aside.unlink(missing_ok=True)
+        raise

@@ -35,7 +35,10 @@ RULE_METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="update/value_clip_fraction",
         unit="fraction",
-        formula="PPO: share of response tokens whose value moved by more than value_clip towards its return.",
+        formula=(
+            "PPO: share of response tokens whose value moved by more than value_clip since the start of the step, "
+            "towards its return or past it, so that the clip takes its gradient."
+        ),
         bad="Above 0.2: the critic is held back; raise update.value_clip or lower learner.lr.",
     ),
     MetricDefinition(

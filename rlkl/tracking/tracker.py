@@ -14,9 +14,17 @@ from rlkl.tracking.console import open_console, print_summary
 from rlkl.tracking.hacking_watch import HackingWatch, warn
 from rlkl.tracking.metrics import check_known
 from rlkl.tracking.pictures import save_pictures
-from rlkl.tracking.records import MetricsFile, TokenColumns, drop_later_samples, sample_path, write_samples
+from rlkl.tracking.records import (
+    MetricsFile,
+    TokenColumns,
+    drop_later_samples,
+    sample_path,
+    unify_samples,
+    write_samples,
+)
 from rlkl.tracking.suspicious import drop_later_suspects, suspects_path, write_suspects
 from rlkl.tracking.view import RunState
+from rlkl.tracking.wandb_recorder import WandbRecorder
 from rlkl.tracking.wandb_run import WandbRun, new_run_id
 from rlkl.tracking.writer import BackgroundWriter
 from rlkl.types import Image, RolloutGroup
@@ -53,6 +61,7 @@ class Tracker:
         self._next_step = first_step
         run_dir.mkdir(parents=True, exist_ok=True)
         drop_later_samples(run_dir, first_step)
+        unify_samples(run_dir)
         drop_later_suspects(run_dir, first_step)
         with ExitStack() as opened:
             self._metrics = MetricsFile(run_dir / "metrics.jsonl", first_step=first_step)
@@ -63,7 +72,8 @@ class Tracker:
             self._wandb = None
             if recipe.tracking.wandb != "off":
                 self.note("starting W&B")
-                self._wandb = WandbRun(run_dir, recipe, run_id=self.run_id, first_step=first_step)
+                run = WandbRun(run_dir, recipe, run_id=self.run_id, first_step=first_step)
+                self._wandb = WandbRecorder(run)
             opened.pop_all()
         watched = recipe.tracking.hacking_watch and not recipe.data.has_pairs  # of stored pairs nothing drifts
         self._watch = HackingWatch(recipe, self._metrics.kept) if watched else None
@@ -97,7 +107,7 @@ class Tracker:
         ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file, and so do the
         pictures; ``corrupted`` are a group's corrupted ones by its number.
         Raises LearnerError for NaN or infinity, AssertionError for a metric that `rlkl.tracking.metrics` lacks, and
-        what went wrong in writing an earlier step.
+        what went wrong in writing an earlier step. W&B's errors are warned of and never raised.
         """
         assert step == self._next_step, f"step {step} logged where step {self._next_step} is due"
         finished = self._next_step + 1
@@ -109,11 +119,12 @@ class Tracker:
         self._state.update(record, groups)
         due = self.samples_due(step)
         if self._wandb is not None:
-            self._writer.submit(partial(self._wandb.log, finished, metrics))
+            self._wandb.log(finished, metrics)
         if due:
-            self._writer.submit(partial(self._write_samples, finished, groups, token_columns or {}, corrupted or {}))
+            job = partial(self._write_samples, finished, groups, token_columns or {}, corrupted or {})
+            written = self._writer.submit(job)
             if self._wandb is not None:
-                self._writer.submit(partial(self._wandb.log_samples, finished))
+                self._wandb.log_samples(finished, written)
         self._console.step(with_samples=due)
 
     def _write_samples(
@@ -140,9 +151,18 @@ class Tracker:
         return sighting.metrics
 
     def flush(self) -> None:
-        """Returns once every step logged so far is on disk; raises what went wrong in writing."""
+        """Return once every step logged so far is on disk; raises what went wrong in writing, but not W&B's errors."""
         self._writer.flush()
         self._metrics.sync()
+        if self._wandb is not None:
+            self._wandb.settle()
+
+    def drain(self) -> list[BaseException]:
+        """Wait until what can be written is written; log the errors of the rest, and return them."""
+        errors = self._writer.drain()
+        for error in errors:
+            _log.error("records of the run are incomplete: %s: %s", type(error).__name__, error)
+        return errors
 
     def finish(self, summary: RunSummary) -> None:
         """Closes everything and prints what was reached and where it is."""
@@ -166,16 +186,13 @@ class Tracker:
 
     def _close(self, *, failed: bool) -> list[BaseException]:
         self.note("writing the last records")
-        errors = self._writer.drain()
+        errors = self.drain()
         if self._wandb is not None:
-            self._writer.submit(partial(self._wandb.finish, failed=failed))
-            errors += self._writer.drain()
+            self._wandb.finish(failed=failed)
         self.note("")
         self._writer.close()
         self._metrics.close()
         self._console.close()
-        for error in errors:
-            _log.error("records of the run are incomplete: %s: %s", type(error).__name__, error)
         return errors
 
     def _places(self, *, resumable: bool) -> dict[str, Path | str]:

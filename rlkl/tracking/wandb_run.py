@@ -88,6 +88,10 @@ class WandbRun:
                 f"W&B refused the run (tracking.project = {settings.project}, tracking.entity = {settings.entity}): "
                 f"{error}. Correct them, or set tracking.wandb=offline and upload later"
             ) from error
+        except Exception as error:
+            raise EnvironmentProblem(
+                f"W&B cannot be started ({type(error).__name__}: {error}). Set tracking.wandb=off to run without it"
+            ) from error
 
     @property
     def folder(self) -> Path:
@@ -106,8 +110,8 @@ class WandbRun:
     def _add_rows(self, path: Path) -> tuple[str, Any]:
         """The file's first rows: `SAMPLE_COLUMNS`, and what the run has of pictures and of numbers a token.
 
-        Returns the table that they went to and its key. A step that trained on nothing has fewer columns; a table has
-        one set of them, so ``samples_2`` and on take what differs from the first.
+        Returns the table that they went to and its key. A table has one set of columns. When a later step brings new
+        ones, ``samples_2`` takes its rows and those of the steps after it.
         """
         schema = pq.read_schema(path)
         pictures = [name for name in (CLEAN, CORRUPTED) if name in schema.names]

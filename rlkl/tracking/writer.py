@@ -24,33 +24,42 @@ class BackgroundWriter:
         self._jobs: deque[AsyncResult[None]] = deque()
         self._errors: deque[BaseException] = deque()
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None]) -> AsyncResult[None]:
+        """Run ``job`` after those before it; returns a handle to wait for it. Raises the error of an earlier job."""
         if self._errors:
             raise self._errors.popleft()
         while self._jobs and self._jobs[0].ready():
             self._jobs.popleft()
-        self._jobs.append(self._pool.apply_async(job, error_callback=self._errors.append))
+        handle = self._pool.apply_async(job, error_callback=self._errors.append)
+        self._jobs.append(handle)
+        return handle
 
     def flush(self) -> None:
-        """Returns once all jobs are done; raises the first error among them, or DeadlineError."""
+        """Return once all jobs are done; raises the first error among them, or DeadlineError."""
         errors = self.drain()
         if errors:
             raise errors[0]
 
-    def drain(self) -> list[BaseException]:
-        """Waits for all jobs, and returns their errors instead of raising."""
-        end = time.monotonic() + FLUSH_TIMEOUT_S
+    def drain(self, timeout_s: float | None = None) -> list[BaseException]:
+        """Wait for all jobs, by default `FLUSH_TIMEOUT_S`, and return their errors instead of raising."""
+        timeout_s = FLUSH_TIMEOUT_S if timeout_s is None else timeout_s
+        end = time.monotonic() + timeout_s
         for job in self._jobs:
             job.wait(max(end - time.monotonic(), 0.0))
         late = sum(not job.ready() for job in self._jobs)
-        errors = [*self._errors]
         self._jobs.clear()
-        self._errors.clear()
+        errors = self.take_errors()
         if late:
-            left = f"the tracking thread left {late} records unwritten after {FLUSH_TIMEOUT_S} s"
+            left = f"the tracking thread left {late} records unwritten after {timeout_s} s"
             errors.append(DeadlineError(f"{left}; is the disk or the network of the run folder stuck?"))
         return errors
 
+    def take_errors(self) -> list[BaseException]:
+        """Return the errors of jobs so far, without waiting; each is returned or raised once."""
+        errors = [*self._errors]
+        self._errors.clear()
+        return errors
+
     def close(self) -> None:
-        """Takes no more jobs."""
+        """Take no more jobs."""
         self._pool.close()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rlkl.schema import Section
 
@@ -49,6 +49,9 @@ GRPO_VARIANTS: dict[GrpoVariant, GrpoChoices] = {
 
 PAPO_GRPO = GrpoChoices(aggregation="token_mean", clip_high=0.3)
 """What PAPO's authors ran as GRPO (arXiv 2507.06448)."""
+
+_NULL_IS_A_VALUE = frozenset({"clip_low", "clip_high"})
+"""Keys of GRPO whose null means "not clipped", not "as the variant has it"."""
 
 KL_ESTIMATORS: dict[KlPlacement, tuple[KlEstimator, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
 """Estimators whose gradient is a KL's where they are placed; the first is taken when the recipe names none."""
@@ -108,7 +111,10 @@ class RuleSettings(Section):
 
 
 class GrpoSettings(RuleSettings):
-    """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo.md``)."""
+    """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo.md``).
+
+    Of `clip_low` and `clip_high`, null is a value of its own, so that a dump leaves out what was left out.
+    """
 
     rule: Literal["grpo"] = Field(default="grpo", description="The update rule.")
     variant: GrpoVariant = Field(
@@ -125,8 +131,12 @@ class GrpoSettings(RuleSettings):
         default=None, description="PPO's clipped surrogate, or CISPO's truncated weight on the log-probability."
     )
     aggregation: Aggregation | None = Field(default=None, description="How per-token losses become one number.")
-    clip_low: float | None = Field(default=None, gt=0, description="The ratio is clipped below 1 - clip_low.")
-    clip_high: float | None = Field(default=None, gt=0, description="The ratio is clipped above 1 + clip_high.")
+    clip_low: float | None = Field(
+        default=None, gt=0, description="The ratio is clipped below 1 - clip_low; null: not clipped below."
+    )
+    clip_high: float | None = Field(
+        default=None, gt=0, description="The ratio is clipped above 1 + clip_high; null: not clipped above."
+    )
     drop_uniform_groups: bool | None = Field(
         default=None, description="Leave out groups whose rewards are all equal (DAPO's dynamic sampling)."
     )
@@ -161,8 +171,14 @@ class GrpoSettings(RuleSettings):
 
     def choices(self) -> GrpoChoices:
         """The variant's choices with the recipe's own on top."""
-        variant = self.variant_choices()
-        return replace(variant, **self.model_dump(include=set(asdict(variant)), exclude_none=True))
+        own: dict[str, Any] = {name: getattr(self, name) for name in GrpoChoices.__slots__}
+        taken = {name for name, value in own.items() if value is not None} | (self.model_fields_set & _NULL_IS_A_VALUE)
+        return replace(self.variant_choices(), **{name: own[name] for name in taken})
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_was_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = _NULL_IS_A_VALUE - self.model_fields_set
+        return {name: value for name, value in dump(self).items() if name not in left_out}
 
     def estimator(self) -> KlEstimator:
         """The recipe's KL estimator, or the usual one for where the KL is placed."""

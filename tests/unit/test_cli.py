@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlkl.cli import main
-from rlkl.errors import LearnerError
+from rlkl.errors import LearnerError, RewardError
 from rlkl.recipe.io import dump_recipe, load_recipe
 
 
@@ -67,6 +67,17 @@ def test_bad_input_is_one_message_and_exit_code_2(
 def test_failed_run_is_exit_code_1_with_its_message(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "quickstart", "steps=13"]) == 1
     assert capsys.readouterr().err == "error: the gradient is not finite\n"
+
+
+def test_a_failed_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        error = RewardError("reward 'gold' raised")
+        error.add_note("All 7 finished steps are saved.")
+        raise error
+
+    monkeypatch.setattr("rlkl.start.train", fails)
+    assert main(["train", "quickstart"]) == 1
+    assert capsys.readouterr().err == "error: reward 'gold' raised\nAll 7 finished steps are saved.\n"
 
 
 @pytest.mark.usefixtures("trained")

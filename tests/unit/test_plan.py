@@ -96,6 +96,10 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     assert memory.parameters == 2 * 2**20
     assert memory.learner_gib == 2 / 1024 * 16
     assert memory.reference_gib == memory.engine_gib == 2 / 1024 * 2
+    assert memory.copy_gib == 0
+    several = plan(f"model.path={tmp_path}", "learner.minibatches=2").memory
+    assert several is not None
+    assert several.copy_gib == 2 / 1024 * 12
     without = plan(f"model.path={tmp_path}", "learner.track_reference_kl=false").memory
     assert without is not None
     assert without.reference_gib == 0

@@ -23,6 +23,18 @@ def test_clipped_value_loss_takes_the_larger_loss() -> None:
     assert value.clipped_BT[0].tolist() == [False, False, True, True, False, False]
 
 
+def test_values_that_moved_by_less_than_the_clip_never_count_as_clipped() -> None:
+    """Start plus the move is not the value to the last bit, so either of the two losses may be the larger one."""
+    generator = torch.Generator().manual_seed(0)
+    start_BT, values_BT, returns_BT = (
+        scale * torch.randn(8, 640, generator=generator).clamp(-1, 1) for scale in (1e-1, 1e-4, 1e-4)
+    )
+    held_BT = start_BT + (values_BT - start_BT)
+    assert ((held_BT - returns_BT).square() > (values_BT - returns_BT).square()).float().mean() > 0.4
+
+    assert not clipped_value_loss(values_BT, start_BT, returns_BT, clip=0.2).clipped_BT.any()
+
+
 def test_squared_value_loss_has_no_clip() -> None:
     value = squared_value_loss(VALUES_BT, RETURNS_BT)
     assert value.loss_BT[0].tolist() == pytest.approx([0.5, 0.405, 0.125, 0.08, 0.605, 1.125])

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from rlkl.errors import CheckpointError
+from rlkl.errors import CheckpointError, SaveError
 from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.learner.manifest import list_files, write_manifest
 
 
 def state(step: int) -> LoopState:
@@ -13,14 +14,14 @@ def state(step: int) -> LoopState:
 
 
 def write(checkpoints: Checkpoints, step: int) -> None:
-    with checkpoints.writing(state(step)) as folder:
-        (folder / "policy").mkdir()
-        (folder / "policy" / "weights").write_text(str(step))
+    with checkpoints.writing(state(step)) as draft:
+        (draft.folder / "policy").mkdir()
+        (draft.folder / "policy" / "weights").write_text(str(step))
 
 
 def break_off(checkpoints: Checkpoints, step: int) -> None:
-    with checkpoints.writing(state(step)) as folder:
-        (folder / "half").write_text("half")
+    with checkpoints.writing(state(step)) as draft:
+        (draft.folder / "half").write_text("half")
         raise KeyboardInterrupt
 
 
@@ -68,10 +69,91 @@ def test_no_checkpoint_says_what_to_do(tmp_path: Path):
         Checkpoints(tmp_path, keep=1).latest()
 
 
+@pytest.mark.parametrize("left", [".writing-step_000010", ".writing-step_000003"])
+def test_what_a_killed_or_failed_save_left_is_removed(tmp_path: Path, left: str):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    write(checkpoints, 5)
+    (tmp_path / "checkpoints" / left / "policy").mkdir(parents=True)  # by a run that was killed
+    with pytest.raises(KeyboardInterrupt):
+        break_off(checkpoints, 10)
+
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000005"]
+
+
+def test_a_file_that_the_learner_wrote_and_the_driver_does_not_see_makes_no_checkpoint(tmp_path: Path):
+    """As on another machine, where the folder of the same path is another one."""
+    checkpoints = Checkpoints(tmp_path / "here", keep=2)
+    write(checkpoints, 5)
+    elsewhere = tmp_path / "there"
+    elsewhere.mkdir()
+    (elsewhere / "learner.pt").write_text("weights")
+
+    with pytest.raises(SaveError, match=r"learner\.pt is missing .*run\.dir"), checkpoints.writing(state(10)) as draft:
+        draft.written |= list_files(elsewhere)
+    assert [path.name for path in (tmp_path / "here" / "checkpoints").iterdir()] == ["step_000005"]
+
+
+def write_and_change(checkpoints: Checkpoints) -> None:
+    with checkpoints.writing(state(10)) as draft:
+        (draft.folder / "learner.pt").write_text("weights")
+        draft.written |= list_files(draft.folder)
+        (draft.folder / "learner.pt").write_text("WEIGHTS")
+
+
+def test_a_file_that_arrives_with_another_content_makes_no_checkpoint(tmp_path: Path):
+    with pytest.raises(SaveError, match=r"learner\.pt has another content"):
+        write_and_change(Checkpoints(tmp_path, keep=2))
+
+
+def spoil(checkpoint: Path, how: str) -> None:
+    path = checkpoint / "policy" / "weights"
+    match how:
+        case "gone":
+            path.unlink()
+        case "short":
+            path.write_text("")
+        case "changed":
+            path.write_text("9")
+        case "no manifest":
+            (checkpoint / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        ("gone", "policy/weights is missing"),
+        ("short", "policy/weights has 0 bytes, expected 1"),
+        ("changed", "policy/weights has another content than was written"),
+        ("no manifest", "manifest.json cannot be read"),
+    ],
+)
+def test_a_checkpoint_is_used_only_if_every_file_of_its_manifest_is_there(tmp_path: Path, how: str, problem: str):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    write(checkpoints, 5)
+    assert read_state(checkpoints.latest()) == state(5)
+    spoil(tmp_path / "checkpoints" / "step_000005", how)
+
+    with pytest.raises(CheckpointError, match=rf"step_000005 is not complete: {problem}.*Remove it to go on"):
+        read_state(checkpoints.latest())
+    assert checkpoints.has(5) == (how == "changed"), "contents are compared before a resume, not each time"
+
+
+def test_a_checkpoint_with_missing_files_is_written_anew_and_never_counts_as_one_of_those_kept(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    write(checkpoints, 5)
+    write(checkpoints, 5)
+    spoil(tmp_path / "checkpoints" / "step_000005", "gone")
+    assert not checkpoints.has(5)
+    write(checkpoints, 5)
+    assert checkpoints.has(5)
+
+
 def test_an_unreadable_state_names_the_file(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 5)
-    (checkpoints.latest() / "state.json").write_text("{")
+    folder = checkpoints.latest()
+    (folder / "state.json").write_text("{")
+    write_manifest(folder, list_files(folder))
 
     with pytest.raises(CheckpointError, match=r"step_000005/state.json cannot be read"):
-        read_state(checkpoints.latest())
+        read_state(folder)

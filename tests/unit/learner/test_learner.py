@@ -1,11 +1,16 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rlkl.errors import CheckpointError, LearnerError
-from rlkl.learner.learner import Learner, LearnerSpec, _build_optimizer
+from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.stepping import build_optimizer
 from rlkl.recipe import Recipe
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates.base import HeadInput, Heads
@@ -17,7 +22,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_qwen3(tmp_path_factory.mktemp("model") / "untied", tied=False, seed=0))
 
 
-def build(model_path: str, **sections: dict) -> Learner:
+def build(model_path: str, **sections: Any) -> Learner:
     recipe = Recipe.model_validate(
         {
             "model": {"path": model_path, **sections.pop("model", {})},
@@ -134,7 +139,7 @@ def test_heads_may_learn_at_a_rate_of_their_own():
     policy, head = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
     recipe = Recipe.model_validate({"model": {"path": "m"}, "data": {"source": "d.jsonl"}})
 
-    optimizer = _build_optimizer({"policy.w": policy, "heads.b": head}, recipe, FastHead())
+    optimizer = build_optimizer({"policy.w": policy, "heads.b": head}, recipe.learner, FastHead())
 
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert scales == {id(policy): 1.0, id(head): 5.0}
@@ -256,6 +261,77 @@ def test_nothing_selected_is_a_step_that_does_nothing(model_path: str):
     assert learner.step(0) == {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
     assert not learner.moved
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.policy.published())
+
+
+def test_a_cosine_ends_at_its_end_though_groups_were_dropped(model_path: str):
+    """Two of four groups are left in each step, so two of four minibatches; the third step has none at all."""
+    settings = {"lr": 1.0, "schedule": "cosine", "minibatches": 4}
+    learner = build(model_path, steps=4, learner=settings)
+    whole = build(model_path, steps=4, learner=settings)
+    rates = []
+    for step in range(4):
+        left = [] if step == 2 else [example for example in examples(step) if example.group < 2]
+        learner.prepare(left, step=step)
+        whole.prepare(examples(step), step=step)
+        rates.append((learner.step(step)["optim/lr"], whole.step(step)["optim/lr"]))
+
+    assert [rate for rate, _ in rates] == [rates[0][1], rates[1][1], 0.0, 0.0]
+    assert rates[-1] == (0.0, 0.0)
+
+
+def test_left_out_rollouts_without_tokens_are_no_sequences_of_the_kl(model_path: str):
+    learner = build(model_path)
+    train(learner)
+    sampled = scored_by(learner, examples(1))
+    empty = Completion(token_ids=(), logprobs=(), finish_reason="length")
+    empties = [replace(e, rollout=replace(e.rollout, completion=empty)) for e in sampled[:3]]
+
+    alone = learner.prepare(sampled, step=1)
+    beside = learner.prepare(sampled, empties, step=1)
+
+    for key in ("kl/policy_to_reference", "kl/policy_to_reference_per_token"):
+        assert alone[key] != 0.0
+        assert beside[key] == alone[key]
+    assert learner.prepare(empties, sampled, step=1)["kl/policy_to_reference"] == pytest.approx(
+        alone["kl/policy_to_reference"], rel=1e-4
+    )
+
+
+@contextmanager
+def losses_that_end(learner: Learner, monkeypatch: pytest.MonkeyPatch, *, after: int) -> Iterator[None]:
+    """While entered, the rule's loss raises `IndexError` once it has been asked for so many times."""
+    left = [learner._update.loss] * after
+    with monkeypatch.context() as failing:
+        failing.setattr(learner._update, "loss", lambda *arguments: left.pop()(*arguments))
+        yield
+
+
+def test_an_error_in_the_third_optimizer_step_undoes_the_first_two(model_path: str, monkeypatch: pytest.MonkeyPatch):
+    """After it the learner goes on as if the failed step had never been tried."""
+    sections = {"learner": {"epochs": 2, "minibatches": 2}, "update": {"rule": "ppo", "kl_target": 1e-3}}
+    learner, untroubled = build(model_path, **deepcopy(sections)), build(model_path, **deepcopy(sections))
+    for one in (learner, untroubled):
+        train(one)
+        one.moved = False
+    learner.prepare(examples(5), step=1)
+    with losses_that_end(learner, monkeypatch, after=2), pytest.raises(IndexError):
+        learner.step(1)
+
+    assert learner.finished_steps == 1
+    assert not learner.moved
+    assert all(torch.equal(tensor, weights(untroubled)[name]) for name, tensor in weights(learner).items())
+    records = [one.prepare(examples(1), step=1) | one.step(1) for one in (learner, untroubled)]
+    assert records[0] == records[1]
+    assert all(torch.equal(tensor, weights(untroubled)[name]) for name, tensor in weights(learner).items())
+
+
+def test_an_error_in_the_very_first_step_leaves_no_optimizer_state(model_path: str, monkeypatch: pytest.MonkeyPatch):
+    learner, untroubled = (build(model_path, learner={"minibatches": 2}) for _ in range(2))
+    with losses_that_end(learner, monkeypatch, after=1), pytest.raises(IndexError):
+        train(learner)
+
+    assert train(learner) == train(untroubled)
+    assert all(torch.equal(tensor, weights(untroubled)[name]) for name, tensor in weights(learner).items())
 
 
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_weights(model_path: str):

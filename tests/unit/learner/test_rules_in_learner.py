@@ -30,6 +30,19 @@ def test_the_critic_learns_the_returns(model_path: str, critic: str) -> None:
     assert records[-1]["update/value_explained_variance"] > 0.1
 
 
+def test_the_value_clip_fraction_does_not_depend_on_the_cut(model_path: str) -> None:
+    """Small values that hardly move are never clipped, whatever rounding each cut adds to them."""
+    for tokens in (8192, 20, 1):
+        learner = build(
+            model_path,
+            update={"rule": "ppo", "kl_coef": 0.0},
+            learner={"lr": 1e-5, "epochs": 3, "micro_batch_tokens": tokens},
+        )
+        batches = [examples(step, reward_scale=1e-4) for step in range(3)]
+        records = [learner.prepare(batch, step=step) | learner.step(step) for step, batch in enumerate(batches)]
+        assert [record["update/value_clip_fraction"] for record in records] == [0.0] * 3, tokens
+
+
 def test_without_critic_there_is_no_value_loss(model_path: str) -> None:
     learner = build(model_path, update={"rule": "ppo", "critic": "none", "gae_lambda": 1.0})
     record = learner.prepare(examples(), step=0) | learner.step(0)

@@ -1,6 +1,6 @@
 import pytest
 
-from rlkl.learner.schedule import learning_rate
+from rlkl.learner.schedule import learning_rate, schedule_position
 from rlkl.recipe import LearnerSection
 
 
@@ -26,3 +26,20 @@ def test_cosine_is_halfway_in_the_middle():
 
 def test_steps_beyond_the_planned_total_keep_the_final_rate():
     assert learning_rate(LearnerSection(lr=1.0, schedule="linear"), 50, 10) == 0.0
+
+
+@pytest.mark.parametrize("made", [1, 2, 3, 4])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_schedule_ends_with_the_run_however_many_optimizer_steps_the_groups_allow(schedule: str, made: int):
+    section = LearnerSection.model_validate({"lr": 1.0, "schedule": schedule, "warmup_steps": 4})
+    positions = [schedule_position(step, n, made, per_step=4) for step in range(10) for n in range(made)]
+    rates = [learning_rate(section, position, 40) for position in positions]
+
+    assert rates[made - 1] == 1.0, "the warm-up is over after the first training step"
+    assert rates[made:] == sorted(rates[made:], reverse=True)
+    assert rates[-1] == 0.0
+    assert max(rates) == 1.0
+
+
+def test_without_dropped_groups_a_position_is_the_number_of_the_optimizer_step():
+    assert [schedule_position(step, n, 3, per_step=3) for step in range(4) for n in range(3)] == list(range(12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,21 @@ def test_token_columns_are_the_perception_kl_of_each_token(model_path: str, pict
     assert all(value >= 0 for value in tokens)
     assert sum(tokens) / len(tokens) == pytest.approx(record["perception/kl"], rel=1e-3)
     assert all(value == 0 for row in rows[4:] for value in row), "text-only"
+
+
+def test_responses_masked_for_their_truncation_keep_their_token_columns(model_path: str, pictures):
+    """The samples of a step have a number for each of their tokens, trained on or not."""
+    found = examples(pictures)
+    cut = replace(found[2].rollout.completion, finish_reason="length")
+    found[2] = replace(found[2], rollout=replace(found[2].rollout, completion=cut))
+    rows = []
+    for mask_truncated in (False, True):
+        learner = build(model_path, **papo(mask_truncated=mask_truncated))
+        learner.prepare(found, step=0)
+        rows.append(learner.token_columns()["perception_kl"])
+
+    assert [len(row) for row in rows[1]] == [2, 3, 3, 4, 4, 5]
+    assert rows[1] == rows[0]
 
 
 def test_a_text_model_is_refused_with_the_signal_that_it_lacks(tmp_path: Path):

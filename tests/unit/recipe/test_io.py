@@ -8,6 +8,7 @@ from rlkl.errors import RecipeError
 from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
 from rlkl.recipe.keys import REQUIRED, describe_keys
 from rlkl.updates import RULES
+from rlkl.updates.settings import GrpoSettings
 
 MINIMAL = "model: {path: some/model}\ndata: {source: prompts.jsonl}\n"
 
@@ -77,6 +78,16 @@ def test_recipes_are_found_by_bare_name(tmp_path: Path, monkeypatch: pytest.Monk
 def test_dumped_recipe_reads_back_the_same(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", "model.lora={rank: 8}", "tracking.wandb=off", "learner.lr=1e-7", "run.name='7'")
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(("overrides", "clips"), [((), (0.2, 0.28)), (("update.clip_high=null",), (0.2, None))])
+def test_a_clip_of_null_survives_the_dump_and_one_left_out_stays_out(
+    tmp_path: Path, overrides: tuple[str, ...], clips: tuple[float, float | None]
+) -> None:
+    recipe = load_recipe("quickstart", "update.rule=grpo", "update.variant=dapo", *overrides)
+    for read in (recipe, load_recipe(write(tmp_path, dump_recipe(recipe)))):
+        assert isinstance(read.update, GrpoSettings)
+        assert (read.update.choices().clip_low, read.update.choices().clip_high) == clips
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from rlkl.tasks.characters import (
     character_tokenizer,
     small_qwen3_config,
 )
+from tests.chat_tokenizers import TURN_ENDS, chat_tokenizer
 
 TEXTS = ["a", "hello there", "x" * 60, "", "The same.", "the end" + EOS, PAD, "12 + 12 = 24", "q" * 33, "zz"]
 TOLERANCE = 1e-5
@@ -179,6 +180,27 @@ def test_a_model_that_says_so_reads_prompt_answer_and_end(tmp_path):
     assert ended == pytest.approx(expected, abs=TOLERANCE)
     joined = SequenceClassifier(path=path, text="prompt_completion")(prompts=["1+1="], completions=["2"])[0]
     assert joined != pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma", "phi3", "qwen3"])
+def test_a_completion_of_a_chat_ends_as_the_trained_answers_did(tmp_path, family):
+    tokenizer = chat_tokenizer(family)
+    end = tokenizer.convert_tokens_to_ids(TURN_ENDS[family])
+    config = small_qwen3_config(tied=False, vocabulary=len(tokenizer))
+    config.num_labels = 1
+    config.rlkl_text = "sampled"
+    config.rlkl_chat_template_kwargs = {"enable_thinking": False}
+    model = Qwen3ForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    turns = [{"role": "user", "content": "name a colour"}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    ids = [*tokenizer.encode(prompt, add_special_tokens=False), *tokenizer.encode("blue"), end]
+    with torch.inference_mode():
+        expected = model.eval()(input_ids=torch.tensor([ids])).logits.item()
+    for form in (prompt, turns):
+        score = SequenceClassifier(path=str(tmp_path))(prompts=[form], completions=["blue"])[0]
+        assert score == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_texts_that_are_too_long(tmp_path):

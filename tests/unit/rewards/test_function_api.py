@@ -159,6 +159,10 @@ def test_abstaining_is_no_zero(value: Any):
     ("value", "message"),
     [
         (rlkl.Reward(value=math.nan), "value to be a finite number"),
+        (1e39, "a finite number.*too large for float32"),
+        (rlkl.Reward(components={"a": -1e39}), "component 'a' to be a finite number.*too large for float32"),
+        (rlkl.Reward(components={"a": 3e38, "b": 3e38}), "the sum of its parts to be a finite number.*too large"),
+        (rlkl.Reward(token_values=[3e38, 3e38]), "the sum of its parts"),
         (rlkl.Reward(components={"right": "yes"}), "component 'right'"),  # pyright: ignore[reportArgumentType]
         ({"a/b": 1.0}, "'a/b' is no name for a component"),
         ({}, "return None to abstain"),

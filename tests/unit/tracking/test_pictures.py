@@ -35,11 +35,11 @@ def test_each_different_picture_is_one_file_with_its_own_bytes(tmp_path: Path):
 
     columns = save_pictures(tmp_path, [_group(red, blue), _group(), _group(red)], {0: (black, black)}, kept=5)
 
-    at = {name: f"samples/images/{image.key}.png" for name, image in {"r": red, "b": blue, "k": black}.items()}
+    at = {name: f"images/{image.key}.png" for name, image in {"r": red, "b": blue, "k": black}.items()}
     both, one = [at["r"], at["b"]], [at["r"]]
     assert columns["images"] == [both, both, None, None, one, None], "the sixth rollout is one more than are kept"
     assert columns["corrupted_images"] == [[at["k"]] * 2, [at["k"]] * 2, None, None, None, None]
-    assert {path.name for path in (tmp_path / "samples" / "images").iterdir()} == {Path(p).name for p in at.values()}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {Path(p).name for p in at.values()}
     assert (tmp_path / at["b"]).read_bytes() == blue.data
 
 

@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from rlkl.errors import CheckpointError, LearnerError
-from rlkl.tracking.records import MetricsFile, drop_later_samples, read_metrics, sample_path, write_samples
+from rlkl.tracking.records import (
+    MetricsFile,
+    drop_later_samples,
+    read_metrics,
+    sample_path,
+    unify_samples,
+    write_samples,
+)
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 
@@ -98,6 +106,8 @@ def test_samples_hold_every_rollout_with_its_rewards(tmp_path: Path):
         "reward": 1.5,
         "reward/brevity": 0.5,
         "reward/gold": 1.0,
+        "reward_tags": [],
+        "reward_failed": [],
         "sample_index": 1,
         "weights_version": 9,
         "mask": [1.0, 0.5],
@@ -116,3 +126,52 @@ def test_samples_of_steps_to_be_done_again_are_dropped(tmp_path: Path):
         "step_000001.parquet",
         "step_000010.parquet",
     ]
+
+
+LATE = {"reward/late": 2.0, "monitor/new": 3.0, "reward_tags": ["odd"], "mask": [0.5, 1.5]}
+"""Columns that come up in the second file."""
+
+
+def _write_three(run_dir: Path) -> None:
+    """Sample files of three steps, of which the second has columns that the others lack."""
+    (early,) = _group("a", texts=("x",)).rollouts
+    late = replace(early, components={**early.components, "late": 2.0}, monitors={"new": 3.0}, tags=("odd",))
+    for finished, rollout, token_columns in ((1, early, {}), (10, late, {"mask": [[0.5, 1.5]]}), (20, early, {})):
+        group = RolloutGroup(prompt=Prompt(id=f"p{finished}", text="?", token_ids=(3,)), rollouts=(rollout,))
+        write_samples(sample_path(run_dir, finished), finished, [group], token_columns)
+
+
+def test_the_folder_of_samples_is_one_table_with_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets.config
+    import pandas
+    import pyarrow.dataset
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    _write_three(tmp_path)
+    folder = tmp_path / "samples"
+    tables = [
+        pyarrow.dataset.dataset(folder, format="parquet").to_table().to_pylist(),
+        pq.read_table(folder).to_pylist(),
+        datasets.load_dataset(str(folder), split="train").to_list(),
+    ]
+    for rows in tables:
+        by_step = {row["step"]: row for row in rows}
+        assert {name: by_step[10][name] for name in LATE} == LATE
+        assert [by_step[1][name] for name in LATE] == [None, None, [], None]
+        assert [by_step[20][name] for name in LATE] == [None, None, [], None]
+        assert by_step[1]["prompt_id"] == "p1"
+    frame = pandas.read_parquet(folder).set_index("step")
+    assert set(LATE) <= set(frame.columns)
+    assert frame.loc[10, "reward/late"] == 2.0
+    assert len({pq.read_schema(path) for path in folder.glob("*.parquet")}) == 1
+
+
+def test_a_resumed_run_brings_older_files_to_one_schema(tmp_path: Path):
+    _write_three(tmp_path)
+    for path in sorted((tmp_path / "samples").iterdir())[::2]:
+        pq.write_table(pq.read_table(path).drop_columns(list(LATE)), path)
+    unify_samples(tmp_path)
+    schemas = {pq.read_schema(path) for path in (tmp_path / "samples").iterdir()}
+    assert len(schemas) == 1
+    assert set(LATE) <= set(next(iter(schemas)).names)
+    unify_samples(tmp_path / "no run")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from rlkl.errors import LearnerError, RewardError
 from rlkl.recipe import Recipe
 from rlkl.tracking import tracker as tracker_module
+from rlkl.tracking import wandb_recorder
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
@@ -166,3 +170,94 @@ def test_a_failed_run_closes_wandb_as_failed_and_shows_its_traces(
     assert "RewardError after 1 of 8 steps" in out
     assert "wandb sync here" in out
     assert f"rlkl train --resume {tmp_path}\n" in out
+
+
+class UnsteadyWandb:
+    """W&B as the tracker uses it, with one method that fails or hangs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, method: str, does: Callable[[], None]) -> None:
+        self.calls: list[str] = []
+        self.folder = folder / "wandb" / "offline-run-x"
+        self._bad, self._does = method, does
+        monkeypatch.setattr(tracker_module, "WandbRun", lambda *_, **__: self)
+
+    def _call(self, method: str) -> None:
+        self.calls.append(method)
+        if method == self._bad:
+            self._does()
+
+    def log(self, *_: object) -> None:
+        self._call("log")
+
+    def log_samples(self, *_: object) -> None:
+        self._call("log_samples")
+
+    def finish(self, *, failed: bool) -> None:
+        self._call("finish")
+
+    def sync_hint(self) -> str:
+        return "wandb sync here"
+
+
+def _picture_does_not_fit() -> None:
+    raise ValueError("the picture is too large")
+
+
+@pytest.mark.parametrize(
+    ("method", "before"), [("log", ["log"]), ("log_samples", ["log", "log_samples"]), ("finish", [])]
+)
+def test_an_error_of_wandb_is_warned_of_once_and_ends_its_record_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, before: list[str]
+):
+    wandb = UnsteadyWandb(monkeypatch, tmp_path, method, _picture_does_not_fit)
+    tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
+    for step in range(8):
+        tracker.log(step, _metrics(step), _groups(step))
+        tracker.flush()
+    tracker.finish(RunSummary(interrupted=False, policy_dir=None))
+
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 8
+    assert len(_sample_names(tmp_path)) == 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "W&B failed (ValueError: the picture is too large)" in caplog.text
+    assert wandb.calls[: len(before)] == before
+    assert wandb.calls[-1] == "finish", "what W&B has is closed properly"
+    assert method == "finish" or "log" not in wandb.calls[len(before) :]
+
+
+def test_a_wandb_that_hangs_costs_its_patience_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(wandb_recorder, "PATIENCE_S", 0.2)
+    gate = threading.Event()
+
+    def hangs() -> None:
+        gate.wait(20)
+
+    UnsteadyWandb(monkeypatch, tmp_path, "log", hangs)
+    tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
+    started = time.monotonic()
+    for step in range(8):
+        tracker.log(step, _metrics(step), _groups(step))
+        tracker.flush()
+    tracker.finish(RunSummary(interrupted=False, policy_dir=None))
+    took = time.monotonic() - started
+    gate.set()
+
+    assert took < 5
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 8
+    assert caplog.text.count("W&B failed (DeadlineError") == 1
+
+
+def test_a_drain_logs_what_could_not_be_written_and_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def no_space(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tracker_module, "write_samples", no_space)
+    tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
+    _steps(tracker, 0, 1)
+    assert [str(error) for error in tracker.drain()] == ["no space left"]
+    assert "records of the run are incomplete: OSError: no space left" in caplog.text
+    tracker.flush()

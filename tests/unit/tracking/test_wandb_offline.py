@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from rlkl.data.images import encode_image
+from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.tracking.pictures import save_pictures
 from rlkl.tracking.records import sample_path, write_samples
@@ -108,24 +109,27 @@ def test_pictures_and_numbers_a_token_stand_in_the_table(tmp_path: Path):
         assert any([picture.getpixel((x, 0)) for x in (0, 8, 19)] == row for picture in shown)
 
 
-def test_a_step_without_numbers_a_token_has_a_table_of_its_own_also_after_a_resume(tmp_path: Path):
-    """A step whose groups had no spread trains on nothing, so its sample file has fewer columns than the others."""
-    for finished in (1, 2, 3):
-        masks = {} if finished == 1 else {"mask": [[1.0], [0.5], None]}
-        write_samples(sample_path(tmp_path, finished), finished, _groups(finished), masks)
+def test_a_column_that_comes_up_later_has_a_table_of_its_own_until_a_resume(tmp_path: Path):
+    """A step whose groups had no spread trains on nothing, so its sample file has fewer columns than the next one."""
     run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
-    for finished in (1, 2):
+    for finished, masks in ((1, {}), (2, {"mask": [[1.0], [0.5], None]}), (3, {})):
+        write_samples(sample_path(tmp_path, finished), finished, _groups(finished), masks)
         run.log_samples(finished)
     run.finish()
+    items = [record["history"]["item"] for record in _read_back(run.folder)["history"]]
+    assert [key for item in items for key in item if key.endswith(".path")] == [
+        "samples.path", "samples_2.path", "samples_2.path",
+    ]  # fmt: skip
     run.folder.rename(run.folder.with_name(run.folder.name.replace("offline-run-2", "offline-run-1")))
-    again = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=2)
-    again.log_samples(3)
+    write_samples(sample_path(tmp_path, 4), 4, _groups(4), {"mask": [[1.0], [0.5], None]})
+    again = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=3)
+    again.log_samples(4)
     again.finish()
 
     (history,) = [record["history"]["item"] for record in _read_back(again.folder)["history"]]
-    table = json.loads((again.folder / "files" / history["samples_2.path"]).read_text())
+    table = json.loads((again.folder / "files" / history["samples.path"]).read_text())
     assert table["columns"] == [*SAMPLE_COLUMNS, "mask"]
-    assert [row[-1] for row in table["data"]] == ["1", "0.5"] * 2, "the rows of steps 2 and 3"
+    assert [row[-1] for row in table["data"]] == ["", "", "1", "0.5", "", "", "1", "0.5"], "two rows of each step"
 
 
 def _row(finished: int, index: int) -> list[Any]:
@@ -181,6 +185,17 @@ def test_online_without_a_key_records_offline_and_says_so(tmp_path: Path, caplog
     run.finish()
     assert "there is no W&B key" in caplog.text
     assert run.folder.name.startswith("offline-run-")
+
+
+def test_a_wandb_that_cannot_start_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_binary(**_: object) -> None:
+        raise FileNotFoundError("wandb-core")
+
+    monkeypatch.setattr("wandb.init", no_binary)
+    with pytest.raises(EnvironmentProblem, match=r"FileNotFoundError: wandb-core.*tracking\.wandb=off"):
+        WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
 
 
 def test_tables_wait_for_their_upload_inside_the_run_folder(tmp_path: Path):

@@ -191,6 +191,17 @@ def test_estimators_without_a_gradient_are_refused(estimator: str, placement: st
         GrpoSettings.model_validate({"kl_estimator": estimator, "kl_placement": placement})
 
 
+@pytest.mark.parametrize("key", ["clip_low", "clip_high"])
+def test_a_clip_of_null_is_not_clipped_and_one_left_out_is_the_variants(key: str) -> None:
+    null, left_out = GrpoSettings.model_validate({"variant": "dapo", key: None}), GrpoSettings(variant="dapo")
+    assert getattr(null.choices(), key) is None
+    assert left_out.choices() == GRPO_VARIANTS["dapo"]
+    for settings in (null, left_out):
+        assert GrpoSettings.model_validate(settings.model_dump()).choices() == settings.choices()
+        assert settings.resolved().choices() == settings.choices()
+        assert settings.model_copy().choices() == settings.choices()
+
+
 def test_resolved_settings_show_the_variant_and_change_nothing() -> None:
     settings = GrpoSettings(variant="dapo", clip_low=0.1, kl_placement="reward")
     resolved = settings.resolved()

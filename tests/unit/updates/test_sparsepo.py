@@ -383,7 +383,7 @@ def test_masks_are_no_way_back_into_policy_or_reference(model_path: str) -> None
 
 def test_head_matrices_alone_decay_and_every_parameter_is_in_one_group(model_path: str) -> None:
     learner = learner_with(model_path, learner={"weight_decay": 0.2}, mask_weight_decay=0.05)
-    groups = learner._optimizer.param_groups
+    groups = learner._optimization.optimizer.param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     trained = [*learner.policy.parameters(), *heads_of(learner).parameters()]
     assert sum(len(group["params"]) for group in groups) == len(decay) == len(trained)
@@ -397,7 +397,7 @@ def test_mapo_trains_the_policy_only(model_path: str) -> None:
     learner.prepare(pairs(), step=0)
     columns = learner.token_columns()
     learner.step(0)
-    assert all(name.startswith("policy.") for name in learner._trained)
+    assert all(name.startswith("policy.") for name in learner._optimization.trained)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
     assert all(0 <= value <= 1 for row in columns["reward_mask"] for value in row)
     assert columns["reward_mask"] == columns["kl_mask"]

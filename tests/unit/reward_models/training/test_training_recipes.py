@@ -47,7 +47,7 @@ def test_every_key_is_described_and_named_in_the_docs(section, name):
         ("reward-model", ["model.path=task:reviewz"], "no built-in task is called 'reviewz'"),
         ("sft", ["data.chosen_column=chosen"], "data.chosen_column: unknown key"),
         ("sft", ["data.completion_column=chozen"], "did you mean 'chosen'?"),
-        ("sft", ["data.max_answer_tokens=1"], "rows are left out"),
+        ("sft", ["data.max_answer_tokens=1"], "8192 too long"),
         ("sft", ["learner.schedule=cosinus"], "expected one of constant, linear, cosine"),
     ],
 )

@@ -1,0 +1,141 @@
+"""Optimizer steps: what is trained, the optimizer over it, and the way back when a training step fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlkl.errors import LearnerError
+from rlkl.models.policy import Policy
+from rlkl.recipe import LearnerSection
+from rlkl.updates.base import Heads
+
+
+class Optimization:
+    """The trained parameters and the optimizer over them."""
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], section: LearnerSection, heads: Heads | None) -> None:
+        self.trained = trained
+        self.optimizer = build_optimizer(trained, section, heads)
+        self.steps = 0
+        """Optimizer steps made."""
+        self._max_grad_norm = section.max_grad_norm
+        self._copy: dict[str, Tensor] = {}
+        self._torn = False
+
+    def zero_gradients(self) -> None:
+        """Drop the gradients of the optimizer step before."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def clip_gradients(self, losses: Mapping[str, float]) -> float:
+        """Clip the gradients to ``learner.max_grad_norm`` and return their norm before; `LearnerError` if not finite.
+
+        ``losses`` are for the message.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self._max_grad_norm))
+        if not math.isfinite(norm):
+            broken = [
+                name for name, p in self.trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()
+            ]
+            raise LearnerError(
+                f"the gradient is not finite (norm {norm}) at optimizer step {self.steps}, first in "
+                f"{', '.join(broken[:3])}; losses: {dict(losses)}. The weights are those of the last finished step. "
+                "Lower learner.lr, or look for a reward of extreme size."
+            )
+        return norm
+
+    def apply(self, lr: float) -> None:
+        """Make one optimizer step with the gradients that are there."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self._torn = True
+        self.optimizer.step()
+        self._torn = False
+        self.steps += 1
+
+    @contextmanager
+    def undone_on_error(self, *, several: bool) -> Iterator[None]:
+        """Bring weights and optimizer back to where they were if the block raises.
+
+        A block of ``several`` optimizer steps costs a copy in host memory of the trained parameters and of their
+        optimizer state. A single optimizer step is not copied: an error before it has changed nothing, and one inside
+        it leaves a state that `check_whole` refuses.
+        """
+        steps = self.steps
+        if several:
+            self._take_copy()
+        try:
+            yield
+        except BaseException:
+            if several:
+                self._bring_back(steps)
+            raise
+
+    def check_whole(self) -> None:
+        """Raise `LearnerError` if an error inside an optimizer step left the weights between two steps."""
+        if self._torn:
+            raise LearnerError(
+                "the learner's optimizer step ended with an error half-way, so that its weights are those of no step; "
+                "they are not saved"
+            )
+
+    @torch.no_grad()
+    def _take_copy(self) -> None:
+        tensors = self._tensors()
+        self._copy = {name: copy for name, copy in self._copy.items() if name in tensors}
+        for name, tensor in tensors.items():
+            if name in self._copy:
+                self._copy[name].copy_(tensor)
+            else:
+                self._copy[name] = tensor.detach().to("cpu", copy=True)
+
+    @torch.no_grad()
+    def _bring_back(self, steps: int) -> None:
+        for name, parameter in self.trained.items():  # an optimizer state that began in the block goes
+            if not any(key.startswith(f"{name}/") for key in self._copy):
+                self.optimizer.state.pop(parameter, None)
+        for name, tensor in self._tensors().items():
+            tensor.copy_(self._copy[name])
+        self.zero_gradients()
+        self.steps, self._torn = steps, False
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The parameters by name, and their optimizer state as ``name/exp_avg``."""
+        found: dict[str, Tensor] = dict(self.trained)
+        for name, parameter in self.trained.items():
+            found |= {f"{name}/{key}": tensor for key, tensor in self.optimizer.state.get(parameter, {}).items()}
+        return found
+
+
+def trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Parameter]:
+    """The parameters that are trained: ``policy.`` and ``heads.`` before their names."""
+    named: Iterable[tuple[str, nn.Parameter]] = policy.named_parameters()
+    trained = {f"policy.{name}": p for name, p in named if p.requires_grad}
+    if heads is not None:
+        trained |= {f"heads.{name}": p for name, p in heads.to(policy.device).named_parameters()}
+    return trained
+
+
+def build_optimizer(
+    trained: Mapping[str, nn.Parameter], section: LearnerSection, heads: Heads | None
+) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, not on norms and biases; heads name their own, and their learning rate."""
+    groups = _groups(trained, "policy.", weight_decay=section.weight_decay, lr_scale=1.0)
+    if heads is not None:
+        groups += _groups(trained, "heads.", weight_decay=heads.weight_decay, lr_scale=heads.lr_scale)
+    return torch.optim.AdamW(groups, lr=section.lr, betas=(section.beta1, section.beta2), eps=section.adam_eps)
+
+
+def _groups(
+    trained: Mapping[str, nn.Parameter], prefix: str, *, weight_decay: float, lr_scale: float
+) -> list[dict[str, Any]]:
+    own = [p for name, p in trained.items() if name.startswith(prefix)]
+    return [
+        {"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay, "lr_scale": lr_scale},
+        {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr_scale": lr_scale},
+    ]
