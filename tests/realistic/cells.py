@@ -46,8 +46,12 @@ ROUNDING = {"float32": 3e-4, "bfloat16": 0.5}
 """Most nats (root mean square over the probes) between engine and learner before anything was trained."""
 GROWTH = 3.0
 """Rounding may grow by this factor as the policy trains."""
-FLOOR = {"float32": 2e-5, "bfloat16": 0.02}
+FLOOR = {"float32": 5e-5, "bfloat16": 0.3}
 """Differences below this many nats are rounding whatever they were before training."""
+
+
+ARRIVED = 0.1
+"""Largest part of the learner's movement that may be lost, or come on top, on the way to engine and export."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +183,8 @@ def _judge(cell: Cell, start: _Scores, end: _Scores, *, mismatch: float, resumed
             problems.append(f"{name} and learner differ by {before:.2g} nats before training")
         if after > max(GROWTH * before, FLOOR[cell.dtype]):
             problems.append(f"{name} and learner differ by {after:.2g} nats after training, {before:.2g} before")
+        if not 1 - ARRIVED <= (share := _share(start, end, name)) <= 1 + ARRIVED:
+            problems.append(f"{name} went {share:.0%} of the learner's way")
         if moved < GROWTH * before:
             problems.append(f"training moved the policy by {moved:.2g} nats, too little beside {name}'s {before:.2g}")
     if not resumed:
@@ -331,6 +337,12 @@ def _probes(groups: Sequence[RolloutGroup]) -> list[Probe]:
 
 def _flat(scores: Sequence[Sequence[float]]) -> np.ndarray:
     return np.array([score for row in scores for score in row])
+
+
+def _share(start: _Scores, end: _Scores, name: str) -> float:
+    """How much of the learner's movement somebody else made too: 1 is all, 0 is none. Rounding cancels out."""
+    way = end.learner - start.learner
+    return float((getattr(end, name) - getattr(start, name)) @ way / (way @ way))
 
 
 def _rms(gaps: np.ndarray) -> float:
