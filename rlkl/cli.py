@@ -26,7 +26,7 @@ RECIPE is a YAML file or the name of one in recipes/. Overrides are section.key=
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code. Only errors that rlkl raises on purpose end without a traceback."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for name in ("rlkl", "reward_models"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -38,6 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped at once; what the last checkpoint holds is safe", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line. Overrides may come before, between and after options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    words = getattr(options, "words", None)
+    if rest and (words is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if words is not None:
+        words += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,11 +64,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train as a recipe says, or continue a run", epilog=_EPILOG)
     train.formatter_class = argparse.RawDescriptionHelpFormatter
-    resume_usage = "rlkl train --resume RUN_DIR [--allow-changed-rewards] [steps=N]"
+    resume_usage = "rlkl train --resume RUN_DIR [--allow-changed-rewards] [steps=N ...]"
     train.usage = f"rlkl train RECIPE [section.key=value ...]\n       {resume_usage}"
     train.add_argument("words", nargs="*", metavar="RECIPE ...", help="the recipe and overrides")
     train.add_argument(
-        "--resume", type=Path, metavar="RUN_DIR", help="continue this run by its own recipe; only steps=N may change"
+        "--resume",
+        type=Path,
+        metavar="RUN_DIR",
+        help="continue this run by its own recipe; steps may change, and where and how it computes and records",
     )
     train.add_argument(
         "--allow-changed-rewards", action="store_true", help="with --resume: go on although a reward has changed"
@@ -141,10 +156,6 @@ def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:
         if not words or "=" in words[0]:
             raise InputError("rlkl train needs a recipe first (rlkl train RECIPE ...), or --resume RUN_DIR")
         return load_recipe(words[0], *words[1:])
-    if fixed := [word for word in words if not word.startswith("steps=")]:
-        raise InputError(
-            f"with --resume only steps=N may change, so that the run stays one run; got {', '.join(fixed)}"
-        )
     return load_recipe(recipe_path(resume), *words)
 
 

@@ -34,6 +34,10 @@ class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, or belongs to another recipe."""
 
 
+class RunInUseError(InputError):
+    """Another process writes into the run folder, or may do so. The message names it."""
+
+
 class SaveError(RlklError, OSError):
     """A checkpoint could not be written whole."""
 

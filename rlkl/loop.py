@@ -88,6 +88,10 @@ class Trainer:
     tokenizer: Any
     processor: Any
     """What is saved beside the policy: the tokenizer, of a vision-language model with its picture processor."""
+    recipe_values: Mapping[str, Any] | None = None
+    """The recipe as checkpoints keep it, with absolute paths."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of what the recipe refers to, as checkpoints keep them."""
     step: int = 0
     position: int = 0
     finished_position: int = 0
@@ -264,6 +268,8 @@ class Trainer:
             run_id=self.tracker.run_id,
             reward_fingerprints=self.rewards.fingerprints,
             data_fingerprint=self.source.fingerprint,
+            recipe=self.recipe_values,
+            fingerprints=self.fingerprints,
         )
         with checkpoints.writing(state) as draft:
             self.processor.save_pretrained(draft.folder / "policy")

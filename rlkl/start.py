@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from rlkl.batch import Signal
 from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
-from rlkl.errors import CheckpointError, InputError, MissingSignalError, RecipeError
-from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.errors import InputError, MissingSignalError, RecipeError
+from rlkl.learner.checkpoint import LoopState
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
 from rlkl.loop import RunResult, Trainer
 from rlkl.recipe import Recipe
+from rlkl.recipe.changes import plain_values, with_absolute_paths
 from rlkl.recipe.io import dump_recipe
-from rlkl.recipe.run_dir import RECIPE_FILE, new_run_dir
+from rlkl.recipe.run_dir import claim_run_dir, recipe_path, write_recipe
+from rlkl.recipe.run_lock import lock_run_dir
+from rlkl.resume import Saved, check_data, check_origin, check_recipe, check_rewards, columns_of, newest, origin_of
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
@@ -44,17 +48,54 @@ def train(
 ) -> RunResult:
     """Run a recipe to its end, or go on with the run in ``resume_from`` (its folder, as `RunResult.run_dir`).
 
-    ``rewards`` are reward functions in addition to the recipe's own. A run whose rewards are not what they were when
-    its checkpoint was saved goes on only under ``allow_changed_rewards``.
+    ``rewards`` are reward functions in addition to the recipe's own. A run goes on only if recipe, models, data and
+    rewards are what they were when its checkpoint was saved (docs/resuming.md); ``allow_changed_rewards`` leaves the
+    rewards out of that.
 
-    Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, before anything starts; other
-    `RlklError`s when the run fails. The run's checkpoints stay.
+    Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, and if another process uses
+    the run's folder, before anything starts; other `RlklError`s when the run fails. The run's checkpoints stay.
     """
-    reward_set = _load_rewards(recipe, rewards)
+    with ExitStack() as held:
+        saved = None
+        if resume_from is not None:
+            recipe_path(resume_from)  # raises if this is not the folder of a run
+            held.enter_context(lock_run_dir(resume_from))
+            saved = newest(resume_from, recipe)
+        setup = _prepare(recipe, rewards, saved, allow_changed_rewards=allow_changed_rewards)
+        run_dir = resume_from or held.enter_context(claim_run_dir(recipe)).run_dir
+        return _run(setup, run_dir, saved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """A run whose parts have all been checked; nothing of it has started."""
+
+    recipe: Recipe
+    stored: Recipe
+    """The recipe with absolute paths, as it is written down."""
+    rewards: RewardSet
+    update: PolicyUpdate
+    spec: LearnerSpec
+    engine: EngineSettings
+    tokenizer: Any
+    pictures: PictureProcessor | None
+    source: PromptSource
+    fingerprints: Mapping[str, str]
+
+
+def _prepare(
+    recipe: Recipe, functions: Sequence[Callable[..., Any]], saved: Saved | None, *, allow_changed_rewards: bool
+) -> _Setup:
+    """Load and check all that a run needs; raise `InputError` for whatever cannot work."""
+    stored = with_absolute_paths(recipe)
+    dump_recipe(stored)  # raises for a value that no file can hold
+    if saved is not None:
+        check_recipe(saved, stored, allow_changed_rewards=allow_changed_rewards)
+    reward_set = _load_rewards(recipe, functions)
     _check_engine(recipe)
     update = _build_update(recipe)
-    checkpoint, state = _checkpoint(resume_from, recipe)
-    _check_rewards(state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
+    if saved is not None:
+        check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
     reference_path = _resolve_reference(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
@@ -62,18 +103,35 @@ def train(
     pictures = load_picture_processor(model_path, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
-    _check_data(recipe, source, checkpoint, state)
-    run_dir = resume_from or new_run_dir(recipe)
-    tracker = _open_records(run_dir, recipe, reward_set, state)
+    columns, origin = columns_of(source), origin_of(recipe, model_path, reference_path)
+    if saved is not None:
+        check_data(saved, source, columns, recipe)
+        check_origin(saved, origin, recipe)
+    return _Setup(
+        recipe=recipe,
+        stored=stored,
+        rewards=reward_set,
+        update=update,
+        spec=LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path),
+        engine=_engine_settings(recipe, model_path, tokenizer, source.images_per_prompt),
+        tokenizer=tokenizer,
+        pictures=pictures,
+        source=source,
+        fingerprints={**origin, **columns},
+    )
+
+
+def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
+    """Start the actors and train. The run's folder is locked."""
+    recipe, reward_set = setup.recipe, setup.rewards
+    tracker = _open_records(run_dir, setup, saved.state if saved else None)
     try:
         with ExitStack() as running:
             tracker.note("starting the rewards")
             running.callback(reward_set.close)
             reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
             tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
-            spec = LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path)
-            engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
-            backend = RayBackend(recipe, spec, engine, run_dir.absolute())
+            backend = RayBackend(recipe, setup.spec, setup.engine, run_dir.absolute())
             running.callback(backend.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
             reward_set.start_actors(RayRewardWorker, timeout_s=recipe.cluster.start_timeout_s)
@@ -81,15 +139,17 @@ def train(
                 recipe=recipe,
                 run_dir=run_dir.absolute(),
                 backend=backend,
-                source=source,
+                source=setup.source,
                 rewards=reward_set,
-                update=update,
+                update=setup.update,
                 tracker=tracker,
-                tokenizer=tokenizer,
-                processor=tokenizer if pictures is None else pictures.whole,
+                tokenizer=setup.tokenizer,
+                processor=setup.tokenizer if setup.pictures is None else setup.pictures.whole,
+                recipe_values=plain_values(setup.stored),
+                fingerprints=setup.fingerprints,
             )
-            if checkpoint is not None and state is not None:
-                trainer.resume(checkpoint, state)
+            if saved is not None:
+                trainer.resume(saved.checkpoint, saved.state)
             return trainer.run()
     except BaseException as error:
         tracker.fail(error)
@@ -114,25 +174,12 @@ def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> Re
     return load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize)
 
 
-def _check_data(recipe: Recipe, source: PromptSource, checkpoint: Path | None, state: LoopState | None) -> None:
-    if state is not None and state.data_fingerprint != source.fingerprint:
-        raise CheckpointError(
-            f"data.source = {recipe.data.source!r} does not hold the prompts that it held when {checkpoint} was saved, "
-            "so the run cannot go on where it was. Bring the data back, or start a new run with model.path="
-            f"{checkpoint}/policy"
-        )
-
-
-def _open_records(run_dir: Path, recipe: Recipe, rewards: RewardSet, state: LoopState | None) -> Tracker:
-    """Make the run's folder with the recipe in it, and all that is written there while the run goes on."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
-    (run_dir / RECIPE_FILE).write_text(dump_recipe(recipe))
+def _open_records(run_dir: Path, setup: _Setup, state: LoopState | None) -> Tracker:
+    """Write the recipe into the run's folder, and open all that is written there while the run goes on."""
+    write_recipe(run_dir, dump_recipe(setup.stored))
     first_step = state.step if state else 0
-    rewards.open_folder(run_dir.absolute(), first_step=first_step)
-    return Tracker(run_dir.absolute(), recipe, run_id=state.run_id if state else None, first_step=first_step)
+    setup.rewards.open_folder(run_dir.absolute(), first_step=first_step)
+    return Tracker(run_dir.absolute(), setup.recipe, run_id=state.run_id if state else None, first_step=first_step)
 
 
 def resolve_model(path: str) -> str:
@@ -182,43 +229,6 @@ def _config(path: str, key: str) -> Any:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(f"model.{key} = {path!r}: its config.json cannot be read ({error})") from error
-
-
-def _checkpoint(run_dir: Path | None, recipe: Recipe) -> tuple[Path | None, LoopState | None]:
-    """The newest checkpoint to go on from; raises `CheckpointError` when there is none, or nothing left to do."""
-    if run_dir is None:
-        return None, None
-    checkpoint = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).latest()
-    state = read_state(checkpoint)
-    if state.step >= recipe.steps and (run_dir / "policy").is_dir():
-        raise CheckpointError(
-            f"{checkpoint} has finished all of its {recipe.steps} steps; to go on, ask for more: "
-            f"rlkl train --resume {run_dir} steps={recipe.steps * 2}"
-        )
-    return checkpoint, state
-
-
-def _check_rewards(state: LoopState | None, fingerprints: Mapping[str, str], *, allow_changed: bool) -> None:
-    """Raise `CheckpointError` when rewards are not what they were, or warn where that is allowed."""
-    if state is None:
-        return
-    before = state.reward_fingerprints
-    changes = [
-        f"'{name}' is {'new' if name not in before else 'gone' if name not in fingerprints else 'changed'}"
-        for name in sorted({*fingerprints, *before})
-        if fingerprints.get(name) != before.get(name)
-    ]
-    if not changes:
-        return
-    told = f"the rewards are not what they were at step {state.step}, when the checkpoint was saved: "
-    told += ", ".join(changes)
-    if not allow_changed:
-        raise CheckpointError(
-            f"{told}. The policy would be trained on another goal from here on, and curves would not join up. Bring "
-            "the source and its settings back, or go on all the same with --allow-changed-rewards (in Python: "
-            "allow_changed_rewards=True); functions that came from Python must be given again"
-        )
-    logger.warning("%s; curves will not join up", told)
 
 
 def _load_tokenizer(model_path: str) -> Any:

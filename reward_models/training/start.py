@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from reward_models.training.recipe import LearnerSection, StartSection
 from rlkl.errors import InputError
-from rlkl.recipe.run_dir import RECIPE_FILE, HasRun, new_run_dir
+from rlkl.recipe.run_dir import HasRun, claim_run_dir, write_recipe
 from rlkl.tasks import base_model, task_name
 from rlkl.tasks.teaching import threads
 
@@ -51,14 +51,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def open_run(recipe: HasRun, dumped: str) -> Path:
-    """The folder of a new run, with its recipe in it."""
-    run_dir = new_run_dir(recipe, resumable=False).absolute()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / RECIPE_FILE).write_text(dumped)
-    except OSError as error:
-        raise InputError(f"the run folder {run_dir} cannot be made ({error}); choose another with run.dir") from error
-    return run_dir
+    """Make the folder of a new run and write its recipe there; no run that starts at the same time gets that folder."""
+    with claim_run_dir(recipe, resumable=False) as lock:
+        write_recipe(lock.run_dir, dumped)
+        return lock.run_dir
 
 
 def trl_settings(model: StartSection, learner: LearnerSection, seed: int) -> dict[str, Any]:

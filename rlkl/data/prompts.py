@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.data.answers import AnswerEncoder
 from rlkl.data.chat import check_template_kwargs
+from rlkl.data.fingerprints import column_fingerprints
 from rlkl.data.report import BadPrompt, BadRow, DataReport, Problem
 from rlkl.data.rows import Encoder, RowReader
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
@@ -41,6 +42,7 @@ class PromptSource:
         self._shuffle = shuffle
         self._seed = seed
         self._order_of: tuple[int, Sequence[int]] = (-1, ())
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -48,11 +50,17 @@ class PromptSource:
     @property
     def fingerprint(self) -> str:
         """Hash of every prompt's id, tokens and pictures, answers included, in order."""
-        digest = hashlib.blake2b(digest_size=8)
-        for prompt in self._prompts:
-            keys = [image.key for image in prompt.images]
-            digest.update(repr((prompt.id, prompt.token_ids, prompt.answers, *([keys] if keys else []))).encode())
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(digest_size=8)
+            for prompt in self._prompts:
+                keys = [image.key for image in prompt.images]
+                digest.update(repr((prompt.id, prompt.token_ids, prompt.answers, *([keys] if keys else []))).encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def column_fingerprints(self) -> dict[str, str]:
+        """Hash the values of each column that rewards can read, by its name."""
+        return column_fingerprints(prompt.columns for prompt in self._prompts)
 
     @property
     def images_per_prompt(self) -> int:

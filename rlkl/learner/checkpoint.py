@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlkl.errors import CheckpointError, SaveError
 from rlkl.learner.manifest import SavedFile, damaged, differences, list_files, missing, sync, write_manifest
@@ -33,6 +34,10 @@ class LoopState:
     reward_fingerprints: Mapping[str, str]
     data_fingerprint: str
     """Hash of all prompts: ``position`` means nothing in other data."""
+    recipe: Mapping[str, Any] | None = None
+    """The recipe by which these steps were made, every default included; None in checkpoints of earlier versions."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of what the recipe refers to: ``model``, ``reference``, ``rule``, ``column <name>``."""
 
 
 @dataclass(slots=True, kw_only=True)

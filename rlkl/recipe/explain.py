@@ -123,7 +123,8 @@ def _did_you_mean(names: list[str]) -> str:
 
 def _quoting_hint(detail: ErrorDetails, key: Key) -> str:
     if detail["type"] == "string_type" and isinstance(detail["input"], int | float) and "text" in key.expects:
-        return f'; put it in quotes: "{detail["input"]}"'
+        example = f': "{detail["input"]}"' if type(detail["input"]) is int else ""  # others may be written otherwise
+        return f"; put it in quotes{example}"
     return ""
 
 

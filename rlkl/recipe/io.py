@@ -1,27 +1,26 @@
-"""Reading and writing recipes: YAML, ``section.key=value`` overrides, and errors that name the key.
-
-YAML is read by the core schema of YAML 1.2: ``1e-4`` is a number, ``off`` is text, and a key given twice is an error.
-"""
+"""Reading and writing recipes: YAML, ``section.key=value`` overrides, and errors that name the key."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from rlkl.errors import RecipeError
 from rlkl.recipe import Recipe
+from rlkl.recipe.core_yaml import parse_yaml, write_value, write_yaml
 from rlkl.recipe.explain import explain, explain_outside, explain_whole
 from rlkl.schema import Section
 from rlkl.updates.outside import is_outside, settings_class
 
 _S = TypeVar("_S", bound=Section)
-_BUILT_IN = Path(__file__).resolve().parents[2] / "recipes"
+_PACKAGED = Path(__file__).resolve().parents[1] / "built_in_recipes"
+_BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+"""An installed package brings the recipes along (setup.py); a source tree has them in ``recipes/``."""
 _OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -55,7 +54,7 @@ def read_values(path: str | Path, *overrides: str) -> tuple[dict[str, Any], str]
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: cannot be read as UTF-8 text ({error})") from error
-    values = _parse(text, str(file))
+    values = parse_yaml(text, str(file))
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: expected sections (model, data, ...), got {values!r}")
     for override in overrides:
@@ -107,7 +106,12 @@ def _with_outside_rule(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 def dump_recipe(recipe: Section) -> str:
     """A recipe as YAML with every default written out; what loaded it reads the same recipe back."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(recipe.model_dump())
+
+
+def as_override(key: str, value: Any) -> str:
+    """Return the override that gives ``key`` this value; in a shell it needs quotes around it."""
+    return f"{key}={write_value(value)}"
 
 
 def _find(path: str | Path) -> Path:
@@ -125,44 +129,6 @@ def _find(path: str | Path) -> Path:
     raise RecipeError(f"no recipe at {file}; it can be a path or the name of a built-in recipe: {', '.join(near)}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, without repeated keys."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML declares it
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' is given twice", key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$", list("-+0123456789")),
-    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
-    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
-    ("merge", r"^<<$", ["<"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{source} is not valid YAML{where}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source} is not valid YAML: {error}") from None
-
-
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one value in place; sections on the way are made where the file leaves them out."""
     match = _OVERRIDE.fullmatch(override)
@@ -175,7 +141,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not fits or (isinstance(part, int) and part >= len(place)):
             raise RecipeError(f"override '{override}': the recipe has no such place; it holds {place!r} there")
         if following is None:
-            place[part] = _parse(match["value"], f"override '{override}'")
+            place[part] = parse_yaml(match["value"], f"override '{override}'")
         elif isinstance(part, str) and place.get(part) is None:
             place[part] = {} if isinstance(following, str) else []
         place = place[part]

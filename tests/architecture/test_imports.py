@@ -22,6 +22,7 @@ LAYERS = (
     {"weights", "tracking"},
     {"actors"},
     {"collectors", "loop"},
+    {"resume"},
     {"start", "plan", "plan_warnings", "plan_view", "doctor", "scoring"},
     {"scoring_view"},
     {"cli", "__main__"},

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlkl
-from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, WeightSyncError
+from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, RunInUseError, WeightSyncError
 from rlkl.loop import RunResult
 from rlkl.recipe.io import dump_recipe
 from tests.integration.engines import LOST
@@ -88,12 +88,20 @@ def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Pa
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
     wait_for_steps(process, run_dir, 3)
+    stored = rlkl.load_recipe(run_dir / "recipe.yaml")
+    with pytest.raises(RunInUseError, match=f"process {process.pid} of user"):
+        rlkl.train(stored, resume_from=run_dir)
     process.kill()
     process.wait()
+    edited = (run_dir / "recipe.yaml").read_text().replace("seed: 0\n", "seed: 7\n")
+    (run_dir / "recipe.yaml").write_text(edited)
+    with pytest.raises(CheckpointError, match=r"seed=7 \(was 0\)"):
+        rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
 
-    result = rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
+    result = rlkl.train(stored, resume_from=run_dir)
 
     assert result.status == "done"
+    assert not (run_dir / "run.lock").exists()
     assert untimed(run_dir) == untimed(whole_run.run_dir)
     policies = [
         AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict() for folder in (run_dir, whole_run.run_dir)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_resume_takes_the_runs_own_recipe(tmp_path: Path, trained: list[Any]) ->
         (["train"], "needs a recipe first"),
         (["train", "steps=3"], "needs a recipe first"),
         (["train", "--resume", "nowhere"], "has no recipe.yaml"),
-        (["train", "--resume", "nowhere", "seed=3"], "only steps=N may change"),
+        (["score", "steps=3", "--data", "rows.jsonl"], "or a recipe first"),
         (["train", "quickstart", "--allow-changed-rewards"], "goes with --resume RUN_DIR only"),
         (["plan", "nowhere.yaml"], "no recipe at nowhere.yaml"),
         (["keys", "lerner"], "no key starts with 'lerner'"),
@@ -101,6 +102,42 @@ def test_keys_lists_one_section(capsys: pytest.CaptureFixture[str]) -> None:
         "checkpoint.every",
         "checkpoint.keep",
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scored.yaml", "--data", "rows.jsonl", "rewards[0].weight=3", "--out", "out.jsonl", "seed=1"],
+        ["--data", "rows.jsonl", "scored.yaml", "rewards[0].weight=3", "--out", "out.jsonl"],
+        ["--reward", "my.py:length", "--data", "rows.jsonl", "weight=3", "--out=out.jsonl"],
+        ["--reward", "my.py:length", "weight=3", "--data", "rows.jsonl", "name=length", "--out=out.jsonl"],
+    ],
+)
+def test_overrides_may_stand_between_options(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").write_text("def length(completion):\n    return len(completion)\n")
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "bc"}\n')
+    Path("scored.yaml").write_text("model: {path: m}\ndata: {source: d}\nrewards: [{function: 'my.py:length'}]\n")
+    assert main(["score", *arguments]) == 0
+    row = json.loads(Path("out.jsonl").read_text())
+    assert (row["reward"], row["reward/length"]) == (6.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "quickstart", "--dat", "rows.jsonl", "--outt", "x"],
+        ["train", "quickstart", "--resum"],
+        ["plan", "quickstart", "steps=3", "--out=x"],
+        ["doctor", "steps=3"],
+    ],
+)
+def test_unknown_options_are_still_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
 
 
 def test_module_runs_as_a_command() -> None:

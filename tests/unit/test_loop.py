@@ -124,6 +124,8 @@ def trainer(
         tracker=Tracker(run_dir, recipe, run_id=None, first_step=first_step),
         tokenizer=tokenizer,
         processor=tokenizer,
+        recipe_values={"seed": 0},
+        fingerprints={"model": "f00d"},
     )
 
 
@@ -143,7 +145,8 @@ def test_a_run_publishes_records_and_saves_every_step_it_should(tmp_path: Path):
     assert [line["reward/mean"] for line in lines] == [0.75] * 3  # two of four groups half right
     assert [line["data/epoch"] * len(run.source) for line in lines] == pytest.approx([4, 8, 12])
     assert Checkpoints(tmp_path, keep=2).has(2)
-    assert read_state(Checkpoints(tmp_path, keep=2).latest()).position == 12
+    state = read_state(Checkpoints(tmp_path, keep=2).latest())
+    assert (state.position, state.recipe, state.fingerprints) == (12, {"seed": 0}, {"model": "f00d"})
     assert (tmp_path / "policy" / "weights").read_text() == "3"
 
 

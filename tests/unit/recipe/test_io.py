@@ -107,6 +107,7 @@ def test_a_clip_of_null_survives_the_dump_and_one_left_out_stays_out(
         ("data.shuffle=yes", "data.shuffle = 'yes': expected true or false"),
         ("tracking.wandb=maybe", "tracking.wandb = 'maybe': expected one of offline, online, off"),
         ("data.split=7", 'data.split = 7: expected text; put it in quotes: "7"'),
+        ("run.name=1e-6", "run.name = 1e-06: expected text matching ^[A-Za-z0-9][A-Za-z0-9._-]*$; put it in quotes"),
         ("rewards=[3]", "rewards[0] = 3: expected a section with the keys function, settings, name, weight"),
         ("rewards={}", "rewards = {}: expected a list, each entry a section with the keys function, settings, name"),
         ("model.lora=3", "model.lora = 3: expected a section with the keys rank, alpha, target_modules"),

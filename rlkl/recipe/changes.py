@@ -1,0 +1,150 @@
+"""Comparing the recipe of a run with the recipe that goes on with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkl.errors import RecipeError
+from rlkl.importing import file_of, is_file
+from rlkl.recipe import Recipe
+from rlkl.recipe.io import as_override
+
+MAY_CHANGE = (
+    "run",
+    "steps",
+    "model.gradient_checkpointing",
+    "rollout.workers",
+    "rollout.gpus_per_worker",
+    "rollout.cpus_per_worker",
+    "rollout.threads",
+    "rollout.memory_fraction",
+    "rollout.kv_cache_gib",
+    "rewards[].mode",
+    "rewards[].workers",
+    "rewards[].timeout_s",
+    "rewards[].memory_mb",
+    "rewards[].cpus",
+    "rewards[].gpus",
+    "rewards[].max_failed_fraction",
+    "learner.device",
+    "learner.gpus",
+    "learner.threads",
+    "learner.micro_batch_tokens",
+    "learner.logits_chunk_tokens",
+    "weights",
+    "tracking",
+    "checkpoint",
+    "cluster",
+)
+"""Keys, and sections, that a resume may change: where and how a run computes, what it records, and how long it is."""
+
+BOUND_BY_CONTENT = {
+    "model.path": "model",
+    "model.reference": "reference",
+    "update.rule": "rule",
+    "data.source": "data",
+    "data.subset": "data",
+    "data.split": "data",
+    "rewards[].function": "rewards",
+    "rewards[].settings": "rewards",
+}
+"""Keys that refer to something with a hash of its own, and the name of the hash: files may move if they stay equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key with two values. A section counts as one value where it does not have the same keys."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{as_override(self.key, self.now)} (was {as_override(self.key, self.before).partition('=')[2]})"
+
+    @property
+    def schema_key(self) -> str:
+        """The key as the schema names it: ``rewards[].weight`` for ``rewards[1].weight``."""
+        return re.sub(r"\[\d+\]", "[]", self.key)
+
+    def is_within(self, key: str) -> bool:
+        """Whether the changed key is ``key`` or lies in that section."""
+        return self.schema_key == key or self.schema_key.startswith((f"{key}.", f"{key}["))
+
+    @property
+    def may_happen(self) -> bool:
+        """Whether a resume may make this change."""
+        return any(self.is_within(key) for key in MAY_CHANGE)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Every key whose value differs, in the order of ``now``; the order of keys within a section does not count."""
+    return list(_changes(before, now, ""))
+
+
+def _changes(before: Any, now: Any, key: str) -> Iterator[Change]:
+    if json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True):
+        return
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and before.keys() == now.keys():
+        for name in now:
+            yield from _changes(before[name], now[name], f"{key}.{name}".lstrip("."))
+    elif _are_sections(before) and _are_sections(now) and len(before) == len(now):
+        for number, (one, other) in enumerate(zip(before, now, strict=True)):
+            yield from _changes(one, other, f"{key}[{number}]")
+    else:
+        yield Change(key, before, now)
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)
+
+
+def plain_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON gives it back.
+
+    Raises `RecipeError` for a value that JSON does not hold; `rlkl.recipe.io.dump_recipe` names its key.
+    """
+    try:
+        return json.loads(json.dumps(recipe.model_dump()))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"the recipe holds a value that cannot be written to a file: {error}") from error
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with every local path that it names made absolute, so that it can be read from any folder.
+
+    Paths in the settings of a reward stay as they are: only the reward knows which of them are paths.
+    """
+    run, model, data = recipe.run, recipe.model, recipe.data
+    changed: dict[str, Any] = {
+        "run": run.model_copy(update={"dir": None if run.dir is None else str(Path(run.dir).absolute())}),
+        "model": model.model_copy(
+            update={
+                "path": absolute_if_local(model.path),
+                "reference": None if model.reference is None else absolute_if_local(model.reference),
+            }
+        ),
+        "data": data.model_copy(update={"source": absolute_if_local(data.source)}),
+        "rewards": [
+            reward.model_copy(update={"function": _absolute_reference(reward.function)}) for reward in recipe.rewards
+        ],
+        "update": recipe.update.model_copy(update={"rule": _absolute_reference(recipe.update.rule)}),
+    }
+    return recipe.model_copy(update=changed)
+
+
+def absolute_if_local(path: str) -> str:
+    """The absolute path of a file or folder that is there; other names (of a hub, of a task) as they are."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if local.exists() else path
+
+
+def _absolute_reference(reference: str) -> str:
+    if ":" not in reference or not is_file(reference):
+        return reference
+    return f"{file_of(reference)}:{reference.rpartition(':')[2]}"
