@@ -1,5 +1,6 @@
 # make quickstart   install if need be, then train the quickstart recipe (W&B offline)
 # make test         install if need be, then lint, types and all tests
+# make realistic    install if need be, then train every kind of model, and write the table of docs/models.md (hours)
 # make bench        install if need be, then every benchmark
 # make install      only set up .venv
 #
@@ -10,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: install quickstart test lint bench
+.PHONY: install quickstart test lint realistic bench
 
 install: $(STAMP)
 
@@ -29,8 +30,12 @@ lint: $(STAMP)
 test: export HF_HUB_OFFLINE = 1
 test: export WANDB_MODE = offline
 test: lint
-	$(BIN)/pytest tests --ignore=tests/integration
+	$(BIN)/pytest tests --ignore=tests/integration --ignore=tests/realistic
 	$(BIN)/pytest tests/integration
+	$(BIN)/pytest tests/realistic
+
+realistic: $(STAMP)
+	$(BIN)/python -m tests.realistic.matrix
 
 bench: $(STAMP)
 	set -e; for file in $(BENCHMARKS); do $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; done

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_CONSTANT = 0.06
+_CONSTANT = 0.12
 """Coordinate 0 of every hidden state: so small that it is little of what the blocks read."""
 _EMBEDDING = 0.02
 _BIAS = 0.05
@@ -34,7 +34,14 @@ With these sizes the last hidden state depends on the last token and on the ones
 differ, and a small error grows about fivefold through 24 layers. Larger attention makes all places alike.
 """
 _WRITER_BIASES = ("out_proj.bias", "fc2.bias", "c_proj.bias")
-_STOP_ROW = 0.6
+_AFTER_BLOCKS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+"""Norms that Gemma 2 and 3 put behind a block; coordinate 0 does not pass them."""
+_ROUTER = 6.0
+"""Size of a router's logits: large enough that rounding seldom changes which experts a token goes to."""
+_OWN = 0.15
+"""Share of an expert's weights that is its own. Experts that were grown from one dense model have the rest in common,
+and so a token that rounding sends to another expert does not become another token."""
+_STOP_ROW = 1.2
 """Coordinate 0 of the most frequent stop token's row."""
 
 
@@ -50,14 +57,20 @@ def draw_weights(model: Any, *, seed: int) -> None:
             scale = _BIAS / 10 if name.endswith(_WRITER_BIASES) else _BIAS
         else:
             scale = 1 / math.sqrt(math.prod(parameter.shape[1:]) if "patch_embed" in name else fan_in)
+        if name.endswith("mlp.gate.weight"):
+            scale *= _ROUTER
         scale *= next((size for end, size in _WRITERS.items() if name.endswith(end)), 1.0)
         noise = torch.randn(parameter.shape, generator=generator) * scale
+        if ".experts." in name:
+            noise = _OWN * noise + (1 - _OWN**2) ** 0.5 * noise[:1]
         is_scale = parameter.ndim == 1 and name.endswith("weight") and not _counts_from_one(model)
         parameter.copy_(noise + 1 if is_scale else noise)
     for name, parameter in model.named_parameters():
         if "visual" not in name and not name.startswith("vision"):
             transposed = model.config.model_type == "gpt2"
             _free_constant(name, parameter, transposed=transposed)
+            if model.config.model_type.startswith(("gemma2", "gemma3")) and name.endswith(_AFTER_BLOCKS):
+                parameter[0] = -1.0
             if name.endswith(
                 ("fc2.weight", "mlp.c_proj.weight")
             ):  # their inputs have a mean, which would drown the rest

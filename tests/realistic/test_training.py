@@ -1,0 +1,109 @@
+"""Runs through the real Ray on models with many layers and words, and completions of very different lengths."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rlkl
+from rlkl.recipe import Recipe
+from tests.integration.runs import REPOSITORY, records, untimed
+from tests.realistic.models import ModelChoice, build
+
+LIMIT = 256
+
+
+def recipe_of(run_dir: Path, model: Path, prompts: list[Any], **sections: dict[str, Any]) -> Recipe:
+    """Three steps of 4 prompts with 4 completions of up to `LIMIT` tokens."""
+    data = run_dir.parent / f"{run_dir.name}.jsonl"
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    values: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(run_dir)},
+        "model": {"path": str(model)},
+        "data": {"source": str(data), "max_prompt_tokens": 64},
+        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": LIMIT},
+        "learner": {"lr": 1e-6, "micro_batch_tokens": 1024},
+        "tracking": {"samples_every": 1, "wandb": "off"},
+        "checkpoint": {"every": 2, "keep": 5},
+    }
+    for name, section in sections.items():
+        values[name] |= section
+    rewards = [{"function": "tests.realistic.rewards:odd"}]
+    return Recipe.model_validate({**values, "steps": 3, "rewards": rewards})
+
+
+def completions(run_dir: Path) -> list[list[int]]:
+    """Token ids of every completion of the run."""
+    tables = [pq.read_table(file) for file in sorted((run_dir / "samples").glob("*.parquet"))]
+    return [ids for table in tables for ids in table["completion_ids"].to_pylist()]
+
+
+def test_a_qwen3_with_many_words_trains_resumes_and_is_exported(models: Path, tmp_path: Path):
+    """25 million parameters, 24 layers, two workers with vLLM, prompts from one token to the limit."""
+    model = build(ModelChoice(architecture="qwen3"), models)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    words = [tokenizer.decode([300 + 7 * n for n in range(length)]) for length in (1, 2, 9, 30, 60, 64)]
+    run_dir = tmp_path / "run"
+    result = rlkl.train(recipe_of(run_dir, model, words, rollout={"workers": 2}))
+
+    lines = untimed(run_dir)
+    assert result.status == "done"
+    assert max(line["rollout/mismatch_max"] for line in lines) < 1e-3
+    assert all(line["weights/verified"] == 1 for line in lines)
+    sampled = sorted(completions(run_dir), key=len)
+    assert len(sampled[0]) < 20
+    assert len(sampled[-1]) > 150
+
+    policy = AutoModelForCausalLM.from_pretrained(run_dir / "policy").state_dict()
+    check_vllm(run_dir / "policy", [ids[:200] for ids in sampled[-4:]], tmp_path)
+
+    # What a resume from the second step makes of the third.
+    shutil.rmtree(run_dir / "policy")
+    shutil.rmtree(run_dir / "checkpoints" / "step_000003")
+    rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
+
+    assert untimed(run_dir) == lines
+    again = AutoModelForCausalLM.from_pretrained(run_dir / "policy").state_dict()
+    assert all(torch.equal(again[name], policy[name]) for name in policy)
+
+
+def check_vllm(folder: Path, sequences: list[list[int]], tmp_path: Path) -> None:
+    """The exported policy has the same log-probs in vLLM as in transformers."""
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    file = tmp_path / "sequences.json"
+    file.write_text(json.dumps(sequences))
+    command = [sys.executable, "-m", "tests.realistic.score", str(folder), "float32", str(file)]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 0, answer.stderr
+    for sequence, scores in zip(sequences, json.loads(answer.stdout.splitlines()[-1]), strict=True):
+        with torch.no_grad():
+            logprobs = policy(torch.tensor([sequence])).logits[0].log_softmax(-1)
+        wanted = [float(logprobs[t, token]) for t, token in enumerate(sequence[1:])]
+        assert scores == pytest.approx(wanted, abs=5e-4)
+
+
+def test_a_chat_model_in_bfloat16_trains_adapters_and_ends_its_turns(models: Path, tmp_path: Path):
+    """A Gemma ends its turns with another token than its tokenizer's end of sequence; both stop a completion."""
+    model = build(ModelChoice(architecture="gemma", vocabulary=4096, dtype="bfloat16"), models)
+    chats = [[{"role": "user", "content": "badu gefi " * n}] for n in range(1, 7)]
+    sections = {
+        "model": {"dtype": "bfloat16", "lora": {"rank": 8}, "gradient_checkpointing": True},
+        "rollout": {"engine": "vllm"},
+        "learner": {"lr": 1e-4},
+    }
+    run_dir = tmp_path / "run"
+    result = rlkl.train(recipe_of(run_dir, model, chats, **sections))
+
+    assert result.status == "done"
+    lines = records(run_dir)
+    assert all(line["weights/verified"] == 1 for line in lines)
+    assert all(line["rollout/truncated_fraction"] < 0.5 for line in lines)
+    assert lines[0]["rollout/mismatch_max"] < 2.0
+    assert lines[-1]["rollout/mismatch_max"] < 3 * lines[0]["rollout/mismatch_max"] + 0.1
