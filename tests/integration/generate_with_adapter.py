@@ -16,7 +16,9 @@ if __name__ == "__main__":
         sys.argv[1], dtype="bfloat16", enable_lora=True, max_lora_rank=16, max_model_len=64, enforce_eager=True, seed=0
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=16, logprobs=0, ignore_eos=True)
-    output = llm.generate("7+12=", greedy, lora_request=LoRARequest("policy", 1, sys.argv[2]))[0]
+    outputs = llm.generate("7+12=", greedy, lora_request=LoRARequest("policy", 1, sys.argv[2]))
+    assert outputs is not None
+    output = outputs[0]
     logprobs = output.outputs[0].logprobs
     assert logprobs is not None
     chosen = [position[token].logprob for position, token in zip(logprobs, output.outputs[0].token_ids, strict=True)]

@@ -196,7 +196,8 @@ def _qwen2(choice: ModelChoice, ids: _Ids) -> Any:
 def _qwen3(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import Qwen3Config
 
-    return Qwen3Config(**_sizes(choice, ids), head_dim=HEAD_DIM)
+    config: Any = Qwen3Config  # the sizes are checked by transformers
+    return config(**_sizes(choice, ids), head_dim=HEAD_DIM)
 
 
 def _qwen3_moe(choice: ModelChoice, ids: _Ids) -> Any:
@@ -286,7 +287,8 @@ def _phi3(choice: ModelChoice, ids: _Ids) -> Any:
 def _opt(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import OPTConfig
 
-    return OPTConfig(
+    config: Any = OPTConfig
+    return config(
         vocab_size=choice.vocabulary,
         hidden_size=choice.hidden,
         word_embed_proj_dim=choice.hidden,
@@ -301,7 +303,8 @@ def _opt(choice: ModelChoice, ids: _Ids) -> Any:
 def _gpt2(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import GPT2Config
 
-    return GPT2Config(
+    config: Any = GPT2Config
+    return config(
         vocab_size=choice.vocabulary,
         n_embd=choice.hidden,
         n_layer=choice.layers,

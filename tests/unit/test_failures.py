@@ -34,6 +34,7 @@ from rlkl.tracking.records import read_metrics
 from rlkl.tracking.tracker import Tracker
 from rlkl.types import Completion, Example, Image, Probe
 from rlkl.updates import build_update
+from rlkl.weights import Probes
 from tests.models import tiny_qwen3
 
 STEPS = 4
@@ -54,7 +55,7 @@ class LocalBackend:
             max_new_tokens=recipe.rollout.max_new_tokens,
             temperature=recipe.rollout.temperature,
             stop_token_ids=(EOS_ID,),
-            memory_fraction=recipe.rollout.memory_fraction,
+            memory_fraction=0.5,
             kv_cache_gib=recipe.rollout.kv_cache_gib,
         )
         self.worker.start("hf", settings)
@@ -77,8 +78,11 @@ class LocalBackend:
         return self.learner.step(step)
 
     def publish(self, version: int, probes: Sequence[Probe]) -> float:
-        self.worker.receive(self.learner.pack(version), probes)
+        self.worker.receive(self.learner.pack(version), Probes(current=probes))
         return 0.0
+
+    def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
+        assert self.learner.compare_export(str(folder), probes).problem is None
 
     def finished_steps(self) -> int:
         return self.learner.finished_steps()
