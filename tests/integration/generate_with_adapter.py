@@ -21,5 +21,6 @@ if __name__ == "__main__":
     output = outputs[0]
     logprobs = output.outputs[0].logprobs
     assert logprobs is not None
-    chosen = [position[token].logprob for position, token in zip(logprobs, output.outputs[0].token_ids, strict=True)]
+    positions = [position or {} for position in logprobs]
+    chosen = [position[token].logprob for position, token in zip(positions, output.outputs[0].token_ids, strict=True)]
     print(json.dumps([list(output.prompt_token_ids or ()), list(output.outputs[0].token_ids), chosen]))

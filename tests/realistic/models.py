@@ -203,7 +203,8 @@ def _qwen3(choice: ModelChoice, ids: _Ids) -> Any:
 def _qwen3_moe(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import Qwen3MoeConfig
 
-    return Qwen3MoeConfig(
+    config: Any = Qwen3MoeConfig
+    return config(
         **_sizes(choice, ids),
         head_dim=HEAD_DIM,
         num_experts=8,
