@@ -214,7 +214,8 @@ def score_export(
 ) -> list[tuple[float, ...]]:
     """Load a saved policy as any user of transformers does, in its own precision, and score the probes with it."""
     loader = AutoModelForCausalLM if pictures is None else AutoModelForImageTextToText
-    model: Any = loader.from_pretrained(folder, dtype=dtype).eval()
+    # Plain attention: torch's fused one leaves out the soft-capping of Gemma 2's scores.
+    model: Any = loader.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     scores = []
     for probe in probes:
         ids_1T = torch.tensor([probe.token_ids])

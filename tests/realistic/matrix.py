@@ -92,8 +92,8 @@ def tables(verdicts: dict[str, Verdict]) -> str:
     """The tables of ``docs/models.md`` in Markdown."""
     parts = [
         "**Engines, with `grpo`.** The figure is the largest difference of a sampled token's log-prob between engine",
-        "and learner over three steps, in nats (`rollout/mismatch_max`). For whole weights in bfloat16, the percentage is",
-        "how much of the learner's way arrived at the engine.",
+        "and learner over three steps, in nats (`rollout/mismatch_max`). For whole weights in bfloat16, the percentage",
+        "is how much of the learner's way arrived at the engine.",
         "",
         *_precision_table(verdicts),
         "",
