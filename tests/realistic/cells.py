@@ -124,8 +124,9 @@ def _run(cell: Cell, model: Path, work: Path) -> Verdict:
     recipe = _recipe(cell, model)
     spec = LearnerSpec(recipe=recipe, model_path=str(model))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if hasattr(build_update(recipe.update), "check_model"):
-        build_update(recipe.update).check_model(is_multimodal=cell.choice.sees)
+    check: Any = getattr(build_update(recipe.update), "check_model", None)
+    if check is not None:
+        check(is_multimodal=cell.choice.sees)
     pictures = load_picture_processor(str(model))
     prompts = _prompts(cell, pictures, tokenizer)
     learner = Learner(spec)

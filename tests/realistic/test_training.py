@@ -20,13 +20,13 @@ from tests.realistic.models import ModelChoice, build
 LIMIT = 256
 
 
-def recipe_of(run_dir: Path, model: Path, prompts: list[Any], **sections: dict[str, Any]) -> Recipe:
+def recipe_of(run_dir: Path, folder: Path, prompts: list[Any], **sections: dict[str, Any]) -> Recipe:
     """Three steps of 3 prompts with 4 completions of up to `LIMIT` tokens."""
     data = run_dir.parent / f"{run_dir.name}.jsonl"
     data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(run_dir)},
-        "model": {"path": str(model)},
+        "model": {"path": str(folder)},
         "data": {"source": str(data), "max_prompt_tokens": 64},
         "rollout": {"prompts_per_step": 3, "samples_per_prompt": 4, "max_new_tokens": LIMIT},
         "learner": {"lr": 1e-6, "micro_batch_tokens": 1024},
