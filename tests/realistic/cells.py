@@ -244,6 +244,8 @@ def _recipe(cell: Cell, model: Path) -> Recipe:
     update: dict[str, Any] = {"rule": cell.rule}
     if cell.rule == "grpo":
         update["kl_coef"] = 0.01
+    if cell.rule == "superhf":
+        update["filter"] = None  # by default it drops truncated completions, and here most are
     return Recipe.model_validate(
         {
             "steps": STEPS,
