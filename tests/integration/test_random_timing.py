@@ -72,7 +72,7 @@ def workers() -> Iterator[Workers]:
 
 def test_workers_of_any_timing(workers: Workers):
     """Among the cases: a slow worker, workers without requests, hand-overs after the last completion."""
-    for case in range(20):
+    for case in range(40):
         chance = random.Random(case)
         prompts, samples = chance.choice((1, 1, 2, 4)), chance.choice((1, 2, 3, 5))
 

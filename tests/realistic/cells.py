@@ -46,6 +46,8 @@ ROUNDING = {"float32": 3e-4, "bfloat16": 0.5}
 """Most nats (root mean square over the probes) between engine and learner before anything was trained."""
 GROWTH = 3.0
 """Rounding may grow by this factor as the policy trains."""
+SEEN = 2.0
+"""Training must move the log-probs by this many times the rounding."""
 FLOOR = {"float32": 5e-5, "bfloat16": 0.3}
 """Differences below this many nats are rounding whatever they were before training."""
 
@@ -190,7 +192,7 @@ def _judge(cell: Cell, start: _Scores, end: _Scores, *, mismatch: float, resumed
         lost = LOST[cell.dtype == "bfloat16" and not cell.lora]
         if not 1 - lost <= (share := _share(start, end, name)) <= 1 + lost:
             problems.append(f"{name} went {share:.0%} of the learner's way")
-        if moved < GROWTH * before:
+        if moved < SEEN * before:
             problems.append(f"training moved the policy by {moved:.2g} nats, too little beside {name}'s {before:.2g}")
     if not resumed:
         problems.append("a resumed learner makes another last step")
