@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def choice(self) -> ModelChoice:
-        window = 16 if self.architecture in ("mistral", "qwen2", "gemma2", "gemma3") else None
+        window = 16 if self.architecture in ("mistral", "gemma2", "gemma3") else None
         values = {"vocabulary": 2048, "dtype": self.dtype, "sliding_window": window, **self.model}
         return ModelChoice(architecture=self.architecture, **values)
 
