@@ -55,7 +55,7 @@ def check(groups: Sequence[RolloutGroup], draws: Sequence[Draw], *, case: int, s
     assert [rollout.sample_index for rollout in found] == [n % samples for n in range(len(wanted))]
     assert [rollout.draw for rollout in found] == [draw.position for draw in draws for _ in range(samples)]
     assert [rollout.completion.token_ids for rollout in found] == [completion.token_ids for completion in wanted]
-    texts = [str(TOKENIZER.decode(list(completion.token_ids), skip_special_tokens=True)) for completion in wanted]
+    texts = TOKENIZER.batch_decode([list(completion.token_ids) for completion in wanted], skip_special_tokens=True)
     assert [rollout.completion.text for rollout in found] == texts
     assert [rollout.reward for rollout in found] == [
         right(completion.token_ids, text, n // samples)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,9 @@ START, END = "<!-- matrix: start -->", "<!-- matrix: end -->"
 TIMEOUT_S = 1800
 PRECISIONS = tuple((dtype, lora) for dtype in ("float32", "bfloat16") for lora in (False, True))
 RULES = ("grpo", "ppo", "superhf", "sparsepo", "papo")
+
+_MODEL_FOLDER = re.compile(r"/\S*/[a-z0-9_]+-\d+-\d+-[^'\s]*")
+"""The folder of a built model within a message."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +54,10 @@ def run_all(cells: Sequence[Cell], *, jobs: int) -> None:
     together = [list(group) for _, group in groupby(cells, key=lambda cell: (cell.architecture, cell.engine))]
     parts = [part for group in together for part in ([group] if group[0].engine == "hf" else [[c] for c in group])]
     with ThreadPoolExecutor(jobs) as pool:
-        for verdicts in pool.map(_run_part, range(len(parts)), parts):
+        running = [pool.submit(_run_part, number, part) for number, part in enumerate(parts)]
+        for done in as_completed(running):
             with (FOLDER / "verdicts.jsonl").open("a") as file:
-                file.writelines(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts)
+                file.writelines(json.dumps(asdict(verdict)) + "\n" for verdict in done.result())
 
 
 def _run_part(number: int, cells: Sequence[Cell]) -> list[Verdict]:
@@ -61,8 +66,9 @@ def _run_part(number: int, cells: Sequence[Cell]) -> list[Verdict]:
     file.write_text(json.dumps([asdict(cell) for cell in cells]))
     command = [sys.executable, "-m", "tests.realistic.cells", str(FOLDER), str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    deadline = f"{TIMEOUT_S * len(cells)}"
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S * len(cells)
+        ["timeout", "-k", "10", deadline, *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     file.unlink()
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"cell":')]
@@ -86,7 +92,8 @@ def tables(verdicts: dict[str, Verdict]) -> str:
     """The tables of ``docs/models.md`` in Markdown."""
     parts = [
         "**Engines, with `grpo`.** The figure is the largest difference of a sampled token's log-prob between engine",
-        "and learner over three steps, in nats (`rollout/mismatch_max`).",
+        "and learner over three steps, in nats (`rollout/mismatch_max`). For whole weights in bfloat16, the percentage",
+        "is how much of the learner's way arrived at the engine.",
         "",
         *_precision_table(verdicts),
         "",
@@ -130,7 +137,7 @@ def _reasons(verdicts: dict[str, Verdict]) -> Iterator[str]:
         reasons: dict[str, list[str]] = {}
         for verdict in verdicts.values():
             if verdict.status == status:
-                reason = verdict.reason.replace(str(FOLDER), "FOLDER")
+                reason = _MODEL_FOLDER.sub("MODEL", verdict.reason)
                 reasons.setdefault(reason, []).append(verdict.cell)
         if reasons:
             yield title
@@ -141,7 +148,11 @@ def _reasons(verdicts: dict[str, Verdict]) -> Iterator[str]:
 
 
 def _entry(verdict: Verdict | None) -> str:
-    return "not run" if verdict is None else f"{verdict.status} {_figure(verdict)}".strip()
+    if verdict is None:
+        return "not run"
+    whole_bfloat16 = " bfloat16 " in verdict.cell and verdict.arrived is not None
+    arrived = f", {verdict.arrived:.0%}" if whole_bfloat16 else ""
+    return f"{verdict.status} {_figure(verdict)}".strip() + arrived
 
 
 def _figure(verdict: Verdict) -> str:
@@ -159,8 +170,8 @@ def write_page(verdicts: dict[str, Verdict]) -> None:
 def main(words: Sequence[str]) -> int:
     """Run the cells whose names hold all words, and write the page; 1 if a cell is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    chosen: Callable[[Cell], bool] = lambda cell: all(word in cell.name.split() for word in words)  # noqa: E731
-    run_all([cell for cell in all_cells() if chosen(cell)], jobs=max(1, this_machine().cpus // 2))
+    chosen = [cell for cell in all_cells() if all(word in cell.name.split() for word in words)]
+    run_all(chosen, jobs=int(this_machine().cpus))
     verdicts = kept_verdicts()
     write_page(verdicts)
     return int(any(verdict.status == "wrong" for verdict in verdicts.values()))

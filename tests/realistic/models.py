@@ -89,7 +89,7 @@ class _Ids:
         object.__setattr__(self, "eos", self.of[self.family.eos])
 
     @property
-    def named(self) -> dict[str, int | None]:
+    def named(self) -> dict[str, Any]:
         pad, bos = self.family.pad, self.family.bos
         return {
             "eos_token_id": self.eos,
@@ -196,17 +196,14 @@ def _qwen2(choice: ModelChoice, ids: _Ids) -> Any:
 def _qwen3(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import Qwen3Config
 
-    config: Any = Qwen3Config  # the sizes are checked by transformers
-    return config(**_sizes(choice, ids), head_dim=HEAD_DIM)
+    return Qwen3Config(**{**_sizes(choice, ids), "head_dim": HEAD_DIM})
 
 
 def _qwen3_moe(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import Qwen3MoeConfig
 
-    config: Any = Qwen3MoeConfig
-    return config(
-        **_sizes(choice, ids),
-        head_dim=HEAD_DIM,
+    return Qwen3MoeConfig(
+        **{**_sizes(choice, ids), "head_dim": HEAD_DIM},
         num_experts=8,
         num_experts_per_tok=2,
         moe_intermediate_size=choice.hidden,
@@ -239,7 +236,7 @@ def _qwen2_5_vl(choice: ModelChoice, ids: _Ids) -> Any:
 def _llama(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import LlamaConfig
 
-    return LlamaConfig(**_sizes(choice, ids), head_dim=HEAD_DIM)
+    return LlamaConfig(**{**_sizes(choice, ids), "head_dim": HEAD_DIM})
 
 
 def _gemma(choice: ModelChoice, ids: _Ids) -> Any:
@@ -288,8 +285,7 @@ def _phi3(choice: ModelChoice, ids: _Ids) -> Any:
 def _opt(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import OPTConfig
 
-    config: Any = OPTConfig
-    return config(
+    return OPTConfig(
         vocab_size=choice.vocabulary,
         hidden_size=choice.hidden,
         word_embed_proj_dim=choice.hidden,
@@ -304,8 +300,7 @@ def _opt(choice: ModelChoice, ids: _Ids) -> Any:
 def _gpt2(choice: ModelChoice, ids: _Ids) -> Any:
     from transformers import GPT2Config
 
-    config: Any = GPT2Config
-    return config(
+    return GPT2Config(
         vocab_size=choice.vocabulary,
         n_embd=choice.hidden,
         n_layer=choice.layers,

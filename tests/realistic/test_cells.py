@@ -12,7 +12,7 @@ from tests.realistic.cells import Cell, run
 CELLS = [
     Cell(architecture="qwen3", dtype="float32", lora=False, rule="grpo"),
     Cell(architecture="qwen3", dtype="bfloat16", lora=True, rule="ppo"),
-    Cell(architecture="qwen3_moe", dtype="bfloat16", lora=True, rule="superhf"),
+    Cell(architecture="qwen3_moe", dtype="float32", lora=True, rule="superhf"),
     Cell(architecture="mistral", dtype="float32", lora=True, rule="sparsepo"),
     Cell(architecture="gemma", dtype="bfloat16", lora=False, rule="grpo"),
     Cell(architecture="phi3", dtype="bfloat16", lora=True, rule="grpo", model={"tied": False}),

@@ -20,15 +20,15 @@ from tests.realistic.models import ModelChoice, build
 LIMIT = 256
 
 
-def recipe_of(run_dir: Path, model: Path, prompts: list[Any], **sections: dict[str, Any]) -> Recipe:
-    """Three steps of 4 prompts with 4 completions of up to `LIMIT` tokens."""
+def recipe_of(run_dir: Path, folder: Path, prompts: list[Any], **sections: dict[str, Any]) -> Recipe:
+    """Three steps of 3 prompts with 4 completions of up to `LIMIT` tokens."""
     data = run_dir.parent / f"{run_dir.name}.jsonl"
     data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(run_dir)},
-        "model": {"path": str(model)},
+        "model": {"path": str(folder)},
         "data": {"source": str(data), "max_prompt_tokens": 64},
-        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": LIMIT},
+        "rollout": {"prompts_per_step": 3, "samples_per_prompt": 4, "max_new_tokens": LIMIT},
         "learner": {"lr": 1e-6, "micro_batch_tokens": 1024},
         "tracking": {"samples_every": 1, "wandb": "off"},
         "checkpoint": {"every": 2, "keep": 5},
