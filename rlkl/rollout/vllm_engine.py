@@ -142,12 +142,14 @@ class VllmEngine:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
         received = list(tensors)
         if settings := self._settings.adapter:
-            for homeless in self._llm.collective_rpc(
-                "receive_adapters", args=(received, settings.rank, settings.alpha)
-            ):
+            missing = frozenset(self._adapters) - {name for name, _ in received}
+            if missing:  # vLLM takes no adapter of which a matrix is missing
+                return missing
+            arguments = (received, settings.rank, settings.alpha)
+            for homeless in self._llm.collective_rpc("receive_adapters", args=arguments):
                 if homeless:
                     raise refused(f"no module of it takes {len(homeless)} of them: {', '.join(homeless[:3])}")
-            stale = [sorted(set(self._adapters) - {name for name, _ in received})]
+            stale: list[list[str]] = []
         else:
             stale = self._llm.collective_rpc("receive_weights", args=(received,))
         self._llm.reset_prefix_cache()

@@ -59,17 +59,18 @@ class KeepsTheProjector(KeepsOneTensor):
 
 
 class TellsItsAdapters(VllmEngine):
-    """A real vLLM that writes down its adapter, as it is in memory, after each publish: ``held-N.safetensors``."""
+    """A real vLLM that writes down its adapter, as it is in memory, after each publish: ``held/N.safetensors``."""
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
-        self._folder = Path(settings.model_path)
+        self._folder = Path(settings.model_path) / "held"  # vLLM loads every file of the model's own folder
+        self._folder.mkdir(exist_ok=True)
         self._publishes = 0
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
         unreached = super().load_weights(tensors)
         held = {name: tensor.float().contiguous() for name, tensor in self.readable_weights()}
-        save_file(held, self._folder / f"held-{self._publishes}.safetensors")
+        save_file(held, self._folder / f"{self._publishes}.safetensors")
         self._publishes += 1
         return unreached
 
