@@ -119,7 +119,7 @@ def test_too_many_crashes_stop_the_run_with_the_finished_steps_saved(file: str, 
     )
     with pytest.raises(
         RewardError,
-        match=r"'crashes_on_some' failed on \d+ of 32 samples( \(\d+ were scored by then\))? \(crashed .*step_000001.jsonl",
+        match=r"'crashes_on_some' failed on \d+ of 32 samples.* \(crashed .*step_000001.jsonl",
     ):
         rlkl.train(recipe)
     assert "SIGSEGV" in (tmp_path / "run" / "failures" / "step_000001.jsonl").read_text()
