@@ -1,8 +1,8 @@
 """Twenty steps of GRPO on a Qwen3 of 25 million parameters and 151,936 words, in each precision, with and without LoRA.
 
 ``python -m tests.realistic.twenty_steps [float32] [lora] ...`` runs the settings whose names hold all words, on real
-Ray and vLLM. It prints the largest mismatch of sampler and learner, whether a resume from step 10 ends as the undisturbed
-run did, and how far the exported policy's log-probs of the run's last samples are from the learner's.
+Ray and vLLM. It prints the largest mismatch of sampler and learner, whether a resume from step 10 ends as the
+undisturbed run did, and how far the exported policy's log-probs of the run's last samples are from the learner's.
 """
 
 from __future__ import annotations
