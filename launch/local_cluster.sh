@@ -59,7 +59,7 @@ start() {
     read -r dashboard agent client < <(free_ports)
     # Without the last variable Ray replaces a loopback address by the machine's own, in the cluster and in its clients.
     local environment=(RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token" RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0)
-    if ! env -u RAY_ADDRESS "$mark" "${environment[@]}" "$ray" start --head --port=0 --temp-dir="$state/ray" \
+    if ! env -u RAY_ADDRESS RAY_worker_niceness=0 "$mark" "${environment[@]}" "$ray" start --head --port=0 --temp-dir="$state/ray" \
         --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --dashboard-agent-listen-port="$agent" \
         --ray-client-server-port="$client" --min-worker-port=0 --max-worker-port=0 \
         --disable-usage-stats "$@" >"$state/start.log" 2>&1; then

@@ -42,6 +42,8 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
             ) from error
         return False
     _stay_on_loopback()
+    # Ray runs its workers at nice 15, where any other program of the machine takes nearly all of their CPU time.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_cpus=max(cpus, usable_cpus()),
