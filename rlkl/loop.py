@@ -90,7 +90,7 @@ class Trainer:
     tokenizer: Any
     processor: Any
     """What is saved beside the policy: the tokenizer, of a vision-language model with its picture processor."""
-    recipe_values: Mapping[str, Any] | None = None
+    recipe_values: Mapping[str, Any] = field(default_factory=dict)
     """The recipe as checkpoints keep it, with absolute paths."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Hashes of what the recipe refers to, as checkpoints keep them."""
@@ -140,7 +140,10 @@ class Trainer:
             self.tracker.drain()
             self._save_once(checkpoints)
         except (RlklError, OSError, RuntimeError, ValueError, TypeError) as second:
-            note = f"The steps since the last checkpoint could not be saved ({second})."
+            if self.step and checkpoints.has(self.step):
+                note = f"All {self.step} recorded steps are saved; the learner does not answer ({second})."
+            else:
+                note = f"The steps since the last checkpoint could not be saved ({second})."
         else:
             note = f"All {self.step} finished steps are saved." if self.step else "No step was finished."
         if checkpoints.complete():
@@ -283,7 +286,7 @@ class Trainer:
     def _export(self, checkpoints: Checkpoints) -> Path:
         """Copy the last checkpoint's policy to the run folder and prove that it is the learner's.
 
-        Raises `ExportError`; the run folder then has no policy of this run, and the checkpoint stays.
+        Raises `ExportError`; the run folder then has no policy of these steps, and the checkpoint stays.
         """
         final, aside = self.run_dir / "policy", self.run_dir / ".writing-policy"
         shutil.rmtree(aside, ignore_errors=True)

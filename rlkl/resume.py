@@ -14,11 +14,12 @@ from rlkl.data.prompts import PromptSource
 from rlkl.errors import CheckpointError, RecipeError
 from rlkl.importing import file_of, is_file
 from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.learner.manifest import differences, list_files, read_manifest
 from rlkl.models.fingerprint import model_fingerprint
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import BOUND_BY_CONTENT, Change, changes, plain_values
-from rlkl.recipe.io import as_override, load_recipe, recipe_from
-from rlkl.recipe.run_dir import RECIPE_FILE, recipe_path
+from rlkl.recipe.io import as_override, recipe_from
+from rlkl.recipe.run_dir import RECIPE_FILE
 from rlkl.updates.outside import OutsideSettings, rule_of
 
 logger = logging.getLogger(__name__)
@@ -34,29 +35,17 @@ class Saved:
     checkpoint: Path
     state: LoopState
 
-    @property
-    def knows_origin(self) -> bool:
-        """Whether it recorded its recipe and the hashes of what that refers to; earlier versions did not."""
-        return self.state.recipe is not None
-
 
 def newest(run_dir: Path, recipe: Recipe) -> Saved:
-    """The newest checkpoint to go on from; raises `CheckpointError` if there is none, or if nothing is left to do."""
+    """Return the newest checkpoint; raise `CheckpointError` if there is none, or if nothing is left to do."""
     checkpoint = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).latest()
     state = read_state(checkpoint)
-    if state.step >= recipe.steps and (run_dir / "policy").is_dir():
+    if state.step >= recipe.steps and _is_exported(checkpoint, run_dir / "policy"):
         raise CheckpointError(
             f"{checkpoint} has finished all of its {recipe.steps} steps; to go on, ask for more: "
             f"rlkl train --resume {run_dir} steps={recipe.steps * 2}"
         )
-    saved = Saved(run_dir=run_dir, checkpoint=checkpoint, state=state)
-    if not saved.knows_origin:
-        logger.warning(
-            "%s was saved by an earlier version of rlkl, which recorded neither the recipe nor hashes of the model and "
-            "of the data's columns: if any of them changed since then, the run goes on with the changed one",
-            checkpoint,
-        )
-    return saved
+    return Saved(run_dir=run_dir, checkpoint=checkpoint, state=state)
 
 
 def origin_of(recipe: Recipe, model_path: str, reference_path: str | None) -> dict[str, str]:
@@ -101,8 +90,6 @@ def check_recipe(saved: Saved, recipe: Recipe, *, allow_changed_rewards: bool) -
 
 def check_origin(saved: Saved, now: Mapping[str, str], recipe: Recipe) -> None:
     """Raise `CheckpointError` if the base model, the reference or a rule from outside is not what it was."""
-    if not saved.knows_origin:
-        return
     before = saved.state.fingerprints
     for name, key, value, noun in (
         ("model", "model.path", recipe.model.path, "model"),
@@ -126,8 +113,6 @@ def check_data(saved: Saved, source: PromptSource, columns: Mapping[str, str], r
             f"where it was. Bring the data back; if they have moved, name their new place with data.source=...\n"
             f"{_new_run(saved, [])}"
         )
-    if not saved.knows_origin:
-        return
     before = {name: digest for name, digest in saved.state.fingerprints.items() if name.startswith(_COLUMN)}
     changed = [name.removeprefix(_COLUMN) for name in _differing(before, columns)]
     if changed:
@@ -159,10 +144,15 @@ def check_rewards(state: LoopState, fingerprints: Mapping[str, str], *, allow_ch
     logger.warning("%s; curves will not join up", told)
 
 
+def _is_exported(checkpoint: Path, policy: Path) -> bool:
+    """Whether ``policy`` holds what the checkpoint holds. It may be the policy of an earlier, shorter run."""
+    files = read_manifest(checkpoint).items()
+    expected = {name.removeprefix("policy/"): file for name, file in files if name.startswith("policy/")}
+    return policy.is_dir() and not differences(expected, list_files(policy))
+
+
 def _values_before(saved: Saved) -> Mapping[str, object]:
     """The recipe that made the run; keys that this version has added get their defaults."""
-    if saved.state.recipe is None:
-        return plain_values(load_recipe(recipe_path(saved.run_dir)))
     try:
         return plain_values(recipe_from(saved.state.recipe, str(saved.checkpoint)))
     except RecipeError as error:  # another version's keys, or a rule whose file has moved

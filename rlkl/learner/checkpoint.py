@@ -34,9 +34,9 @@ class LoopState:
     reward_fingerprints: Mapping[str, str]
     data_fingerprint: str
     """Hash of all prompts: ``position`` means nothing in other data."""
-    recipe: Mapping[str, Any] | None = None
-    """The recipe by which these steps were made, every default included; None in checkpoints of earlier versions."""
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    recipe: Mapping[str, Any]
+    """The recipe by which these steps were made, every default included."""
+    fingerprints: Mapping[str, str]
     """Hashes of what the recipe refers to: ``model``, ``reference``, ``rule``, ``column <name>``."""
 
 

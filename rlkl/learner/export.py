@@ -17,6 +17,9 @@ from rlkl.types import Probe
 
 Scores = Sequence[tuple[float, ...]]
 
+_SPARE_BYTES = 2 * 2**30
+"""Room on a GPU for the activations of the probes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportScores:
@@ -38,11 +41,17 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
     """Read the policy in ``folder`` back: compare its tensors with the learner's, and score the probes with both.
 
     With adapters, both compute in float32, where rounding hides nothing, and the policy before training is the learner
-    with its adapters off. The learner gives up its memory step by step and cannot be used afterwards.
+    with its adapters off. The learner gives up its memory step by step and cannot be used afterwards. A GPU may have no
+    room for its policy in float32; the comparison then runs on the CPU.
     """
     policy, before, rounding = learner.policy, None, 0.0
     problem = _problem(policy, folder)
     learner.release()
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+        free_bytes, _ = torch.cuda.mem_get_info(policy.device)
+        if free_bytes < growth_to_float32(policy) + _SPARE_BYTES:
+            learner.move(torch.device("cpu"))
     if policy.adapter is not None:
         policy.model.float()
         policy.dtype = torch.float32
@@ -64,6 +73,11 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
         rounding=rounding,
         problem=problem,
     )
+
+
+def growth_to_float32(policy: Policy) -> int:
+    """Return the bytes that the policy's weights need in float32, beyond what they take now."""
+    return sum(4 * p.numel() - p.nbytes for p in policy.parameters())
 
 
 def _problem(policy: Policy, folder: Path) -> str | None:

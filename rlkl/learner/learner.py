@@ -274,6 +274,11 @@ class Learner:
         for parameter in self._optimization.trained.values():
             parameter.grad = None
 
+    def move(self, device: torch.device) -> None:
+        """Compute log-probs on another device from now on. The optimizer stays where it is: no step can follow."""
+        self._device = self.policy.device = device
+        self.policy.to(device)
+
     def save(self, folder: Path) -> dict[str, SavedFile]:
         """Write the policy as a Hugging Face folder, and beside it what only a resume needs; return what was written.
 

@@ -52,6 +52,11 @@ def missing(folder: Path) -> list[str]:
     """Return what names and sizes show to be missing from a checkpoint, without reading its files; empty if nothing."""
     try:
         expected = read_manifest(folder)
+    except FileNotFoundError:
+        return [
+            f"{MANIFEST_FILE} is missing (earlier versions of rlkl wrote none; a new run can start from its policy: "
+            f"model.path={folder / 'policy'})"
+        ]
     except (OSError, ValueError, TypeError) as error:
         return [f"{MANIFEST_FILE} cannot be read ({error})"]
     found = []

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.data.prompts import Encoder, load_prompts
-from rlkl.errors import LearnerError, RewardError, WeightSyncError
+from rlkl.errors import ActorDiedError, LearnerError, RewardError, WeightSyncError
 from rlkl.learner.checkpoint import Checkpoints, read_state
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.manifest import SavedFile
@@ -302,6 +302,20 @@ def test_a_disk_that_is_full_leaves_no_half_checkpoint_and_the_note_says_so(
         run.run()
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert caught.value.__notes__ == ["The steps since the last checkpoint could not be saved (no space left)."]
+
+
+def test_a_learner_that_dies_after_the_last_checkpoint_has_lost_nothing(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = build(tmp_path, recipe_for(model_path, steps=1))
+    died = ActorDiedError("the learner ended")
+    for method in ("check_export", "finished_steps"):
+        Fault(at=lambda run: run.backend, method=method, error=died, call=1, saved=1).inject(run, monkeypatch)
+    with pytest.raises(ActorDiedError) as caught:
+        run.run()
+    (note,) = caught.value.__notes__
+    assert note.startswith("All 1 recorded steps are saved; the learner does not answer")
+    assert f"rlkl train --resume {tmp_path}" in note
 
 
 @pytest.mark.parametrize("value", [1e39, -1e39])

@@ -24,7 +24,15 @@ from rlkl.resume import check_rewards, newest
 from rlkl.start import _prepare, train
 from tests.models import tiny_qwen3
 
-STATE = LoopState(step=4, position=8, run_id="a", reward_fingerprints={"gold": "1", "short": "2"}, data_fingerprint="d")
+STATE = LoopState(
+    step=4,
+    position=8,
+    run_id="a",
+    reward_fingerprints={"gold": "1", "short": "2"},
+    data_fingerprint="d",
+    recipe={},
+    fingerprints={},
+)
 ROWS = [
     {"id": str(n), "prompt": f"{n}+1=", "answer": str(n + 1), "note": {"level": n, "tags": ["a"]}} for n in range(6)
 ]
@@ -64,7 +72,7 @@ def run(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run_dir
 
 
-def save(run_dir: Path, made_by: Any, **changes: Any) -> None:
+def save(run_dir: Path, made_by: Any, *, policy: str = "weights", **changes: Any) -> Path:
     """Write down what `rlkl train` would have after four steps of a recipe, with ``changes`` of the state."""
     setup = _prepare(made_by, (), None, allow_changed_rewards=False)
     write_recipe(run_dir, dump_recipe(setup.stored))
@@ -77,8 +85,11 @@ def save(run_dir: Path, made_by: Any, **changes: Any) -> None:
         recipe=plain_values(setup.stored),
         fingerprints=setup.fingerprints,
     )
-    with Checkpoints(run_dir, keep=2).writing(replace(state, **changes)):
-        pass
+    checkpoints = Checkpoints(run_dir, keep=2)
+    with checkpoints.writing(replace(state, **changes)) as draft:
+        (draft.folder / "policy").mkdir()
+        (draft.folder / "policy" / "model.safetensors").write_text(policy)
+    return checkpoints.latest()
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -271,12 +282,22 @@ def test_a_second_resume_is_refused_with_host_and_process(run: Path):
         train(recipe, resume_from=run)
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture):
-    save(run, load_recipe("first.yaml"), recipe=None, fingerprints={})
-    resume(run, "tracking.wandb=off")
-    assert "saved by an earlier version of rlkl" in caplog.text
-    assert "seed=9 (was 3)" in refusal(run, "seed=9")
-    assert "model.path=" in refusal(run, "model.path=reference")
+def test_a_checkpoint_of_a_version_without_manifests_is_refused_with_what_to_do(run: Path):
+    (run / "checkpoints" / "step_000004" / "manifest.json").unlink()
+    message = refusal(run)
+    assert "manifest.json is missing (earlier versions of rlkl wrote none" in message
+    assert f"model.path={run / 'checkpoints' / 'step_000004' / 'policy'}" in message
+
+
+def test_a_finished_run_exports_again_unless_its_policy_is_that_of_the_last_step(run: Path):
+    """A run that was prolonged may fail between its last checkpoint and its export; the old policy is still there."""
+    checkpoint = save(run, load_recipe("first.yaml", "steps=4"), policy="of step 4")
+    (run / "policy").mkdir()
+    (run / "policy" / "model.safetensors").write_text("of step 2")
+    resume(run)
+    shutil.rmtree(run / "policy")
+    shutil.copytree(checkpoint / "policy", run / "policy")
+    assert "has finished all of its 4 steps; to go on, ask for more" in refusal(run)
 
 
 def test_keys_that_a_later_version_adds_have_their_defaults(run: Path):

@@ -9,7 +9,13 @@ from rlkl.learner.manifest import list_files, write_manifest
 
 def state(step: int) -> LoopState:
     return LoopState(
-        step=step, position=8 * step, run_id="abc", reward_fingerprints={"gold": "f00d"}, data_fingerprint="da7a"
+        step=step,
+        position=8 * step,
+        run_id="abc",
+        reward_fingerprints={"gold": "f00d"},
+        data_fingerprint="da7a",
+        recipe={"steps": 9},
+        fingerprints={},
     )
 
 
@@ -124,7 +130,7 @@ def spoil(checkpoint: Path, how: str) -> None:
         ("gone", "policy/weights is missing"),
         ("short", "policy/weights has 0 bytes, expected 1"),
         ("changed", "policy/weights has another content than was written"),
-        ("no manifest", "manifest.json cannot be read"),
+        ("no manifest", "manifest.json is missing"),
     ],
 )
 def test_a_checkpoint_is_used_only_if_every_file_of_its_manifest_is_there(tmp_path: Path, how: str, problem: str):

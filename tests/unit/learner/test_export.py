@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlkl.errors import ExportError
-from rlkl.learner.export import ExportScores, compare_export
+from rlkl.learner.export import ExportScores, compare_export, growth_to_float32
 from rlkl.learner.learner import Learner
 from rlkl.types import Probe
 from rlkl.weights import bounds_for, check_export
@@ -105,3 +105,10 @@ def test_peft_loads_the_adapter_and_finds_its_base_model(model_path: str, tmp_pa
         logits = loaded.float()(input_ids=ids).logits[:, :-1]
     scores = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     assert torch.allclose(scores, torch.tensor(found.learner), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [{}, BF16, LORA, BF16 | LORA], ids=["float32", "bf16", "lora", "bf16-lora"])
+def test_only_the_base_weights_under_adapters_in_bfloat16_grow_for_the_comparison(model_path: str, model: dict):
+    policy = build(model_path, model=model).policy
+    frozen = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
+    assert growth_to_float32(policy) == (2 * frozen if model == BF16 | LORA else 0)
