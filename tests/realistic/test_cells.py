@@ -27,8 +27,11 @@ def test_engine_export_and_resume_agree_with_the_learner(cell: Cell, models: Pat
 
     assert verdict.status == "works", verdict
     if cell.dtype == "float32":
+        assert verdict.published is not None
         assert verdict.mismatch_max is not None
-        assert verdict.mismatch_max < 5e-4
+        assert verdict.published < 1e-4
+        # Where two experts tie, rounding decides which one a router takes: a mixture may differ at a single token.
+        assert verdict.mismatch_max < 5e-4 or cell.architecture == "qwen3_moe"
 
 
 class Stale(HfEngine):
