@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, median, pstdev
 
@@ -68,7 +69,7 @@ def _calls(report: ScoreReport) -> Table:
     for name, seconds in report.round.calls_s.items():
         ordered = sorted(seconds)
         if ordered:
-            times = (median(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1])
+            times = (median(ordered), ordered[math.ceil(0.95 * len(ordered)) - 1], ordered[-1])
             table.add_row(name, str(len(ordered)), *(f"{1e3 * t:.3f}" for t in times), f"{sum(ordered):.2f}")
     return table
 

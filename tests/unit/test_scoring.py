@@ -166,3 +166,15 @@ def test_what_cannot_work_says_why(
     (here / "bare.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     assert main(["score", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_the_95_percent_time_lies_between_the_median_and_the_largest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, rewards = tmp_path / "two.jsonl", tmp_path / "uneven.py"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "c"}\n')
+    rewards.write_text("import time\n\ndef f(completion):\n    time.sleep(0.2 * (completion == 'c'))\n    return 1\n")
+    assert main(["score", "--reward", f"{rewards}:f", "--data", str(data)]) == 0
+    times = capsys.readouterr().out.partition("time in")[2].splitlines()[1].split()
+    median_ms, usual_ms, most_ms = map(float, times[2:5])
+    assert median_ms <= usual_ms <= most_ms
