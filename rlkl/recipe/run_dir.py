@@ -12,6 +12,9 @@ from rlkl.recipe import RunSection
 from rlkl.recipe.run_lock import LOCK_FILE, RunLock, lock_run_dir
 
 RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
+_WRITTEN_BEFORE_STEPS = {RECIPE_FILE, METRICS_FILE, "wandb"}
+"""Left by a run whose actors did not start; the next run may take the folder."""
 
 
 class HasRun(Protocol):
@@ -108,7 +111,11 @@ def _taken(folder: Path, *, resumable: bool) -> InputError:
 
 
 def _is_taken(folder: Path) -> bool:
-    """Whether something other than a lock is there."""
+    """Whether a folder holds something that a new run must not overwrite: not a lock, and not a run without a step."""
     if not folder.is_dir():
         return folder.exists()
-    return any(path.name != LOCK_FILE for path in folder.iterdir())
+    files = {path.name: path for path in folder.iterdir() if path.name != LOCK_FILE}
+    metrics = files.get(METRICS_FILE)
+    has_steps = metrics is not None and metrics.stat().st_size > 0
+    never_started = RECIPE_FILE in files and files.keys() <= _WRITTEN_BEFORE_STEPS and not has_steps
+    return bool(files) and not never_started

@@ -32,3 +32,16 @@ def test_a_folder_that_was_spelled_out_must_be_free(tmp_path: Path):
 def test_resuming_what_is_no_run_says_so(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has no recipe\.yaml"):
         recipe_path(tmp_path)
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints", "notes.txt"])
+def test_the_folder_of_a_run_whose_actors_did_not_start_is_free(left: str, tmp_path: Path):
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "wandb").mkdir()
+
+    assert new_run_dir(recipe(dir=str(tmp_path))) == tmp_path
+
+    (tmp_path / left).write_text("a line\n")  # a step, a checkpoint, or a file of the user's
+    with pytest.raises(InputError, match="already holds files"):
+        new_run_dir(recipe(dir=str(tmp_path)))
