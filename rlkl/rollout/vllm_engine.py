@@ -19,6 +19,7 @@ from rlkl.rollout.vllm_engine_adapters import (
     adapter_request,
     names_of,
     refused,
+    without_halves,
 )
 from rlkl.types import Completion, Image, Probe
 
@@ -142,14 +143,13 @@ class VllmEngine:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
         received = list(tensors)
         if settings := self._settings.adapter:
-            missing = frozenset(self._adapters) - {name for name, _ in received}
-            if missing:  # vLLM takes no adapter of which a matrix is missing
-                return missing
-            arguments = (received, settings.rank, settings.alpha)
+            missing = set(self._adapters) - {name for name, _ in received}
+            whole = without_halves(received)  # vLLM takes no adapter of which one matrix is missing
+            arguments = (whole, settings.rank, settings.alpha)
             for homeless in self._llm.collective_rpc("receive_adapters", args=arguments):
                 if homeless:
                     raise refused(f"no module of it takes {len(homeless)} of them: {', '.join(homeless[:3])}")
-            stale: list[list[str]] = []
+            stale = [sorted(missing)]
         else:
             stale = self._llm.collective_rpc("receive_weights", args=(received,))
         self._llm.reset_prefix_cache()

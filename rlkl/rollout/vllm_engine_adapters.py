@@ -114,6 +114,17 @@ class AdapterReceiver:
         return None if mapper is None else mapper.get_rename_mapper()
 
 
+def without_halves(tensors: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Drop the matrices, named as in a peft file, whose other half is not among ``tensors``."""
+    names = {name for name, _ in tensors}
+    halves = (".lora_A.", ".lora_B.")
+    return [
+        (name, tensor)
+        for name, tensor in tensors
+        if all(name.replace(one, other) in names for one, other in (halves, halves[::-1]))
+    ]
+
+
 def refused(problem: str) -> RolloutError:
     """Return the error for adapters that vLLM cannot apply."""
     return RolloutError(
