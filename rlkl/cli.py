@@ -16,6 +16,8 @@ from rlkl.errors import InputError, RlklError
 if TYPE_CHECKING:
     from rlkl.recipe import Recipe
 
+_PIPED_WIDTH = 160
+"""Columns of a table that is not printed to a terminal."""
 _EPILOG = """exit codes: 0 done, 1 the run failed, 2 bad input (nothing was computed),
   130 or 143 stopped by Ctrl-C or SIGTERM (the step was finished and saved)
 
@@ -213,5 +215,5 @@ def _keys(options: argparse.Namespace) -> int:
     table = Table("key", "expects", "default", "meaning", box=None, pad_edge=False)
     for key in keys:
         table.add_row(key.name, key.expects, key.default, key.description)
-    Console(markup=False).print(table)
+    Console(markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
     return 0

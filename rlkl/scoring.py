@@ -116,7 +116,7 @@ class _NoTokenizer:
     """Stands in where nobody asks for token ids: every text is one token."""
 
     bos_token = eos_token_id = chat_template = None
-    name_or_path = "none was given, see --tokenizer"
+    name_or_path = "none: name the folder of a model with --tokenizer"
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [0]

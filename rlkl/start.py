@@ -109,13 +109,19 @@ def _prepare(
     if saved is not None:
         check_data(saved, source, columns, recipe)
         check_origin(saved, origin, recipe)
+    engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
     return _Setup(
         recipe=recipe,
         stored=stored,
         rewards=reward_set,
         update=update,
-        spec=LearnerSpec(recipe=recipe, model_path=model_path, reference_path=reference_path),
-        engine=_engine_settings(recipe, model_path, tokenizer, source.images_per_prompt),
+        spec=LearnerSpec(
+            recipe=recipe,
+            model_path=model_path,
+            reference_path=reference_path,
+            stop_token_ids=engine.stop_token_ids,
+        ),
+        engine=engine,
         tokenizer=tokenizer,
         pictures=pictures,
         source=source,

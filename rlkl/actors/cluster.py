@@ -6,10 +6,13 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.machine import private_folder, this_machine, usable_cpus
@@ -44,15 +47,31 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     _stay_on_loopback()
     # Ray runs its workers at nice 15, where any other program of the machine takes nearly all of their CPU time.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(
-        address="local",
-        num_cpus=max(cpus, usable_cpus()),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=os.environ.get("RAY_TMPDIR") or str(_ray_folder()),
-        **quiet,
-    )
+    with _groups_of_their_own():
+        ray.init(
+            address="local",
+            num_cpus=max(cpus, usable_cpus()),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=os.environ.get("RAY_TMPDIR") or str(_ray_folder()),
+            **quiet,
+        )
     return True
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Start each of Ray's processes in a process group of its own while the block runs.
+
+    `timeout` and job schedulers send SIGTERM to the run's whole group. Ray would end at once, and the run could not
+    finish its step and save. Ray's processes still end with this one (PR_SET_PDEATHSIG).
+    """
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _knock(address: str, *, timeout_s: float) -> None:

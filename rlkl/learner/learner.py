@@ -47,6 +47,8 @@ class LearnerSpec:
     model_path: str
     reference_path: str | None = None
     """Where the reference's weights come from; None: it is the policy as it was before training."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Where the sampler stops; the saved policy names them in its generation settings. Empty: the model's own."""
 
 
 class Learner:
@@ -61,6 +63,7 @@ class Learner:
         self._update: PolicyUpdate = build_update(recipe.update)
         check_supplied(self._update)
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
+        self.policy.stop_at(spec.stop_token_ids)
         heads = self._update.build_heads(_shape(self.policy, spec))
         wants_reference = _needs_reference(self._update, heads) or self._section.track_reference_kl
         reference = build_reference(self.policy, spec.model_path, spec.reference_path) if wants_reference else None

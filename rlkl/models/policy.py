@@ -75,6 +75,11 @@ class Policy(LanguageModel):
         for name, tensor in merged_weights(self.model):
             yield name, tensor.to(self.export_dtype)
 
+    def stop_at(self, token_ids: tuple[int, ...]) -> None:
+        """Name the tokens that end a completion in the generation settings that `save` writes."""
+        if token_ids:
+            self.model.generation_config.eos_token_id = list(token_ids)
+
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``."""
         from transformers import AutoConfig

@@ -1,9 +1,11 @@
 """Real runs: Ray actors, vLLM engines, a learner, W&B offline."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -187,17 +189,31 @@ def test_a_worker_that_hangs_is_named_at_the_deadline(untied_model: Path, tmp_pa
         rlkl.train(recipe)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(untied_model: Path, tmp_path: Path):
+def to_the_process(process: subprocess.Popen[str]) -> int:
+    process.send_signal(signal.SIGINT)
+    return signal.SIGINT
+
+
+def to_its_group(process: subprocess.Popen[str]) -> int:
+    """As `timeout` and job schedulers do."""
+    os.killpg(process.pid, signal.SIGTERM)
+    return signal.SIGTERM
+
+
+@pytest.mark.parametrize("stop", [to_the_process, to_its_group])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    stop: Callable[[subprocess.Popen[str]], int], untied_model: Path, tmp_path: Path
+):
     recipe = make_recipe(tmp_path / "run", untied_model, rollout={"engine": "hf"}, steps=500, checkpoint={"every": 500})
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
     wait_for_steps(process, tmp_path / "run", 2)
 
-    process.send_signal(signal.SIGINT)
+    number = stop(process)
     output, _ = process.communicate(timeout=DEADLINE_S)
 
     done = records(tmp_path / "run")[-1]["step"]
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + number
     assert f"rlkl train --resume {tmp_path / 'run'}" in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{done:06d}"]

@@ -173,3 +173,12 @@ def test_noise_that_stays_on_while_training_is_refused(folder: Path, monkeypatch
     monkeypatch.setattr("rlkl.models.language_model._without_dropout", lambda model: model.train())
     with pytest.raises(EnvironmentProblem, match="gives other log-probs each time while it trains"):
         LanguageModel(str(noisy), dtype=torch.float32, weights_dtype=torch.float32, device=CPU)
+
+
+def test_a_saved_policy_ends_where_the_sampler_ended(folder: Path, tmp_path: Path):
+    """``generate`` on the exported policy stops at the turn end too, which the base model's settings need not name."""
+    trained = policy(tiny_qwen3(folder / "untied", tied=False, seed=0))
+    trained.stop_at((1, 7))
+    trained.save(tmp_path)
+
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [1, 7]
