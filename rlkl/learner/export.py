@@ -53,8 +53,7 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
         if free_bytes < growth_to_float32(policy) + _SPARE_BYTES:
             learner.move(torch.device("cpu"))
     if policy.adapter is not None:
-        policy.model.float()
-        policy.dtype = torch.float32
+        policy.to_float32()
         with policy.adapter.disable_adapter():
             before = learner.probe(probes)
     wanted, dtype = learner.probe(probes), policy.dtype

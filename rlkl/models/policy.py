@@ -75,6 +75,17 @@ class Policy(LanguageModel):
         for name, tensor in merged_weights(self.model):
             yield name, tensor.to(self.export_dtype)
 
+    def to_float32(self) -> None:
+        """Compute in float32 from now on, with the constants of a model that was loaded in float32.
+
+        Loaded in bfloat16, a Gemma holds the factor of its embeddings rounded.
+        """
+        self.model.float()
+        self.dtype = torch.float32
+        for module in self.model.modules():
+            if hasattr(module, "scalar_embed_scale"):
+                module.embed_scale.fill_(module.scalar_embed_scale)
+
     def stop_at(self, token_ids: tuple[int, ...]) -> None:
         """Name the tokens that end a completion in the generation settings that `save` writes."""
         if token_ids:
