@@ -97,7 +97,7 @@ def tables(verdicts: dict[str, Verdict]) -> str:
         "",
         *_precision_table(verdicts),
         "",
-        "**Rules, on the hf engine, in all four precisions.**",
+        "**Rules, on the hf engine.** f32 is float32, bf16 is bfloat16, +L is with LoRA.",
         "",
         *_rule_table(verdicts),
         "",
@@ -123,12 +123,19 @@ def _rule_table(verdicts: dict[str, Verdict]) -> Iterator[str]:
     yield f"| architecture | {' | '.join(RULES)} |"
     yield f"|---|{'---|' * len(RULES)}"
     for architecture in ARCHITECTURES:
-        entries = []
-        for rule in RULES:
-            names = [Cell(architecture=architecture, dtype=d, lora=lora, rule=rule).name for d, lora in PRECISIONS]
-            states = [verdicts[name].status if name in verdicts else "not run" for name in names]
-            entries.append(", ".join(dict.fromkeys(states)))
+        entries = [_rule_entry(architecture, rule, verdicts) for rule in RULES]
         yield f"| {architecture} | {' | '.join(entries)} |"
+
+
+def _rule_entry(architecture: str, rule: str, verdicts: dict[str, Verdict]) -> str:
+    """Name the precisions by what came of them: ``works: f32, f32+L; refused: bf16+L``."""
+    by_status: dict[str, list[str]] = {}
+    for dtype, lora in PRECISIONS:
+        name = Cell(architecture=architecture, dtype=dtype, lora=lora, rule=rule).name
+        if name in verdicts:
+            short = {"float32": "f32", "bfloat16": "bf16"}[dtype] + ("+L" if lora else "")
+            by_status.setdefault(verdicts[name].status, []).append(short)
+    return "; ".join(f"{status}: {', '.join(names)}" for status, names in by_status.items()) or "not run"
 
 
 def _reasons(verdicts: dict[str, Verdict]) -> Iterator[str]:
