@@ -1,4 +1,4 @@
-"""What a program has put on the disk: how much it is, and how to remove all of it."""
+"""Measure and remove the files that a program has put on the disk."""
 
 from __future__ import annotations
 

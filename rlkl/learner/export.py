@@ -32,7 +32,7 @@ class ExportScores:
     learner: Scores
     exported: Scores
     rounding: float
-    """What computing in that precision does to the learner's log-probs (nats, root mean square); 0 in float32."""
+    """How far that precision changes the learner's log-probs (nats, root mean square); 0 in float32."""
     problem: str | None = None
     """A difference that was found without log-probs."""
 

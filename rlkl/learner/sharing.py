@@ -14,7 +14,7 @@ from rlkl.errors import EnvironmentProblem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """What the other process found in the run folder."""
+    """The other process's view of the run folder."""
 
     machine: str
     problem: str = ""

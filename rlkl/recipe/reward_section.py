@@ -117,7 +117,7 @@ class RewardSection(Section):
 
 
 class ScoringSection(Section):
-    """What is done with the sum of the rewards."""
+    """Scaling of the sum of the rewards."""
 
     normalize: Normalize = Field(
         default="none", description="Shift and scale the weighted sum likewise, over each group or the whole batch."

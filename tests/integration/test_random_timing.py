@@ -1,4 +1,4 @@
-"""Whatever the timing of workers, a step holds every completion once, in order, with its own reward."""
+"""A step holds every completion once, in order, with its own reward, for any timing of the workers."""
 
 import random
 from collections.abc import Iterator, Sequence

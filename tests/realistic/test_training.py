@@ -64,7 +64,7 @@ def test_a_qwen3_with_many_words_trains_resumes_and_is_exported(models: Path, tm
     policy = AutoModelForCausalLM.from_pretrained(run_dir / "policy").state_dict()
     check_vllm(run_dir / "policy", [ids[:200] for ids in sampled[-4:]], tmp_path)
 
-    # What a resume from the second step makes of the third.
+    # A resume from the second step makes the same third step.
     shutil.rmtree(run_dir / "policy")
     shutil.rmtree(run_dir / "checkpoints" / "step_000003")
     rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
