@@ -10,11 +10,12 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlkl
@@ -52,7 +53,7 @@ def try_setting(dtype: str, lora: bool, work: Path) -> list[str]:
     lines = untimed(work / "run")
     lengths = [int(line["rollout/length_mean"]) for line in lines]
     mismatch = max(line["rollout/mismatch_max"] for line in lines)
-    learner, transformers = compare(recipe, model, work / "run")
+    gaps = compare(recipe, model, work / "run")
 
     shutil.rmtree(work / "run" / "policy")
     shutil.rmtree(work / "run" / "checkpoints" / f"step_{STEPS:06d}")
@@ -62,30 +63,51 @@ def try_setting(dtype: str, lora: bool, work: Path) -> list[str]:
         f"{len(lines)} steps, mean lengths {min(lengths)} to {max(lengths)} tokens, all publishes verified: "
         f"{all(line['weights/verified'] == 1 for line in lines)}",
         f"sampler against learner: at most {mismatch:.2g} nats",
-        f"exported policy against learner, on the last samples: {learner}",
-        f"transformers against itself, one by one and in a padded batch: {transformers}",
+        *gaps,
         f"resume from step {HALF} ends as the undisturbed run: {same}",
     ]
 
 
 @torch.no_grad()
-def compare(recipe: Recipe, model: Path, run_dir: Path) -> tuple[str, str]:
-    """Log-probs of the last samples: exported policy against learner, and transformers against itself (nats)."""
+def compare(recipe: Recipe, model: Path, run_dir: Path) -> list[str]:
+    """Compare log-probs of the last samples (nats): exported policy against learner, transformers against itself.
+
+    In bfloat16 the exported policy is loaded in two ways: computing as the learner does (autocast; with LoRA the
+    adapter on its base), and with all weights in bfloat16, as a user may load it to save memory.
+    """
     rows = pq.read_table(run_dir / "samples" / f"step_{STEPS:06d}.parquet").to_pylist()
     sequences = [row["completion_ids"] for row in rows if len(row["completion_ids"]) > 1]
     learner = Learner(LearnerSpec(recipe=recipe, model_path=str(model)))
     learner.restore(run_dir / "checkpoints" / f"step_{STEPS:06d}")
-    wanted = learner.probe([Probe(token_ids=tuple(sequence)) for sequence in sequences])
-    policy = AutoModelForCausalLM.from_pretrained(run_dir / "policy", dtype=getattr(torch, recipe.model.dtype))
-    alone = [_logprobs(policy, [sequence])[0] for sequence in sequences]
-    together = _logprobs(policy, sequences)
-    return _gap(alone, list(map(torch.tensor, wanted))), _gap(alone, together)
+    wanted = list(map(torch.tensor, learner.probe([Probe(token_ids=tuple(sequence)) for sequence in sequences])))
+    found = []
+    for how, policy, autocast in _loaded(recipe, model, run_dir / "policy"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            alone = [_logprobs(policy, [sequence])[0] for sequence in sequences]
+            together = _logprobs(policy, sequences)
+        found.append(f"exported policy {how} against learner: {_gap(together, wanted)}")
+        found.append(f"transformers {how} against itself, one by one and padded: {_gap(alone, together)}")
+    return found
+
+
+def _loaded(recipe: Recipe, model: Path, policy: Path) -> Iterator[tuple[str, torch.nn.Module, bool]]:
+    """Yield how the exported policy is loaded, the policy, and whether it computes under autocast."""
+    load = AutoModelForCausalLM.from_pretrained
+    if recipe.model.dtype == "float32":
+        yield "in float32", load(policy, dtype=torch.float32), False
+    elif recipe.model.lora is None:
+        yield "under autocast", load(policy, dtype=torch.float32), True
+    else:
+        base = load(model, dtype=torch.bfloat16)
+        yield "as adapter under autocast", PeftModel.from_pretrained(base, str(policy / "adapter")), True
+    if recipe.model.dtype == "bfloat16":
+        yield "in bfloat16", load(policy, dtype=torch.bfloat16), False
 
 
 def _logprobs(policy: torch.nn.Module, sequences: list[list[int]]) -> list[torch.Tensor]:
     width = max(map(len, sequences))
     ids_BT = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
-    logprobs_BTV = policy(ids_BT).logits[:, :-1].float().log_softmax(-1)
+    logprobs_BTV = policy(input_ids=ids_BT).logits[:, :-1].float().log_softmax(-1)
     logprobs_BT = logprobs_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
     return [row[: len(sequence) - 1] for row, sequence in zip(logprobs_BT, sequences, strict=True)]
 
