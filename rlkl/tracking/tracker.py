@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlkl.recipe import Recipe
 from rlkl.tracking.console import open_console, print_summary
-from rlkl.tracking.hacking_watch import HackingWatch, warn
+from rlkl.tracking.hacking_watch import HackingWatch, Sighting, warn
 from rlkl.tracking.metrics import check_known
 from rlkl.tracking.pictures import save_pictures
 from rlkl.tracking.records import (
@@ -111,12 +111,14 @@ class Tracker:
         """
         assert step == self._next_step, f"step {step} logged where step {self._next_step} is due"
         finished = self._next_step + 1
-        metrics = {**metrics, **self._watched(finished, metrics, groups)}
+        sighting = self._look(metrics, groups)
+        metrics = {**metrics, **sighting.metrics}
         check_known(metrics)
         self._next_step = finished
         record = {"step": finished, **metrics}
         self._metrics.append(record)
         self._state.update(record, groups)
+        self._report(finished, sighting)
         due = self.samples_due(step)
         if self._wandb is not None:
             self._wandb.log(finished, metrics)
@@ -137,18 +139,18 @@ class Tracker:
         pictures = save_pictures(self._run_dir, groups, corrupted, kept=self._recipe.tracking.samples_kept)
         write_samples(sample_path(self._run_dir, finished), finished, groups, token_columns, pictures)
 
-    def _watched(
-        self, finished: int, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]
-    ) -> Mapping[str, float]:
-        """What the hacking watch adds to a step's metrics; warns of what sets in, and keeps its suspects."""
+    def _look(self, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> Sighting:
+        """Ask the hacking watch about a step."""
         if self._watch is None or not groups:
-            return {}
-        sighting = self._watch.look(self._state.records, metrics, groups)
+            return Sighting(metrics={}, set_in={}, suspects={})
+        return self._watch.look(self._state.records, metrics, groups)
+
+    def _report(self, finished: int, sighting: Sighting) -> None:
+        """Warn of signals that have set in and keep their suspects. The step's record must have been written."""
         if sighting.set_in:
             path = suspects_path(self._run_dir, finished)
             self._writer.submit(partial(write_suspects, path, sighting.suspects))
             warn(sighting, finished, str(path))
-        return sighting.metrics
 
     def flush(self) -> None:
         """Return once every step logged so far is on disk; raises what went wrong in writing, but not W&B's errors."""

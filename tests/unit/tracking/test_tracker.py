@@ -14,6 +14,8 @@ from rlkl.errors import LearnerError, RewardError
 from rlkl.recipe import Recipe
 from rlkl.tracking import tracker as tracker_module
 from rlkl.tracking import wandb_recorder
+from rlkl.tracking.hacking_signals import Reading
+from rlkl.tracking.hacking_watch import HackingWatch, Sighting
 from rlkl.tracking.records import read_metrics
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
@@ -114,6 +116,30 @@ def test_an_error_in_writing_samples_stops_the_run(tmp_path: Path, monkeypatch: 
     _steps(tracker, 0, 1)
     with pytest.raises(OSError, match="no space left"):
         tracker.flush()
+
+
+def test_a_step_is_recorded_before_an_earlier_error_in_writing_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_space(*_: object) -> None:
+        raise OSError("no space left")
+
+    def sets_in(*_: object) -> Sighting:
+        return Sighting(metrics={}, set_in={"length": Reading(level=2.0, finding="longer")}, suspects={"length": []})
+
+    monkeypatch.setattr(tracker_module, "write_samples", no_space)
+    monkeypatch.setattr(tracker_module, "warn", lambda *_: None)
+    tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
+    monkeypatch.setattr(HackingWatch, "look", lambda *_: Sighting(metrics={}, set_in={}, suspects={}))
+    _steps(tracker, 0, 1)
+    monkeypatch.setattr(HackingWatch, "look", sets_in)
+    end = time.monotonic() + 30
+    while not tracker._writer._errors and time.monotonic() < end:
+        time.sleep(0.01)
+    with pytest.raises(OSError, match="no space left"):
+        tracker.log(1, _metrics(1), _groups(1))
+
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_the_end_says_what_was_reached_and_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
