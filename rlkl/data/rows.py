@@ -27,11 +27,11 @@ PICTURE_MARK = "<image>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """What turns a row into token ids."""
+    """The tokenizer and the settings that turn a row into token ids."""
 
     tokenizer: PreTrainedTokenizerBase
     pictures: PictureProcessor | None = None
-    """Of a vision-language model."""
+    """The picture processor of a vision-language model; None for a text model."""
     max_answer_tokens: int = sys.maxsize
     max_answer_key: str = "rollout.max_new_tokens"
     """The recipe key that sets ``max_answer_tokens``."""

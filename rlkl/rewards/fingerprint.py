@@ -1,4 +1,4 @@
-"""What the scores of a function from Python depend on, as text: its code, and the values that it was made with.
+"""Describe, as text, all that the scores of a function from Python depend on: its code and the values in it.
 
 Covered are the source of the function or class; defaults; values of a closure; arguments of a `functools.partial`;
 attributes of an instance and its class; and the constants, functions and classes of its module that the code names.

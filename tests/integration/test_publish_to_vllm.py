@@ -1,4 +1,4 @@
-"""What vLLM packs for its kernels is packed anew by each publish: experts, a tied head, fused projections."""
+"""Each publish packs again the weights that vLLM packs for its kernels: experts, a tied head, fused projections."""
 
 import json
 import os

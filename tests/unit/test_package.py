@@ -1,4 +1,4 @@
-"""What is installed from a wheel works without the source tree."""
+"""An installed wheel works without the source tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the actors do at each publish, without Ray around them: learner, rollout worker on the hf engine, proof."""
+"""A publish without Ray: the learner, a rollout worker on the hf engine, and the proof."""
 
 import pickle
 from pathlib import Path

@@ -21,7 +21,7 @@ def look_from(folder: Path, token: Token) -> Sighting:
 
 
 def sighting(folder: Path, token: Token) -> Sighting:
-    """What a process with ``folder`` as its working directory sees."""
+    """Return the view of a process whose working directory is ``folder``."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(look_from, (folder, token))
 

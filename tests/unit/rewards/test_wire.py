@@ -1,4 +1,4 @@
-"""What comes back from a worker process: numbers survive exactly, and nothing that it wrote is run in the driver."""
+"""Results of a worker process: numbers survive exactly, and the driver runs nothing that the process wrote."""
 
 from __future__ import annotations
 

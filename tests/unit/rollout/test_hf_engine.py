@@ -114,7 +114,7 @@ def test_memory_does_not_grow_by_a_vocabulary_for_each_token(tmp_path: Path):
 
 
 def _memory_mib() -> float:
-    """What this process holds now; its peak counts from here on."""
+    """Return the memory of this process, and count its peak from here on."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status_mib("VmRSS")
 
