@@ -75,8 +75,7 @@ class RayBackend:
         refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in self._workers]
         wait_all(refs, who=[_LEARNER, *self._names], what="start", timeout_s=timeout_s)
         layers, width = self._call_learner("give its size", self._learner.size.remote())
-        rounded = recipe.model.dtype != "float32" and recipe.model.lora is None
-        self._bounds_for = partial(bounds_for, layers=layers, width=width, rounded=rounded)
+        self._bounds_for = partial(bounds_for, layers=layers, width=width)
         bounds = self._bounds_for(recipe.model.dtype, tolerance=recipe.weights.tolerance)
         self._proof = Proof(bounds)
 

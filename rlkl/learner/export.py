@@ -58,12 +58,10 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
             before = learner.probe(probes)
     wanted, dtype = learner.probe(probes), policy.dtype
     if dtype != torch.float32:
-        policy.dtype = torch.float32
+        policy.to_float32()
         rounding = _rms(wanted, learner.probe(probes)) if probes else 0.0
     policy.to("meta")  # frees the weights
-    exported = LanguageModel(
-        str(folder), dtype=dtype, weights_dtype=torch.float32, device=policy.device
-    ).requires_grad_(False)
+    exported = LanguageModel(str(folder), dtype=dtype, device=policy.device).requires_grad_(False)
     return ExportScores(
         dtype=str(dtype).removeprefix("torch."),
         before=before,

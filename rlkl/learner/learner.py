@@ -272,10 +272,8 @@ class Learner:
 
     def release(self) -> None:
         """Free the memory of everything but the policy. No step can follow."""
-        self._optimization.optimizer.state.clear()
+        self._optimization.release()
         self._models = replace(self._models, reference=None)
-        for parameter in self._optimization.trained.values():
-            parameter.grad = None
 
     def move(self, device: torch.device) -> None:
         """Compute log-probs on another device from now on. The optimizer stays where it is: no step can follow."""

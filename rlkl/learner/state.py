@@ -54,9 +54,7 @@ class LearnerState:
                 f"{path} holds other parameters than this recipe trains; they differ in "
                 f"{', '.join(difference[:3])} ({len(difference)} in all). Resume with the recipe of that run."
             )
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(state["trained"][name])
+        self.optimization.load_weights(state["trained"])
         self.optimization.optimizer.load_state_dict(state["optimizer"])
         self.optimization.steps = state["optimizer_steps"]
         self.finished_steps = state["finished_steps"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.errors import LearnerError
+from rlkl.learner.masters import Masters
 from rlkl.models.policy import Policy
 from rlkl.recipe import LearnerSection
 from rlkl.updates.base import Heads
@@ -20,8 +21,10 @@ class Optimization:
     """The trained parameters and the optimizer over them."""
 
     def __init__(self, trained: Mapping[str, nn.Parameter], section: LearnerSection, heads: Heads | None) -> None:
-        self.trained = trained
-        self.optimizer = build_optimizer(trained, section, heads)
+        self._masters = Masters(trained)
+        self.trained: Mapping[str, nn.Parameter] = self._masters.parameters
+        """Float32 parameters, by name."""
+        self.optimizer = build_optimizer(self.trained, section, heads)
         self.steps = 0
         """Optimizer steps made."""
         self._max_grad_norm = section.max_grad_norm
@@ -55,8 +58,21 @@ class Optimization:
             group["lr"] = lr * group["lr_scale"]
         self._torn = True
         self.optimizer.step()
+        self._masters.write_back()
         self._torn = False
         self.steps += 1
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the trained parameters."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(weights[name])
+        self._masters.write_back()
+
+    def release(self) -> None:
+        """Free the memory of optimizer, gradients and float32 copies. No optimizer step can follow."""
+        self.optimizer.state.clear()
+        self._masters.release()
 
     @contextmanager
     def undone_on_error(self, *, several: bool) -> Iterator[None]:
@@ -101,6 +117,7 @@ class Optimization:
                 self.optimizer.state.pop(parameter, None)
         for name, tensor in self._tensors().items():
             tensor.copy_(self._copy[name])
+        self._masters.write_back()
         self.zero_gradients()
         self.steps, self._torn = steps, False
 

@@ -50,6 +50,8 @@ def add_adapter(model: Any, section: LoraSection, *, freeze_vision: bool) -> Any
         ) from error
     _check_ties(model, named)
     _check_precision(model, named)
+    for _, parameter in adapter_parameters(model):  # peft makes them float32
+        parameter.data = parameter.data.to(model.dtype)
     return adapted
 
 
@@ -126,9 +128,20 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         shared.add(tensor.data_ptr())
         name = _without_levels(full_name)
         if name in adapted:
-            yield name, tensor.float() + adapted[name].get_delta_weight(_NAME).float()
+            yield name, tensor.float() + _change(adapted[name])
         elif ".lora_" not in full_name:
             yield name, tensor.detach()
+
+
+def _change(layer: Any) -> Tensor:
+    """Return what an adapter adds to its weight, multiplied in float32 whatever precision the adapter is held in."""
+    held = {parameter: parameter.data for name, parameter in layer.named_parameters() if ".lora_" in f".{name}"}
+    for parameter in held:
+        parameter.data = parameter.data.float()
+    change = layer.get_delta_weight(_NAME)
+    for parameter, data in held.items():
+        parameter.data = data
+    return change
 
 
 def _adapted_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:

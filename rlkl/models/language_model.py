@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ _RANDOM = re.compile(r"dropout|layerdrop|_pdrop|jitter_noise")
 
 
 class LanguageModel(nn.Module):
-    """Weights from ``path``, stored in ``weights_dtype``, computing in ``dtype`` (autocast where the two differ)."""
+    """Weights from ``path``, held and computed with in ``dtype``."""
 
-    def __init__(self, path: str, *, dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, path: str, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.dtype = dtype
         self.device = device
@@ -30,7 +29,7 @@ class LanguageModel(nn.Module):
         # torch's fused attention cannot cap its scores (Gemma 2) and would leave that out without a word.
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         attention = "eager" if capped else "sdpa"
-        model = model_class(config).from_pretrained(path, dtype=weights_dtype, attn_implementation=attention)
+        model = model_class(config).from_pretrained(path, dtype=dtype, attn_implementation=attention)
         self.model: Any = _without_dropout(model).to(device)
         self._check_head()
 
@@ -41,15 +40,13 @@ class LanguageModel(nn.Module):
         stand at the first placeholder ids of their sequences; a placeholder id that comes later is an ordinary token,
         as it is for the sampler that drew it.
         """
-        with self._autocast():
-            inputs = self._inputs(token_ids_BT, images)
-            return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        inputs = self._inputs(token_ids_BT, images)
+        return self.model.base_model(**inputs, use_cache=False).last_hidden_state
 
     def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
         """Hidden states after each block ``[B, T, L, H]``, the last after the final norm."""
-        with self._autocast():
-            inputs = self._inputs(token_ids_BT, images)
-            output = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True)
+        inputs = self._inputs(token_ids_BT, images)
+        output = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True)
         return torch.stack(output.hidden_states[1:], dim=2)
 
     def _inputs(self, token_ids_BT: Tensor, images: ImageInputs | None) -> dict[str, Tensor]:
@@ -85,14 +82,13 @@ class LanguageModel(nn.Module):
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Logits ``[N, V]`` of hidden states ``[N, H]``, scaled and soft-capped if the model does that."""
         config = self.model.config.get_text_config()
-        with self._autocast():
-            logits_NV = self.model.get_output_embeddings()(hidden_NH)
-            if (factor := getattr(config, "logit_scale", None)) is not None:
-                logits_NV = logits_NV * factor
-            if (divisor := getattr(config, "logits_scaling", None)) is not None:
-                logits_NV = logits_NV / divisor
-            if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-                logits_NV = torch.tanh(logits_NV / cap) * cap
+        logits_NV = self.model.get_output_embeddings()(hidden_NH)
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits_NV = logits_NV * factor
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits_NV = logits_NV / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits_NV = torch.tanh(logits_NV / cap) * cap
         return logits_NV
 
     @property
@@ -102,11 +98,6 @@ class LanguageModel(nn.Module):
     @property
     def layer_count(self) -> int:
         return self.model.config.get_text_config().num_hidden_layers
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -123,8 +114,7 @@ class LanguageModel(nn.Module):
                 "as one, or noise in its router), so no ratio to the sampler's would mean anything. Set that to 0 in "
                 "the model's config.json, or choose another model (Qwen, Llama, Mistral, ...)"
             )
-        with self._autocast():
-            whole_TV = self.model.eval()(input_ids=ids_BT, use_cache=False).logits[0].float()
+        whole_TV = self.model.eval()(input_ids=ids_BT, use_cache=False).logits[0].float()
         self.model.train()
         if self._differs(whole_TV, parts_TV):
             raise EnvironmentProblem(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlkl.batch import ImageInputs
 from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
@@ -30,17 +30,14 @@ class Reference(Protocol):
 
 
 class Policy(LanguageModel):
-    """The model that trains. Its trained weights are float32 whatever ``section.dtype``.
+    """The model that trains: the weights that are published and exported, in ``section.dtype``.
 
-    ``section.dtype`` is the precision of computing and publishing: in bfloat16, matrix products run under autocast.
-    With LoRA the base weights are frozen in ``section.dtype`` and only the adapters train.
+    In bfloat16 the optimizer moves float32 copies of the trained weights (`rlkl.learner.masters`). With LoRA the base
+    weights are frozen and only the adapters train.
     """
 
     def __init__(self, path: str, section: ModelSection, *, device: torch.device, seed: int) -> None:
-        dtype: torch.dtype = getattr(torch, section.dtype)
-        super().__init__(
-            path, dtype=dtype, weights_dtype=torch.float32 if section.lora is None else dtype, device=device
-        )
+        super().__init__(path, dtype=getattr(torch, section.dtype), device=device)
         self.adapter: Any = None
         if section.lora is not None:
             with torch.random.fork_rng():
@@ -133,10 +130,4 @@ def build_reference(policy: Policy, path: str, other: str | None = None) -> Refe
     """
     if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    # In the policy's own precision: a base that LoRA keeps in bfloat16 has rounded norms and hidden states as well.
-    weights_dtype = torch.float32 if policy.adapter is None else policy.dtype
-    copy = LanguageModel(other or path, dtype=policy.dtype, weights_dtype=weights_dtype, device=policy.device)
-    for module in copy.modules():
-        if isinstance(module, nn.Linear):  # as autocast rounds them each time: half the memory, the same bits
-            module.weight = nn.Parameter(module.weight.detach().to(policy.dtype))
-    return copy.requires_grad_(False)
+    return LanguageModel(other or path, dtype=policy.dtype, device=policy.device).requires_grad_(False)

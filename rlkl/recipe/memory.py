@@ -31,7 +31,8 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
     if not files:
         return None
     parameters = sum(_count_parameters(file) for file in files)
-    trained_bytes = 16 if recipe.model.lora is None else 4  # float32 weight, gradient and two Adam moments; or weight
+    # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
+    trained_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0) if recipe.model.lora is None else 4
     has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     gib = parameters / 2**30

@@ -60,7 +60,7 @@ class ModelSection(Section):
         description="Model that the KL is measured to, written as path; left out: the policy as it starts.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Computing and publishing precision; trained weights are kept in float32."
+        default="float32", description="Precision of computing and publishing; the optimizer moves float32 weights."
     )
     lora: LoraSection | None = Field(default=None, description="Train low-rank adapters instead of all weights.")
     freeze_vision: bool = Field(

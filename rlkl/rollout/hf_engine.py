@@ -72,9 +72,7 @@ class HfEngine:
         self._settings = settings
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype: torch.dtype = getattr(torch, settings.dtype)
-        self._language_model = LanguageModel(
-            settings.model_path, dtype=dtype, weights_dtype=dtype, device=self._device
-        ).eval()
+        self._language_model = LanguageModel(settings.model_path, dtype=dtype, device=self._device).eval()
         self._model: Any = self._language_model.model
         self._parameters = dict(self._model.named_parameters())
         if settings.adapter is not None:

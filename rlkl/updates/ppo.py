@@ -55,14 +55,12 @@ class Critic(Heads):
 
         super().__init__()
         # Left in evaluation mode, so that no dropout parts the values of a step's start from those of its passes.
-        whole = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32, attn_implementation="sdpa")
+        whole = AutoModelForCausalLM.from_pretrained(model.path, dtype=model.dtype, attn_implementation="sdpa")
         self.backbone: Any = whole.base_model.eval()
         self.output = _zero_output(model.hidden_size)
-        self._dtype = model.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-            hidden_BTH = self.backbone(input_ids=x, use_cache=False).last_hidden_state
+        hidden_BTH = self.backbone(input_ids=x, use_cache=False).last_hidden_state
         # The state before token t is what stands at t - 1.
         return pad(self.output(hidden_BTH.float()[:, :-1]), (0, 0, 1, 0))
 

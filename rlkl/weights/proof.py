@@ -37,10 +37,10 @@ _FIRST_GAPS = 10.0
 _GROWTH = 4.0
 """Rounding may grow by this factor over a run before it must be small beside the movement."""
 
-_SMALL = {"float32": 0.1, "bfloat16": 0.25, "rounded": 0.5}
+_SMALL = {"float32": 0.1, "bfloat16": 0.25}
 """A difference above the rounding must be below this share of the movement."""
 
-_OFF = {"float32": 0.02, "bfloat16": 0.1, "rounded": 0.2}
+_OFF = {"float32": 0.02, "bfloat16": 0.1}
 """How far from 1 the sampler's share of the learner's movement may be, besides errors."""
 
 _ERRORS = 4.0
@@ -76,20 +76,15 @@ class Bounds:
     """Whether the recipe names the tolerance; it then does not follow the first publish."""
 
 
-def bounds_for(dtype: str, *, layers: int, width: int, tolerance: float | None = None, rounded: bool = False) -> Bounds:
-    """Return the limits for a model of ``layers`` blocks of hidden size ``width`` that computes in ``dtype``.
-
-    ``rounded``: trained weights are rounded for the sampler. In bfloat16 the learner then computes with embeddings and
-    norms that the sampler does not have, so a part of the movement is its own.
-    """
+def bounds_for(dtype: str, *, layers: int, width: int, tolerance: float | None = None) -> Bounds:
+    """Return the limits for a model of ``layers`` blocks of hidden size ``width`` that computes in ``dtype``."""
     size = layers * width
-    form = "rounded" if rounded else dtype
     return Bounds(
         dtype=dtype,
         tolerance=tolerance or TOLERANCE[dtype] * max(1.0, size / _MODEL_SIZE),
         rounding=_ROUNDING[dtype] * size**0.5,
-        small=_SMALL[form],
-        off=_OFF[form],
+        small=_SMALL[dtype],
+        off=_OFF[dtype],
         fixed=tolerance is not None,
     )
 

@@ -27,9 +27,7 @@ class SeeingEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._model = LanguageModel(
-            settings.model_path, dtype=torch.float32, weights_dtype=torch.float32, device=torch.device("cpu")
-        )
+        self._model = LanguageModel(settings.model_path, dtype=torch.float32, device=torch.device("cpu"))
         pictures = load_picture_processor(settings.model_path)
         assert pictures is not None
         self._pictures = pictures

@@ -51,10 +51,8 @@ SEEN = 2.0
 FLOOR = {"float32": 5e-5, "bfloat16": 0.3}
 """Differences below this many nats are rounding whatever they were before training."""
 
-
-LOST = {False: 0.1, True: 0.7}
-"""Largest part of the learner's movement that may be lost, or come on top, on the way to engine and export; by whether
-whole weights are published in bfloat16, which rounds away steps that are small beside the weight."""
+LOST = 0.1
+"""Largest part of the learner's movement that may be lost, or come on top, on the way to engine and export."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +187,7 @@ def _judge(cell: Cell, start: _Scores, end: _Scores, *, mismatch: float, resumed
             problems.append(f"{name} and learner differ by {before:.2g} nats before training")
         if after > max(GROWTH * before, FLOOR[cell.dtype]):
             problems.append(f"{name} and learner differ by {after:.2g} nats after training, {before:.2g} before")
-        lost = LOST[cell.dtype == "bfloat16" and not cell.lora]
-        if not 1 - lost <= (share := _share(start, end, name)) <= 1 + lost:
+        if not 1 - LOST <= (share := _share(start, end, name)) <= 1 + LOST:
             problems.append(f"{name} went {share:.0%} of the learner's way")
         if moved < SEEN * before:
             problems.append(f"training moved the policy by {moved:.2g} nats, too little beside {name}'s {before:.2g}")

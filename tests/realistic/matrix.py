@@ -92,8 +92,7 @@ def tables(verdicts: dict[str, Verdict]) -> str:
     """The tables of ``docs/models.md`` in Markdown."""
     parts = [
         "**Engines, with `grpo`.** The figure is the largest difference of a sampled token's log-prob between engine",
-        "and learner over three steps, in nats (`rollout/mismatch_max`). For whole weights in bfloat16, the percentage",
-        "is how much of the learner's way arrived at the engine.",
+        "and learner over three steps, in nats (`rollout/mismatch_max`).",
         "",
         *_precision_table(verdicts),
         "",
@@ -157,9 +156,7 @@ def _reasons(verdicts: dict[str, Verdict]) -> Iterator[str]:
 def _entry(verdict: Verdict | None) -> str:
     if verdict is None:
         return "not run"
-    whole_bfloat16 = " bfloat16 " in verdict.cell and verdict.arrived is not None
-    arrived = f", {verdict.arrived:.0%}" if whole_bfloat16 else ""
-    return f"{verdict.status} {_figure(verdict)}".strip() + arrived
+    return f"{verdict.status} {_figure(verdict)}".strip()
 
 
 def _figure(verdict: Verdict) -> str:

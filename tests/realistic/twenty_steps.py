@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -72,36 +72,28 @@ def try_setting(dtype: str, lora: bool, work: Path) -> list[str]:
 def compare(recipe: Recipe, model: Path, run_dir: Path) -> list[str]:
     """Compare log-probs of the last samples (nats): exported policy against learner, transformers against itself.
 
-    In bfloat16 the exported policy is loaded in two ways: computing as the learner does (autocast; with LoRA the
-    adapter on its base), and with all weights in bfloat16, as a user may load it to save memory.
+    With LoRA in bfloat16 the exported policy is the adapter on its base.
     """
     rows = pq.read_table(run_dir / "samples" / f"step_{STEPS:06d}.parquet").to_pylist()
     sequences = [row["completion_ids"] for row in rows if len(row["completion_ids"]) > 1]
     learner = Learner(LearnerSpec(recipe=recipe, model_path=str(model)))
     learner.restore(run_dir / "checkpoints" / f"step_{STEPS:06d}")
     wanted = list(map(torch.tensor, learner.probe([Probe(token_ids=tuple(sequence)) for sequence in sequences])))
-    found = []
-    for how, policy, autocast in _loaded(recipe, model, run_dir / "policy"):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            alone = [_logprobs(policy, [sequence])[0] for sequence in sequences]
-            together = _logprobs(policy, sequences)
-        found.append(f"exported policy {how} against learner: {_gap(together, wanted)}")
-        found.append(f"transformers {how} against itself, one by one and padded: {_gap(alone, together)}")
-    return found
+    policy = _load(recipe, model, run_dir / "policy")
+    alone = [_logprobs(policy, [sequence])[0] for sequence in sequences]
+    together = _logprobs(policy, sequences)
+    return [
+        f"exported policy against learner: {_gap(together, wanted)}",
+        f"transformers against itself, one by one and padded: {_gap(alone, together)}",
+    ]
 
 
-def _loaded(recipe: Recipe, model: Path, policy: Path) -> Iterator[tuple[str, torch.nn.Module, bool]]:
-    """Yield how the exported policy is loaded, the policy, and whether it computes under autocast."""
-    load = AutoModelForCausalLM.from_pretrained
-    if recipe.model.dtype == "float32":
-        yield "in float32", load(policy, dtype=torch.float32), False
-    elif recipe.model.lora is None:
-        yield "under autocast", load(policy, dtype=torch.float32), True
-    else:
-        base = load(model, dtype=torch.bfloat16)
-        yield "as adapter under autocast", PeftModel.from_pretrained(base, str(policy / "adapter")), True
-    if recipe.model.dtype == "bfloat16":
-        yield "in bfloat16", load(policy, dtype=torch.bfloat16), False
+def _load(recipe: Recipe, model: Path, policy: Path) -> torch.nn.Module:
+    """Load the exported policy as a user serves it."""
+    if recipe.model.publishes_adapters:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        return PeftModel.from_pretrained(base, str(policy / "adapter"), autocast_adapter_dtype=False)
+    return AutoModelForCausalLM.from_pretrained(policy)
 
 
 def _logprobs(policy: torch.nn.Module, sequences: list[list[int]]) -> list[torch.Tensor]:

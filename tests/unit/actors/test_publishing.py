@@ -43,7 +43,7 @@ class Actors:
         )
         self.worker.start("hf", settings)
         layers, width = self.learner.size()
-        self.proof = Proof(bounds_for(dtype, layers=layers, width=width, rounded=dtype != "float32" and not lora))
+        self.proof = Proof(bounds_for(dtype, layers=layers, width=width))
         self.kept: WeightPackage | None = None
         self.publish(0, Probes(current=PROBES[:2]))
 
@@ -80,11 +80,9 @@ def test_adapters_in_bfloat16_go_the_learners_way(model_path: Path):
         actors.learn(step)  # publishes between the first and the last would only take time
     actors.train(9)
 
-    parameters = actors.learner._learner.policy.named_parameters()
     wanted = {
-        name.replace("model.", "base_model.model.", 1).replace(".default", ""): parameter.detach()
-        for name, parameter in parameters
-        if ".lora_" in name
+        name.replace("policy.model.", "base_model.model.", 1).replace(".default", ""): parameter.detach()
+        for name, parameter in actors.learner._learner._optimization.trained.items()
     }
     held = {name: tensor.float() for name, tensor in actors.worker._engine.readable_weights()}
     assert held.keys() == wanted.keys()

@@ -19,7 +19,7 @@ def policy(path: Path, dtype: str) -> Policy:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in made.named_parameters():
         if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 1e-3
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * 1e-3).to(parameter.dtype)
     return made
 
 

@@ -144,7 +144,7 @@ def test_adapters_that_bfloat16_would_round_away_are_refused_with_those_that_it_
 
     attention = policy(moe, {"target_modules": ["k_proj", "o_proj", "q_proj", "v_proj"]}, dtype="bfloat16")
 
-    assert {p.dtype for p in attention.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in attention.parameters() if p.requires_grad} == {torch.bfloat16}
 
 
 def logprobs_with_gradient(model: Any) -> Tensor:
@@ -172,7 +172,7 @@ def test_noise_that_stays_on_while_training_is_refused(folder: Path, monkeypatch
     noisy = random_model("opt", folder / "opt", seed=0)
     monkeypatch.setattr("rlkl.models.language_model._without_dropout", lambda model: model.train())
     with pytest.raises(EnvironmentProblem, match="gives other log-probs each time while it trains"):
-        LanguageModel(str(noisy), dtype=torch.float32, weights_dtype=torch.float32, device=CPU)
+        LanguageModel(str(noisy), dtype=torch.float32, device=CPU)
 
 
 def test_a_saved_policy_ends_where_the_sampler_ended(folder: Path, tmp_path: Path):

@@ -37,7 +37,7 @@ def pictures(model_path: Path) -> PictureProcessor:
 
 @pytest.fixture(scope="module")
 def model(model_path: Path) -> LanguageModel:
-    return LanguageModel(str(model_path), dtype=torch.float32, weights_dtype=torch.float32, device=torch.device("cpu"))
+    return LanguageModel(str(model_path), dtype=torch.float32, device=torch.device("cpu"))
 
 
 def examples(pictures: PictureProcessor) -> list[Example]:

@@ -22,11 +22,9 @@ def receipt(kept: Rows, *, current: Rows | None = None, unreached: tuple[str, ..
     return Receipt(version=3, damaged=(), unreached=unreached, scores=scores)
 
 
-def started(
-    dtype: str = "float32", *, layers: int = 2, width: int = 64, first: Rows | None = None, rounded: bool = False
-) -> Proof:
+def started(dtype: str = "float32", *, layers: int = 2, width: int = 64, first: Rows | None = None) -> Proof:
     """A proof that has seen the first publish, with the engine's scores against the learner's."""
-    proof = Proof(bounds_for(dtype, layers=layers, width=width, rounded=rounded))
+    proof = Proof(bounds_for(dtype, layers=layers, width=width))
     engine, learner = (first or rows(-1.0), rows(-1.0)) if first is None or len(first) == 1 else (first[:1], first[1:])
     proof.check(ProbeScores(current=learner), {WORKER: replace(receipt([], current=engine), version=0)}, version=0)
     return proof
@@ -101,11 +99,11 @@ def test_limits_follow_the_size_of_the_model_and_the_first_publish():
 class Deep:
     """A deep float32 model's scores: 8 sequences of 250 tokens, each score rounded by up to 9e-5 nats."""
 
-    def __init__(self, dtype: str = "float32", *, seed: int = 0, noise: float = 2e-5, rounded: bool = False) -> None:
+    def __init__(self, dtype: str = "float32", *, seed: int = 0, noise: float = 2e-5) -> None:
         self._random, self._noise = np.random.default_rng(seed), noise
         self.old = self._random.uniform(-9, -7, (8, 250))
         first = [self.scores(self.old)[0], self.scores(self.old)[0]]
-        self.proof = started(dtype, layers=24, width=512, first=first, rounded=rounded)
+        self.proof = started(dtype, layers=24, width=512, first=first)
         self.proof.keep([Probe(token_ids=(1, 2))] * 8, self.scores(self.old), {WORKER: self.scores(self.old)})
 
     def scores(self, true: np.ndarray) -> Rows:
@@ -172,15 +170,6 @@ def test_bfloat16_rounding_is_not_taken_for_stale_weights(movement: float):
         for _ in range(5):
             now = now + deep.direction(movement)
             assert deep.publish(now, now) < 1.0
-
-
-def test_rounded_embeddings_are_not_taken_for_stale_weights_but_stale_weights_are():
-    """With all weights trained in bfloat16 the learner's embeddings and norms move where the sampler's do not yet."""
-    deep = Deep("bfloat16", noise=0.02, rounded=True)
-    moved = deep.direction(0.1)
-    assert deep.publish(deep.old + moved, deep.old + 0.85 * moved) < 1.0
-    with pytest.raises(WeightSyncError, match="of the way"):
-        deep.publish(deep.old + 2 * moved, deep.old + 0.85 * moved)
 
 
 @pytest.mark.parametrize("movement", [0.06, 0.1])
