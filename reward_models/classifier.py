@@ -115,7 +115,7 @@ class _Loaded:
     """The model and its tokenizer, in memory."""
 
     def __init__(self, settings: SequenceClassifier) -> None:
-        from rlkl.compat import ensure_torch_extras
+        from rlkl.system.compat import ensure_torch_extras
 
         ensure_torch_extras()
         import torch

@@ -16,8 +16,8 @@ from typing import Any
 import rlkl
 from reward_models.settings import check_choice, check_number, refuse, shorten
 from rlkl.errors import RewardError, RewardInputError, did_you_mean
-from rlkl.importing import Importer
-from rlkl.rewards.source import fingerprint_of, source_of
+from rlkl.rewards.function.source import fingerprint_of, source_of
+from rlkl.system.importing import Importer
 
 _IMPORTER = Importer(
     key="settings.members[].function",

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from rlkl.recipe import Recipe
     from rlkl.recipe.io import load_recipe
     from rlkl.rewards import Reward, reward
-    from rlkl.start import train
+    from rlkl.train.setup import train
 
 __all__ = ["Recipe", "Reward", "__version__", "load_recipe", "reward", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Recipe": "rlkl.recipe",
-    "Reward": "rlkl.rewards.result",
+    "Reward": "rlkl.rewards.function.result",
     "load_recipe": "rlkl.recipe.io",
-    "reward": "rlkl.rewards.decorator",
-    "train": "rlkl.start",
+    "reward": "rlkl.rewards.function.decorator",
+    "train": "rlkl.train.setup",
 }
 
 

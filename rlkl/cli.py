@@ -122,9 +122,9 @@ def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _score(options: argparse.Namespace) -> int:
+    from rlkl.commands.score import score_data, write_scores
+    from rlkl.commands.score_view import show
     from rlkl.recipe.io import load_recipe, load_rewards_only
-    from rlkl.scoring import score_data, write_scores
-    from rlkl.scoring_view import show
 
     words: list[str] = options.words
     if options.reward and words and "=" not in words[0]:
@@ -145,7 +145,7 @@ def _train(options: argparse.Namespace) -> int:
             "--allow-changed-rewards goes with --resume RUN_DIR only: a new run has no rewards that could have changed"
         )
     recipe = _recipe_to_train(options.words, options.resume)
-    from rlkl.start import train
+    from rlkl.train.setup import train
 
     return train(recipe, resume_from=options.resume, allow_changed_rewards=options.allow_changed_rewards).exit_code
 
@@ -162,10 +162,10 @@ def _recipe_to_train(words: Sequence[str], resume: Path | None) -> Recipe:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlkl.machine import this_machine
-    from rlkl.plan import make_plan
-    from rlkl.plan_view import show
+    from rlkl.commands.plan import make_plan
+    from rlkl.commands.plan_view import show
     from rlkl.recipe.io import load_recipe
+    from rlkl.system.machine import this_machine
 
     show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
     return 0
@@ -196,7 +196,7 @@ def _sft(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from rlkl.doctor import examine, show
+    from rlkl.commands.doctor import examine, show
 
     checks = examine()
     show(checks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 
 _GEMMA = (
     "{{ bos_token }}"

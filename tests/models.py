@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.characters import CHARACTER_VOCABULARY, character_tokenizer, small_qwen3_config
 from rlkl.tasks.shapes import small_qwen2_5_vl_config
 

@@ -14,10 +14,10 @@ from reward_models.training.judging import Agreement, Judgement, ScoredPair, agr
 from reward_models.training.pairs import Pair, load_pairs, training_rows
 from reward_models.training.recipe import RewardModelRecipe
 from reward_models.training.split import split_by_prompt
-from rlkl.compat import ensure_torch_extras
 from rlkl.errors import InputError
 from rlkl.recipe.io import dump_recipe
 from rlkl.seeds import derive_seed
+from rlkl.system.compat import ensure_torch_extras
 
 logger = logging.getLogger(__name__)
 

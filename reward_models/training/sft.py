@@ -14,10 +14,10 @@ from typing import Any
 from reward_models.training.demonstrations import Demonstration, load_demonstrations, training_rows
 from reward_models.training.recipe import SftRecipe
 from reward_models.training.split import split_by_prompt
-from rlkl.compat import ensure_torch_extras
 from rlkl.errors import InputError, LearnerError
 from rlkl.recipe.io import dump_recipe
 from rlkl.seeds import derive_seed
+from rlkl.system.compat import ensure_torch_extras
 
 logger = logging.getLogger(__name__)
 

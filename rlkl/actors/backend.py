@@ -26,7 +26,7 @@ from rlkl.learner.sharing import token_in
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER, WORKER, Placement, memory_fraction, place, reserved_cpus
 from rlkl.recipe.resources import describe
-from rlkl.rewards.pool import WorkerSpec
+from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion, Example, Image, Probe

@@ -15,10 +15,10 @@ import ray
 from ray._private import ray_constants, services
 
 from rlkl.errors import EnvironmentProblem
-from rlkl.machine import private_folder, this_machine, usable_cpus
 from rlkl.recipe import ClusterSection, Recipe
 from rlkl.recipe.memory import estimate_memory
 from rlkl.recipe.resources import place_on_machine
+from rlkl.system.machine import private_folder, this_machine, usable_cpus
 
 _LONGEST_TMPDIR = 20
 """Ray makes sockets some 80 characters below; the path of a socket has at most 107."""

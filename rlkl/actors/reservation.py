@@ -12,8 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from rlkl.actors.calls import wait_all
 from rlkl.errors import EnvironmentProblem
-from rlkl.machine import usable_cpus
 from rlkl.recipe.placement import Actor, Node, Placement
+from rlkl.system.machine import usable_cpus
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from rlkl.actors.calls import short
 from rlkl.actors.cluster import connect, uses_own_ray
 from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.actors.shells import RewardHost
-from rlkl.machine import this_machine
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import place_rewards, reward_actors
 from rlkl.recipe.resources import check_number
-from rlkl.rewards.arguments import Call
-from rlkl.rewards.calling import Answer, overdue, raised
-from rlkl.rewards.pool import WorkerSpec, setup_error
-from rlkl.rewards.result import Failure
+from rlkl.rewards.execution.call import Answer, overdue, raised
+from rlkl.rewards.execution.pool import WorkerSpec, setup_error
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.function.result import Failure
+from rlkl.system.machine import this_machine
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def worker_maker(recipe: Recipe, reservation: Reservation) -> Callable[[WorkerSp
 
 
 class RayRewardWorker:
-    """One actor, replaced whenever a call ends it or takes too long; see `rlkl.rewards.pool.Worker`."""
+    """One actor, replaced whenever a call ends it or takes too long; see `rlkl.rewards.execution.pool.Worker`."""
 
     def __init__(self, spec: WorkerSpec, options: Mapping[str, Any] | None = None) -> None:
         """``options``: Ray's, with the room reserved for it; by default Ray finds room when the actor starts."""

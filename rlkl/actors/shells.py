@@ -10,11 +10,11 @@ from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import Sighting, Token
-from rlkl.rewards.arguments import Call
-from rlkl.rewards.calling import Answer, Callee
-from rlkl.rewards.pool import WorkerSpec
-from rlkl.rewards.result import Failure
-from rlkl.rewards.worker import bring_up, portable
+from rlkl.rewards.execution.call import Answer, Callee
+from rlkl.rewards.execution.pool import WorkerSpec
+from rlkl.rewards.execution.worker import bring_up, portable
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.function.result import Failure
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class, stream
 from rlkl.types import Completion, Example, Image, Probe
 from rlkl.weights import (

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlkl.errors import RecipeError
-from rlkl.importing import file_of, is_file
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import as_override
+from rlkl.system.importing import file_of, is_file
 
 MAY_CHANGE = (
     "run",

@@ -15,7 +15,7 @@ from rlkl.recipe import Recipe
 from rlkl.recipe.core_yaml import parse_yaml, write_value, write_yaml
 from rlkl.recipe.explain import explain, explain_outside, explain_whole
 from rlkl.schema import Section
-from rlkl.updates.outside import is_outside, settings_class
+from rlkl.updates.custom import is_outside, settings_class
 
 _S = TypeVar("_S", bound=Section)
 _PACKAGED = Path(__file__).resolve().parents[1] / "built_in_recipes"

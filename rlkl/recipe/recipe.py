@@ -20,7 +20,7 @@ from rlkl.recipe.sections import (
     WeightsSection,
 )
 from rlkl.schema import Section
-from rlkl.updates.outside import OutsideSettings
+from rlkl.updates.custom import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rlkl.errors import EnvironmentProblem
-from rlkl.machine import Machine
 from rlkl.recipe import Recipe
 from rlkl.recipe.memory import MemoryEstimate, least_learner_gib
 from rlkl.recipe.placement import (
@@ -22,6 +21,7 @@ from rlkl.recipe.placement import (
     reserved_cpus,
     reward_actors,
 )
+from rlkl.system.machine import Machine
 
 ACTORS_PER_CORE = 4
 """With more actors on a core, importing torch and vLLM alone takes minutes."""

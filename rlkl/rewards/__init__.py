@@ -22,14 +22,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlkl.rewards.decorator import reward
+    from rlkl.rewards.function.decorator import reward
+    from rlkl.rewards.function.result import Reward
     from rlkl.rewards.loading import load_rewards
-    from rlkl.rewards.result import Reward
-    from rlkl.rewards.runner import RewardSet
+    from rlkl.rewards.scoring.reward_set import RewardSet
 
 __all__ = ["Reward", "RewardSet", "load_rewards", "reward"]
 
-_HOMES = {"Reward": "result", "RewardSet": "runner", "load_rewards": "loading", "reward": "decorator"}
+_HOMES = {
+    "Reward": "function.result",
+    "RewardSet": "scoring.reward_set",
+    "load_rewards": "loading",
+    "reward": "function.decorator",
+}
 """Loaded when first used: a process that scores needs little of this package, and must start quickly."""
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from rlkl.errors import RewardInputError
 from rlkl.recipe import Normalize, RewardSection
-from rlkl.rewards.binding import parameters_of
-from rlkl.rewards.calling import Callee
-from rlkl.rewards.decorator import declaration_of
-from rlkl.rewards.fingerprint import described
-from rlkl.rewards.result import NAME
-from rlkl.rewards.runner import LoadedReward, RewardSet
-from rlkl.rewards.source import IMPORTER, Source, check_settings, fingerprint_of, source_of
+from rlkl.rewards.execution.call import Callee
+from rlkl.rewards.function.decorator import declaration_of
+from rlkl.rewards.function.fingerprint import described
+from rlkl.rewards.function.result import NAME
+from rlkl.rewards.function.signature import parameters_of
+from rlkl.rewards.function.source import IMPORTER, Source, check_settings, fingerprint_of, source_of
+from rlkl.rewards.scoring.reward_set import LoadedReward, RewardSet
 
 _TAKEN_NAMES = ("mean", "std", "failed", "dropped")
 """``reward/<name>`` is a curve of its own for these."""

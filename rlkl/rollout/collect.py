@@ -56,7 +56,7 @@ def with_text(completions: Sequence[Completion], decode: Decode) -> list[Complet
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Rewards and lengths over all rollouts of a step, selected or not. Definitions: `rlkl.tracking.metrics`."""
+    """Rewards and lengths over all rollouts of a step, selected or not. See `rlkl.tracking.metrics`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
     rewards = [[_raw(rollout) for rollout in group.rollouts if rollout.scored] for group in groups]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkl.compat import ensure_torch_extras
 from rlkl.seeds import derive_seed
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.base import Task
 from rlkl.tasks.characters import EOS_ID, PAD_ID, character_tokenizer, small_qwen3_config
 from rlkl.tasks.teaching import teach, threads

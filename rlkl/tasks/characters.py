@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

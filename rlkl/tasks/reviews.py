@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkl.compat import ensure_torch_extras
 from rlkl.seeds import derive_seed
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.characters import EOS_ID, PAD_ID, SPECIAL_TOKENS, small_qwen3_config, word_tokenizer

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkl.compat import ensure_torch_extras
 from rlkl.seeds import derive_seed
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.base import Task
 from rlkl.tasks.characters import EOS, EOS_ID, MAX_POSITIONS, PAD_ID, word_tokenizer
 from rlkl.tasks.shapes_scenes import CELL, DESCRIBE, KINDS, SIDE, WORDS, Scene, ask, describe, draw_scene, png, render

@@ -1,4 +1,4 @@
-"""Ties together what records and shows a run. Step indices and step numbers: see `rlkl.tracking.records`."""
+"""Ties together what records and shows a run. Step indices and step numbers: see `rlkl.tracking.records.reading`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from rlkl.recipe import Recipe
-from rlkl.tracking.console import open_console, print_summary
-from rlkl.tracking.hacking_watch import HackingWatch, Sighting, warn
-from rlkl.tracking.metrics import check_known
-from rlkl.tracking.pictures import save_pictures
-from rlkl.tracking.records import (
+from rlkl.tracking.console.console import open_console, print_summary
+from rlkl.tracking.console.view import RunState
+from rlkl.tracking.hacking.watch import HackingWatch, Sighting, warn
+from rlkl.tracking.metrics.registry import check_known
+from rlkl.tracking.records.pictures import save_pictures
+from rlkl.tracking.records.reading import (
     MetricsFile,
     TokenColumns,
     drop_later_samples,
@@ -22,11 +23,10 @@ from rlkl.tracking.records import (
     unify_samples,
     write_samples,
 )
-from rlkl.tracking.suspicious import drop_later_suspects, suspects_path, write_suspects
-from rlkl.tracking.view import RunState
-from rlkl.tracking.wandb_recorder import WandbRecorder
-from rlkl.tracking.wandb_run import WandbRun, new_run_id
-from rlkl.tracking.writer import BackgroundWriter
+from rlkl.tracking.records.suspicious import drop_later_suspects, suspects_path, write_suspects
+from rlkl.tracking.records.writer import BackgroundWriter
+from rlkl.tracking.wandb.recorder import WandbRecorder
+from rlkl.tracking.wandb.run import WandbRun, new_run_id
 from rlkl.types import Image, RolloutGroup
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Tracker:
 
         ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file, and so do the
         pictures; ``corrupted`` are a group's corrupted ones by its number.
-        Raises LearnerError for NaN or infinity, AssertionError for a metric that `rlkl.tracking.metrics` lacks, and
+        Raises LearnerError for NaN or infinity, AssertionError for a metric without a definition, and
         what went wrong in writing an earlier step. W&B's errors are warned of and never raised.
         """
         assert step == self._next_step, f"step {step} logged where step {self._next_step} is due"

@@ -5,20 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rlkl.updates.outside import OutsideSettings, rule_of
+from rlkl.updates.custom import OutsideSettings, rule_of
 
 if TYPE_CHECKING:
     from rlkl.updates.base import PolicyUpdate
     from rlkl.updates.settings import UpdateSettings
 
 RULES = {
-    "grpo": "rlkl.updates.grpo:Grpo",
-    "papo": "rlkl.updates.papo:Papo",
-    "ppo": "rlkl.updates.ppo:Ppo",
-    "sparsepo": "rlkl.updates.sparsepo:SparsePo",
-    "superhf": "rlkl.updates.superhf:SuperHf",
+    "grpo": "rlkl.updates.grpo.rule:Grpo",
+    "papo": "rlkl.updates.papo.rule:Papo",
+    "ppo": "rlkl.updates.ppo.rule:Ppo",
+    "sparsepo": "rlkl.updates.sparsepo.rule:SparsePo",
+    "superhf": "rlkl.updates.superhf.rule:SuperHf",
 }
-"""Rule name in the recipe -> where its class lives. Rules from outside: `rlkl.updates.outside`."""
+"""Rule name in the recipe -> where its class lives. Rules from outside: `rlkl.updates.custom`."""
 
 
 def build_update(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:

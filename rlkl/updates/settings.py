@@ -45,7 +45,7 @@ GRPO_VARIANTS: dict[GrpoVariant, GrpoChoices] = {
         advantage="leave_one_out", ratio="sequence_sum", aggregation="sequence_sum", clip_low=None, clip_high=None
     ),
 }
-"""Each variant as its paper made it; the papers are named in ``rlkl/updates/grpo.md``."""
+"""Each variant as its paper made it; the papers are named in ``rlkl/updates/grpo/README.md``."""
 
 PAPO_GRPO = GrpoChoices(aggregation="token_mean", clip_high=0.3)
 """What PAPO's authors ran as GRPO (arXiv 2507.06448)."""
@@ -111,7 +111,7 @@ class RuleSettings(Section):
 
 
 class GrpoSettings(RuleSettings):
-    """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo.md``).
+    """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo/README.md``).
 
     Of `clip_low` and `clip_high`, null is a value of its own, so that a dump leaves out what was left out.
     """
@@ -190,7 +190,7 @@ class GrpoSettings(RuleSettings):
 
 
 class PapoSettings(GrpoSettings):
-    """PAPO: GRPO or DAPO plus implicit perception KL and double entropy (see ``rlkl/updates/papo.md``)."""
+    """PAPO: GRPO or DAPO plus implicit perception KL and double entropy (see ``rlkl/updates/papo/README.md``)."""
 
     rule: Literal["papo"] = Field(default="papo", description="The update rule.")
     kl_coef: float = Field(default=0.01, ge=0, description="Weight of the KL to the reference; 0 means none.")
@@ -225,7 +225,7 @@ class PapoSettings(GrpoSettings):
 
 
 class PpoSettings(RuleSettings):
-    """PPO with a value function (see ``rlkl/updates/ppo.md``)."""
+    """PPO with a value function (see ``rlkl/updates/ppo/README.md``)."""
 
     rule: Literal["ppo"] = Field(default="ppo", description="The update rule.")
     kl_coef: float = Field(default=0.05, ge=0, description="Per-token KL to the reference, taken off the reward.")
@@ -264,7 +264,7 @@ class PpoSettings(RuleSettings):
 
 
 class SuperHfSettings(RuleSettings):
-    """SuperHF: cross-entropy on the best completions plus KL(reference || policy) (see ``rlkl/updates/superhf.md``)."""
+    """SuperHF: cross-entropy on the best completions plus KL(reference || policy) (`rlkl.updates.superhf`)."""
 
     rule: Literal["superhf"] = Field(default="superhf", description="The update rule.")
     filter: FilterSettings | None = Field(
@@ -285,7 +285,7 @@ class SuperHfSettings(RuleSettings):
 
 
 class SparsePoSettings(RuleSettings):
-    """SparsePO and its special cases DPO, TDPO1 and MaPO (see ``rlkl/updates/sparsepo.md``)."""
+    """SparsePO and its special cases DPO, TDPO1 and MaPO (see ``rlkl/updates/sparsepo/README.md``)."""
 
     learns_from_pairs: ClassVar[bool] = True
     rule: Literal["sparsepo"] = Field(default="sparsepo", description="The update rule.")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from rlkl.clock import Clock
-from rlkl.collectors import Generate, build_collector
 from rlkl.recipe import Recipe
 from rlkl.rewards import load_rewards
 from rlkl.rollout.collect import Draw, build_requests
 from rlkl.tasks.characters import character_tokenizer
+from rlkl.train.clock import Clock
+from rlkl.train.collect import Generate, build_collector
 from rlkl.types import Prompt, RolloutGroup
 from tests.integration.timed_engine import answer
 

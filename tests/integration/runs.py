@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkl.recipe import Recipe
-from rlkl.tracking.metrics import without_timings
+from rlkl.tracking.metrics.registry import without_timings
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 5

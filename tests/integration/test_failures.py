@@ -19,7 +19,7 @@ LOCAL = {"engine": "hf"}
 RULE = """
 from pathlib import Path
 
-from rlkl.updates.grpo import Grpo
+from rlkl.updates.grpo.rule import Grpo
 from rlkl.updates.settings import GrpoSettings, RuleSettings
 
 

@@ -13,9 +13,9 @@ from ray.cluster_utils import Cluster
 
 from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.errors import EnvironmentProblem
-from rlkl.machine import usable_cpus
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER, WORKER, Actor, Placement, place
+from rlkl.system.machine import usable_cpus
 
 DEADLINE_S = 240.0
 

@@ -16,8 +16,8 @@ import rlkl
 from rlkl.actors.rewards import ray_for_rewards
 from rlkl.errors import CheckpointError, RewardError
 from rlkl.rewards import load_rewards
-from rlkl.rewards.arguments import Call
-from rlkl.rewards.result import Failure
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.function.result import Failure
 from tests.integration.runs import STEPS, digits, make_recipe, records, untimed
 
 REWARDS = '''

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from rlkl.machine import this_machine
+from rlkl.system.machine import this_machine
 from tests.realistic.cells import Cell, Verdict
 from tests.realistic.models import ARCHITECTURES
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 from tests.realistic.vocabulary import FAMILIES, Family, make_tokenizer
 from tests.realistic.weights import draw_weights, shape_logits
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlkl.errors import InputError
-from rlkl.importing import Importer
+from rlkl.system.importing import Importer
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "hacking_watch.py"
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from rlkl.errors import CheckpointError, SaveError
-from rlkl.learner.checkpoint import Checkpoints, LoopState, read_state
 from rlkl.learner.manifest import list_files, write_manifest
+from rlkl.train.checkpoint import Checkpoints, LoopState, read_state
 
 
 def state(step: int) -> LoopState:

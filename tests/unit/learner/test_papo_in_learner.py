@@ -10,7 +10,7 @@ from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.learner.learner import Learner
 from rlkl.rollout.engine import EngineSettings
 from rlkl.types import Completion, Example, Rollout
-from rlkl.updates.papo import Papo
+from rlkl.updates.papo.rule import Papo
 from rlkl.updates.settings import PapoSettings
 from tests.golden.seeing import SeeingEngine
 from tests.models import tiny_qwen2_5_vl

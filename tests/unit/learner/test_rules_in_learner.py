@@ -9,7 +9,7 @@ import torch
 
 from rlkl.errors import MissingSignalError
 from rlkl.updates.base import HeadInput, ModelShape
-from rlkl.updates.ppo import Critic, Ppo
+from rlkl.updates.ppo.rule import Critic, Ppo
 from rlkl.updates.settings import PpoSettings
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import build, examples, weights

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlkl.machine import Machine
-from rlkl.plan import make_plan
+from rlkl.commands.plan import make_plan
 from rlkl.recipe.io import load_recipe
+from rlkl.system.machine import Machine
 from rlkl.updates.settings import PapoSettings
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from rlkl.errors import EnvironmentProblem
-from rlkl.machine import Machine
 from rlkl.recipe import Recipe
 from rlkl.recipe.memory import MemoryEstimate
 from rlkl.recipe.placement import memory_fraction
 from rlkl.recipe.resources import describe, place_on_machine
+from rlkl.system.machine import Machine
 
 SMALL = Machine(cpus=2, memory_gib=24.0)
 ONE_GIB = MemoryEstimate(parameters=2**28, learner_gib=4.0, reference_gib=1.0, engine_gib=1.0, copy_gib=0.0)

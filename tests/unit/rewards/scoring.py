@@ -9,8 +9,8 @@ from typing import Any
 
 from rlkl.recipe import RewardSection
 from rlkl.rewards import RewardSet, load_rewards
-from rlkl.rewards.arguments import State
-from rlkl.rewards.runner import ScoredRound
+from rlkl.rewards.function.arguments import State
+from rlkl.rewards.scoring.reward_set import ScoredRound
 from rlkl.types import Completion, Prompt
 
 STATE = State(step=3, steps=10, epoch=0.5, seed=7)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlkl.rewards import event_loop
+from rlkl.rewards.execution import event_loop
 from tests.unit.rewards.scoring import loaded, score, values
 
 REWARDS = """

@@ -12,11 +12,11 @@ import pytest
 
 import rlkl
 from rlkl.cli import main
+from rlkl.commands.plan import make_plan
 from rlkl.errors import RewardError
-from rlkl.machine import Machine
-from rlkl.plan import make_plan
 from rlkl.recipe import RewardSection, reward_section
 from rlkl.rewards import load_rewards
+from rlkl.system.machine import Machine
 from tests.unit.rewards.scoring import loaded, score, values
 
 REWARDS = """

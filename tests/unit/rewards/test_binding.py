@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlkl.errors import RewardInputError
-from rlkl.rewards.binding import bind_arguments, parameters_of
+from rlkl.rewards.function.signature import bind_arguments, parameters_of
 
 AVAILABLE = {"prompt": "1+1=", "completion": "2", "answer": "2"}
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from rlkl.rewards.arguments import Call
-from rlkl.rewards.cache import ScoreCache
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.scoring.cache import ScoreCache
 
 IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-from rlkl.rewards.arguments import Call
-from rlkl.rewards.cache import ScoreCache
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.scoring.cache import ScoreCache
 words = {f"word {n}" for n in range(50)}
 arguments = {"answer": {"words": words, "frozen": frozenset(words), 1: [words], (2, "x"): None}}
 cache = ScoreCache(Path(sys.argv[1]), name="r", fingerprint="f")

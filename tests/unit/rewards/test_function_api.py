@@ -17,8 +17,8 @@ import rlkl
 from rlkl.data.images import encode_image
 from rlkl.errors import RewardError, RewardInputError
 from rlkl.rewards import load_rewards
-from rlkl.rewards.arguments import Group, State
-from rlkl.rewards.settling import Scored
+from rlkl.rewards.function.arguments import Group, State
+from rlkl.rewards.scoring.aggregate import Scored
 from rlkl.seeds import derive_seed
 from rlkl.types import Prompt
 from tests.unit.rewards.scoring import STATE, completion, prompts

@@ -15,10 +15,10 @@ import pytest
 
 from rlkl.errors import RewardError, RewardInputError
 from rlkl.rewards import RewardSet
-from rlkl.rewards.arguments import Call
-from rlkl.rewards.pool import WorkerPool
-from rlkl.rewards.process import ProcessWorker
-from rlkl.rewards.runner import _worker_spec
+from rlkl.rewards.execution.pool import WorkerPool
+from rlkl.rewards.execution.process import ProcessWorker
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.scoring.reward_set import _worker_spec
 from tests.unit.rewards.scoring import STATE, completion, loaded, prompts, score, values
 
 REWARDS = '''

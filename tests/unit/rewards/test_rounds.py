@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkl.rewards.arguments import State
+from rlkl.rewards.function.arguments import State
 from tests.unit.rewards.scoring import STATE, completion, loaded, prompts, score, values
 
 REWARDS = """

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rlkl.errors import RewardInputError
 from rlkl.recipe import RewardSection
 from rlkl.rewards import load_rewards
-from rlkl.rewards.settling import STD_EPSILON
+from rlkl.rewards.scoring.aggregate import STD_EPSILON
 from tests.unit.rewards.scoring import loaded, score, values
 
 REWARDS = """

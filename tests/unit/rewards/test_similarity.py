@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlkl.rewards import similarity
-from rlkl.rewards.similarity import meteor, pair_similarity, sampled_similarity, similarity_of_all
+from rlkl.rewards.scoring import similarity
+from rlkl.rewards.scoring.similarity import meteor, pair_similarity, sampled_similarity, similarity_of_all
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rlkl.rewards.calling import Answer
-from rlkl.rewards.result import Failure, Score, raised
-from rlkl.rewards.wire import WireError, decode_answer, decode_start, encode_answer, encode_start
+from rlkl.rewards.execution.call import Answer
+from rlkl.rewards.execution.wire import WireError, decode_answer, decode_start, encode_answer, encode_start
+from rlkl.rewards.function.result import Failure, Score, raised
 from tests.unit.rewards.scoring import loaded, score, values
 
 NUMBERS = (0.0, -0.0, 0.1 + 0.2, 1 / 3, 5e-324, 2.0**-1074, 3.4e38, -1e-5, float(2**53 + 1), math.pi)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.characters import ALPHABET, character_tokenizer
 

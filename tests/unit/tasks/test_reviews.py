@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.characters import EOS_ID, PAD_ID, word_tokenizer
 from rlkl.tasks.reviews import REWARD_MODEL, Reviews
 from rlkl.tasks.reviews_language import (

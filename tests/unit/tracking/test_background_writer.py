@@ -6,8 +6,8 @@ import time
 import pytest
 
 from rlkl.errors import DeadlineError
-from rlkl.tracking import writer
-from rlkl.tracking.writer import BackgroundWriter
+from rlkl.tracking.records import writer
+from rlkl.tracking.records.writer import BackgroundWriter
 
 
 def _fail(gate: threading.Event | None = None) -> None:

@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from rlkl.recipe import Recipe
-from rlkl.tracking.console import LiveConsole, PlainConsole, plain_line
-from rlkl.tracking.view import RunState, RunView, duration, number, one_line, sparkline
+from rlkl.tracking.console.console import LiveConsole, PlainConsole, plain_line
+from rlkl.tracking.console.view import RunState, RunView, duration, number, one_line, sparkline
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 

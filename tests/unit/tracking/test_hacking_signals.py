@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlkl.tracking.hacking_signals import Record, read_signals
+from rlkl.tracking.hacking.signals import Record, read_signals
 
 CALM = {
     "reward/mean": 0.0,

@@ -10,11 +10,11 @@ import pytest
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe
 from rlkl.recipe.keys import describe_keys
-from rlkl.tracking.hacking_watch import HackingWatch, unweighted_rewards
-from rlkl.tracking.records import read_metrics
-from rlkl.tracking.suspicious import Suspect, most_suspicious, repetition, write_suspects
+from rlkl.tracking.hacking.watch import HackingWatch, unweighted_rewards
+from rlkl.tracking.metrics.watch import WATCH_METRICS
+from rlkl.tracking.records.reading import read_metrics
+from rlkl.tracking.records.suspicious import Suspect, most_suspicious, repetition, write_suspects
 from rlkl.tracking.tracker import RunSummary, Tracker
-from rlkl.tracking.watch_metrics import WATCH_METRICS
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 

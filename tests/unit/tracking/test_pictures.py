@@ -9,7 +9,7 @@ from PIL import Image
 
 from rlkl.data.images import encode_image, read_image
 from rlkl.recipe import Recipe
-from rlkl.tracking.pictures import save_pictures, side_by_side
+from rlkl.tracking.records.pictures import save_pictures, side_by_side
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 from rlkl.types import Image as PromptImage

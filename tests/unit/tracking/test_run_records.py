@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlkl.errors import CheckpointError, LearnerError
-from rlkl.tracking.records import (
+from rlkl.tracking.records.reading import (
     MetricsFile,
     drop_later_samples,
     read_metrics,

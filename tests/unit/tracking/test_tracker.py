@@ -13,11 +13,11 @@ import pytest
 from rlkl.errors import LearnerError, RewardError
 from rlkl.recipe import Recipe
 from rlkl.tracking import tracker as tracker_module
-from rlkl.tracking import wandb_recorder
-from rlkl.tracking.hacking_signals import Reading
-from rlkl.tracking.hacking_watch import HackingWatch, Sighting
-from rlkl.tracking.records import read_metrics
+from rlkl.tracking.hacking.signals import Reading
+from rlkl.tracking.hacking.watch import HackingWatch, Sighting
+from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import RunSummary, Tracker
+from rlkl.tracking.wandb import recorder as wandb_recorder
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 from rlkl.data.images import encode_image
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
-from rlkl.tracking.pictures import save_pictures
-from rlkl.tracking.records import sample_path, write_samples
-from rlkl.tracking.wandb_run import SAMPLE_COLUMNS, WandbRun
+from rlkl.tracking.records.pictures import save_pictures
+from rlkl.tracking.records.reading import sample_path, write_samples
+from rlkl.tracking.wandb.run import SAMPLE_COLUMNS, WandbRun
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 RUN_ID = "0123456789ab"

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.errors import MissingSignalError
 from rlkl.updates import build_update
-from rlkl.updates.grpo import Grpo
+from rlkl.updates.grpo.rule import Grpo
 from rlkl.updates.settings import GRPO_VARIANTS, GrpoChoices, GrpoSettings, GrpoVariant
 from tests.builders import COMPLETION_LIMIT, PROMPT_TOKENS, make_batch, make_group, with_frozen, with_policy
 

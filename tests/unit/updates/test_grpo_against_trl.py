@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch, Signal
-from rlkl.compat import ensure_torch_extras
+from rlkl.system.compat import ensure_torch_extras
 from rlkl.updates import build_update
 from rlkl.updates.settings import GrpoSettings
 from tests.builders import COMPLETION_LIMIT, PROMPT_TOKENS, make_batch, with_policy

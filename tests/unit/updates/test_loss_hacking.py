@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlkl.updates import loss_hacking
+from rlkl.updates.papo import loss_hacking
 
 HEALTHY = {
     "perception/kl": 0.04,

@@ -15,7 +15,7 @@ from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
 from rlkl.updates import build_update
-from rlkl.updates.outside import OutsideSettings
+from rlkl.updates.custom import OutsideSettings
 from tests.builders import make_batch, random_logprobs
 from tests.models import tiny_qwen3
 

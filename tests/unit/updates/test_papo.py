@@ -12,7 +12,7 @@ from torch import Tensor
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.functional.perception import kl_clean_to_corrupted_k3
 from rlkl.updates import build_update
-from rlkl.updates.papo import Papo
+from rlkl.updates.papo.rule import Papo
 from rlkl.updates.settings import GrpoSettings, PapoSettings
 from tests.builders import PROMPT_TOKENS, make_batch, make_group, random_logprobs, with_frozen
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.errors import MissingSignalError
 from rlkl.updates.base import HeadInput, ModelShape
-from rlkl.updates.grpo import Grpo
-from rlkl.updates.ppo import Ppo, ValueHead
+from rlkl.updates.grpo.rule import Grpo
+from rlkl.updates.ppo.rule import Ppo, ValueHead
 from rlkl.updates.settings import GrpoSettings, PpoSettings
 from tests.builders import make_batch, with_frozen, with_policy
 

@@ -18,9 +18,9 @@ from rlkl.models.language_model import LanguageModel
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.base import ModelShape
-from rlkl.updates.mask_heads import MaskHead, MaskHeads
 from rlkl.updates.settings import MaskedTerms, SparsePoSettings, TokenMask
-from rlkl.updates.sparsepo import SparsePo
+from rlkl.updates.sparsepo.mask_heads import MaskHead, MaskHeads
+from rlkl.updates.sparsepo.rule import SparsePo
 from tests.builders import make_batch, random_logprobs
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import build, weights

@@ -15,7 +15,7 @@ from rlkl.functional.kl import exact_kl
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 from rlkl.updates.filters import filter_groups
 from rlkl.updates.settings import SuperHfSettings
-from rlkl.updates.superhf import SuperHf
+from rlkl.updates.superhf.rule import SuperHf
 from tests.builders import PROMPT_TOKENS, make_batch
 
 COEF = 0.35

@@ -1,0 +1,90 @@
+"""Settings that are allowed and do not mean what one may think. Each check yields sentences: what, why, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlkl.recipe import Recipe
+from rlkl.system.machine import Machine
+from rlkl.updates.cautions import RunFacts, warnings_about_rule
+
+_LARGE_LR = 5e-5
+_LARGE_LORA_LR = 1e-3
+
+
+def warnings_about(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
+    """Everything worth saying about a recipe, most serious first."""
+    return (
+        *warnings_about_rule(recipe.update, _facts(recipe)),
+        *_on_rollouts(recipe, machine),
+        *_on_optimisation(recipe),
+        *_on_records(recipe),
+    )
+
+
+def _facts(recipe: Recipe) -> RunFacts:
+    return RunFacts(
+        has_pairs=recipe.data.has_pairs,
+        has_rewards=bool(recipe.rewards),
+        prompts_per_step=recipe.rollout.prompts_per_step,
+        samples_per_prompt=recipe.rollout.samples_per_prompt,
+        max_rounds=recipe.rollout.max_rounds,
+        epochs=recipe.learner.epochs,
+        minibatches=recipe.learner.minibatches,
+        tracks_reference_kl=recipe.learner.track_reference_kl,
+    )
+
+
+def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:
+    rollout = recipe.rollout
+    sequences = rollout.prompts_per_step * rollout.samples_per_prompt
+    if rollout.workers > sequences:
+        yield (
+            f"rollout.workers = {rollout.workers} exceeds the {sequences} completions of a step, so "
+            f"{rollout.workers - sequences} workers stay idle"
+        )
+    if rollout.temperature != 1:
+        yield (
+            f"rollout.temperature = {rollout.temperature}: log-probabilities, KL and entropy are those of the tempered "
+            "policy, and it is what gets trained; sample the final policy at the same temperature"
+        )
+    if recipe.model.dtype == "bfloat16" and not machine.gpus:
+        yield (
+            "model.dtype = bfloat16 without a GPU: a learner step is slow on cores without bfloat16 instructions, and "
+            "sampler and learner agree only to about 0.1 nats a token. float32 is exact"
+        )
+
+
+def _on_optimisation(recipe: Recipe) -> Iterator[str]:
+    learner = recipe.learner
+    total = recipe.steps * learner.epochs * learner.minibatches
+    limit = _LARGE_LR if recipe.model.lora is None else _LARGE_LORA_LR
+    if learner.lr > limit and not recipe.model.path.startswith("task:"):
+        kind = "all weights of a pretrained model" if recipe.model.lora is None else "adapters"
+        yield f"learner.lr = {learner.lr:g} is large for {kind}; above {limit:g} runs often diverge"
+    if learner.lr == 0:
+        yield "learner.lr = 0: nothing is learned"
+    if learner.warmup_steps >= total:
+        yield (
+            f"learner.warmup_steps = {learner.warmup_steps} is not shorter than the run ({total} optimizer steps): the "
+            f"learning rate never reaches {learner.lr:g}"
+        )
+    longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
+    if longest > learner.micro_batch_tokens:
+        yield (
+            f"learner.micro_batch_tokens = {learner.micro_batch_tokens} is below the longest sequence ({longest} "
+            "tokens): such a sequence still runs, alone and with the memory that it needs"
+        )
+
+
+def _on_records(recipe: Recipe) -> Iterator[str]:
+    if not recipe.rewards and not recipe.data.has_pairs:
+        yield (
+            "rewards is empty: rlkl train has nothing to optimise. Name one (rewards: [{function: my.py:score}]), or "
+            "call rlkl.train(recipe, rewards=[...]) from Python"
+        )
+    if recipe.checkpoint.every > recipe.steps:
+        yield (
+            f"checkpoint.every = {recipe.checkpoint.every} exceeds steps = {recipe.steps}: only the end of the run is "
+            "saved, and a run that is killed starts from the beginning"
+        )

@@ -1,0 +1,228 @@
+"""`rlkl score`: rewards on data that are there already, by the path that training takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rlkl.data.answers import AnswerEncoder
+from rlkl.data.chat import EncodedPrompt, refuse_surrogates
+from rlkl.data.prompts import Encoder, load_prompts
+from rlkl.data.report import BadPrompt
+from rlkl.errors import DataError, InputError, RewardInputError, did_you_mean
+from rlkl.recipe import Recipe
+from rlkl.rewards import RewardSet, load_rewards
+from rlkl.rewards.function.arguments import State, UnknownIds
+from rlkl.rewards.scoring.reward_set import ScoredRound
+from rlkl.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPLETION_COLUMN = "completion"
+_IDS = ("completion_ids", "prompt_ids")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """What came of it."""
+
+    rewards: RewardSet
+    prompts: Sequence[Prompt]
+    """The prompt of each sample."""
+    completions: Sequence[Completion]
+    round: ScoredRound
+    setup_s: float
+    seconds: float
+    """From the first sample to the last score."""
+
+
+def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) -> ScoreReport:
+    """Score the rows of ``data`` with the recipe's rewards.
+
+    A row has a prompt, a ``completion`` (text, or a list of texts) and whatever columns the rewards read. Samples of
+    equal prompts that follow one another are one group. Token ids are those of ``tokenizer_path``, or of a column
+    ``completion_ids``, which holds one list a text; a reward that looks at ids that are not there fails.
+
+    Raises:
+        InputError: the data or a reward cannot be used.
+        RewardError: a reward failed, and its ``on_error`` says raise, or it failed too often.
+    """
+    rewards = load_rewards(recipe.rewards, normalize=recipe.scoring.normalize)
+    rows = _read(recipe, data, tokenizer_path)
+    if tokenizer_path is None:
+        rows = [replace(row, token_ids=UnknownIds()) for row in rows]
+        _refuse_ids(rewards, completions_too=any(row.columns.get("completion_ids") is None for row in rows))
+    answers = None
+    if tokenizer_path is not None:
+        answers = AnswerEncoder(_tokenizer(tokenizer_path), recipe.data.chat_template_kwargs)
+    groups = _grouped([(row, completion) for row in rows for completion in _completions(row, answers)])
+    rewards.check([prompt for prompt, _ in groups[:2]])
+    samples = [(prompt, completion) for prompt, completions in groups for completion in completions]
+    with ExitStack() as running:
+        running.callback(rewards.close)
+        start = time.perf_counter()
+        _start(rewards, recipe, running)
+        started = time.perf_counter()
+        scoring = rewards.open_round(
+            [prompt for prompt, _ in groups],
+            samples=[len(completions) for _, completions in groups],
+            state=State(step=1, steps=1, epoch=0.0, seed=recipe.seed),
+            draws=range(len(groups)),
+        )
+        for index, (_, completion) in enumerate(samples):
+            scoring.add(index, completion)
+        done = scoring.finish()
+        ended = time.perf_counter()
+    return ScoreReport(
+        rewards=rewards,
+        prompts=[prompt for prompt, _ in samples],
+        completions=[completion for _, completion in samples],
+        round=done,
+        setup_s=started - start,
+        seconds=ended - started,
+    )
+
+
+def write_scores(report: ScoreReport, path: Path) -> None:
+    """One JSON object a sample: prompt, completion, reward (null where there is none), and every reward by name."""
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, completion, scored in zip(report.prompts, report.completions, report.round.scored, strict=True):
+            row: dict[str, Any] = {"id": prompt.id, "prompt": prompt.text, "completion": completion.text}
+            row["reward"] = None if scored.reward != scored.reward else scored.reward
+            row |= {f"reward/{name}": value for name, value in scored.components.items()}
+            row |= {f"monitor/{name}": value for name, value in scored.monitors.items()}
+            row |= {"tags": scored.tags, "failed": scored.failed}
+            file.write(json.dumps(row) + "\n")
+
+
+def _start(rewards: RewardSet, recipe: Recipe, running: ExitStack) -> None:
+    rewards.start(timeout_s=recipe.cluster.start_timeout_s)
+    if any(section.mode == "actor" for section in recipe.rewards):
+        from rlkl.actors.rewards import ray_for_rewards
+
+        make_worker = running.enter_context(ray_for_rewards(recipe))
+        running.callback(rewards.close)  # actors end before Ray does
+        rewards.start_actors(make_worker, timeout_s=recipe.cluster.start_timeout_s)
+
+
+class _NoTokenizer:
+    """Stands in where nobody asks for token ids: every text is one token."""
+
+    bos_token = eos_token_id = chat_template = None
+    name_or_path = "none: name the folder of a model with --tokenizer"
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [0]
+
+
+def _read(recipe: Recipe, data: str, tokenizer_path: str | None) -> list[Prompt]:
+    section = recipe.data.model_copy(
+        update={
+            "source": data,
+            "max_prompt_tokens": sys.maxsize,
+            "max_bad_fraction": 0.0,
+            "shuffle": False,
+            "chosen_column": None,
+            "rejected_column": None,
+        }
+    )
+    if tokenizer_path is None:
+        encoder = Encoder(tokenizer=cast("PreTrainedTokenizerBase", _NoTokenizer()))
+    else:
+        from rlkl.data.vision import load_picture_processor
+
+        tokenizer = _tokenizer(tokenizer_path)
+        tokenizer_only = Path(tokenizer_path).is_dir() and not (Path(tokenizer_path) / "config.json").is_file()
+        pictures = None if tokenizer_only else load_picture_processor(tokenizer_path)
+        encoder = Encoder(tokenizer=tokenizer, pictures=pictures)
+    source = load_prompts(section, encoder, seed=0)
+    return source.take(0, len(source))
+
+
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tokenizer {path}: cannot be loaded ({error}); expected a Hugging Face folder") from error
+
+
+def _refuse_ids(rewards: RewardSet, *, completions_too: bool) -> None:
+    """Nobody tokenized the prompts, nor the completions where these are meant too. A parameter with a default counts:
+    in training it gets ids."""
+    for reward in rewards.rewards:
+        for name in _IDS if completions_too else _IDS[1:]:
+            if name in reward.parameters.names:
+                column = ", or a column 'completion_ids'" if name == "completion_ids" else ""
+                raise RewardInputError(
+                    f"reward '{reward.name}' reads '{name}', and text alone has no token ids: give --tokenizer PATH"
+                    f"{column}"
+                )
+
+
+def _completions(row: Prompt, answers: AnswerEncoder | None) -> list[Completion]:
+    column = row.columns.get(COMPLETION_COLUMN)
+    texts = [column] if isinstance(column, str) else column
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        names = did_you_mean(COMPLETION_COLUMN, row.columns)
+        raise DataError(f"{row.id} has no column '{COMPLETION_COLUMN}' with a text or a list of texts; {names}")
+    ids = _given_ids(row, column) if answers is None else [_encoded(row, text, answers) for text in texts]
+    return [
+        Completion(token_ids=token_ids, logprobs=None, finish_reason="stop", text=text)
+        for text, token_ids in zip(texts, ids, strict=True)
+    ]
+
+
+def _encoded(row: Prompt, text: str, answers: AnswerEncoder) -> tuple[int, ...]:
+    try:
+        refuse_surrogates(text, f"'{COMPLETION_COLUMN}'")
+    except BadPrompt as error:
+        raise DataError(f"{row.id}: {error.detail}; correct the row, or leave --tokenizer out") from error
+    return answers.encode_sampled(EncodedPrompt(text=row.text, token_ids=row.token_ids), text)
+
+
+def _given_ids(row: Prompt, column: Any) -> list[tuple[int, ...]]:
+    """Those of the column ``completion_ids``: a list for a text, a list of as many lists for a list of texts."""
+    texts = 1 if isinstance(column, str) else len(column)
+    given = row.columns.get("completion_ids")
+    if given is None:
+        return [UnknownIds()] * texts
+    lists = [given] if isinstance(column, str) else given
+    if not isinstance(lists, list) or len(lists) != texts or not all(map(_are_ids, lists)):
+        wanted = "a list of token ids" if isinstance(column, str) else f"a list of {texts} lists of token ids"
+        raise DataError(
+            f"{row.id}: column 'completion_ids' has to be {wanted}, as '{COMPLETION_COLUMN}' is "
+            f"{'a text' if isinstance(column, str) else f'a list of {texts} texts'}; got {given!r:.200}"
+        )
+    return [tuple(token_ids) for token_ids in lists]
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(part) is int and part >= 0 for part in value)
+
+
+def _grouped(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, list[Completion]]]:
+    """Neighbours whose prompt and columns are the same but for the completion."""
+    groups: list[tuple[Prompt, list[Completion]]] = []
+    for prompt, completion in samples:
+        if groups and _same(groups[-1][0], prompt):
+            groups[-1][1].append(completion)
+        else:
+            groups.append((prompt, [completion]))
+    return groups
+
+
+def _same(one: Prompt, other: Prompt) -> bool:
+    return one is other or (one.text == other.text and _columns(one) == _columns(other))
+
+
+def _columns(prompt: Prompt) -> Mapping[str, Any]:
+    return {name: value for name, value in prompt.columns.items() if name not in ("id", COMPLETION_COLUMN, *_IDS)}

@@ -1,0 +1,284 @@
+"""Where calls of a reward function run: here and now, or on one of several workers."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlkl.errors import RewardInputError
+from rlkl.rewards.execution.call import Answer, Callee, overdue
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.function.result import Failure, raised
+from rlkl.rewards.function.source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a worker in another process needs to know."""
+
+    name: str
+    """The reward's."""
+    source: Source
+    timeout_s: float
+    start_timeout_s: float
+    memory_mb: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class Worker(Protocol):
+    """Runs one call at a time. All but `abandon` are called on one thread."""
+
+    @property
+    def broken(self) -> Failure | None:
+        """Why it could not be brought up again after a call had ended it; from then on all calls fail with this."""
+        ...
+
+    def start(self) -> None:
+        """Raise `RewardInputError` where it cannot be brought up."""
+        ...
+
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """One answer a call, in order, each as soon as it is there. Whatever happens to the function: within its time
+        limit there is an answer, and the next call finds it up, or ``broken``."""
+        ...
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None:
+        """End a call that is under way, from another thread."""
+        ...
+
+
+_Waiting = tuple[Call, Future[Answer]]
+
+_MOST_AT_ONCE = 32
+_AT_ONCE_S = 0.005
+"""So much work a worker takes along at one time."""
+
+
+class Pool(Protocol):
+    """Takes calls and answers them some time."""
+
+    eager: bool
+    """Whether calls run beside the caller, so that each is best submitted as soon as it can be."""
+
+    def submit(self, call: Call) -> Future[Answer]: ...
+
+    def close(self) -> None: ...
+
+
+class InlinePool:
+    """Runs each call before `submit` returns."""
+
+    eager = False
+
+    def __init__(self, callee: Callee, name: str) -> None:
+        self._callee = callee
+        set_up(callee, name)
+
+    def submit(self, call: Call) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        future.set_result(self._callee.call(call))
+        return future
+
+    def close(self) -> None:
+        self._callee.close()
+
+
+class WorkerPool:
+    """Calls go to whichever worker is free. Each worker has a thread here, which waits for it."""
+
+    eager = True
+
+    def __init__(
+        self, workers: Sequence[Worker], *, together: bool = False, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begins to start all workers at once; `ready` waits for them.
+
+        ``together``: quick calls may be handed over several at a time, where there is one worker only. Among several,
+        one call that takes long would hold up those with it, which another worker could take.
+        """
+        self._workers = workers
+        self._together = together and len(workers) == 1
+        self._on_close = on_close
+        self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._broken: BaseException | None = None
+        self._whole, self._lock = len(workers), threading.Lock()
+        self._started: list[Future[None]] = [Future() for _ in workers]
+        self._threads = [
+            threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
+            for pair in zip(workers, self._started, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ready(self) -> None:
+        """Wait until all workers are up; raises the first worker's `RewardInputError`."""
+        errors = [error for future in self._started if (error := future.exception()) is not None]
+        if errors:
+            self.close()
+            raise errors[0]
+
+    def submit(self, call: Call) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._calls.put((call, future))
+        if self._broken is not None:
+            self._refuse(self._broken)
+        return future
+
+    def close(self) -> None:
+        """Drop what waits, end what runs, stop the workers."""
+        self._refuse(CancelledError())
+        for _ in self._threads:
+            self._calls.put(None)
+        for worker in self._workers:
+            worker.abandon()
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+        self._on_close()
+
+    def _serve(self, worker: Worker, started: Future[None]) -> None:
+        try:
+            worker.start()
+        except BaseException as error:
+            started.set_exception(error)
+            if isinstance(error, RewardInputError):
+                return
+            raise
+        started.set_result(None)
+        mean_s = 1.0  # of a call, until some have been made
+        while (first := self._calls.get()) is not None:
+            calls, futures = zip(*(self._further(first, mean_s) if self._together else [first]), strict=True)
+            try:
+                for answer, future in zip(worker.answer(calls), futures, strict=True):
+                    future.set_result(answer)
+                    mean_s += 0.1 * (answer.seconds - mean_s)
+            except BaseException as error:  # no fault of the function's: nobody may wait for a pool that is not whole
+                self._broken = error
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+                self._refuse(error)
+                raise
+            if worker.broken is not None and self._retire():
+                break
+        worker.close()
+
+    def _retire(self) -> bool:
+        """Whether a broken worker may leave the calls to others. The last one stays, and fails them."""
+        with self._lock:
+            if self._whole == 1:
+                return False
+            self._whole -= 1
+            return True
+
+    def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
+        """With ``first`` those that the worker takes along: some if they are quick, so that not each one waits for
+        threads and processes to take turns."""
+        count = min(_MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
+        taken = [first]
+        while len(taken) < count:
+            try:
+                item = self._calls.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:  # the end, for this thread or another
+                self._calls.put(None)
+                break
+            taken.append(item)
+        return taken
+
+    def _refuse(self, error: BaseException) -> None:
+        """Answer all that waits with ``error``."""
+        while True:
+            try:
+                item = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            if item is not None:
+                item[1].set_exception(error)
+
+
+class ThreadWorker:
+    """Calls the function on a thread. A call that takes too long is left to itself, since no thread can be ended."""
+
+    def __init__(self, callee: Callee, timeout_s: float | None) -> None:
+        self._callee = callee
+        self._timeout_s = timeout_s
+        self._inner: _Inner | None = None
+        self.broken: Failure | None = None
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        return map(self._answer, calls)
+
+    def _answer(self, call: Call) -> Answer:
+        if self._timeout_s is None or self._callee.is_async:
+            return self._callee.call(call, self._timeout_s)
+        self._inner = self._inner or _Inner(self._callee)
+        future = self._inner.submit(call)
+        try:
+            return future.result(self._timeout_s)
+        except TimeoutError:
+            stack, self._inner = self._inner.stack(), None
+            return Answer(failure=overdue(self._timeout_s, stack), seconds=self._timeout_s)
+
+
+class _Inner:
+    """The thread on which a limited call runs."""
+
+    def __init__(self, callee: Callee) -> None:
+        self._callee = callee
+        self._calls: queue.SimpleQueue[tuple[Call, Future[Answer]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="limited reward", daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Call) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._calls.put((call, future))
+        return future
+
+    def stack(self) -> str:
+        """Where it is."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
+    def _serve(self) -> None:
+        while True:
+            call, future = self._calls.get()
+            future.set_result(self._callee.call(call))
+
+
+def thread_pool(callee: Callee, name: str, *, workers: int, timeout_s: float | None) -> WorkerPool:
+    """Threads that share one function."""
+    set_up(callee, name)
+    pool = WorkerPool([ThreadWorker(callee, timeout_s) for _ in range(workers)], on_close=callee.close)
+    pool.ready()
+    return pool
+
+
+def set_up(callee: Callee, name: str) -> None:
+    """Call ``setup``; raises `RewardInputError` in its place."""
+    try:
+        callee.setup()
+    except (Exception, SystemExit) as error:
+        raise setup_error(name, raised(error)) from error
+
+
+def setup_error(name: str, failure: Failure) -> RewardInputError:
+    """A worker that could not be brought up."""
+    detail = f": {failure.detail}" if failure.detail else ""
+    trace = f"\n{failure.traceback}" if failure.traceback else ""
+    return RewardInputError(f"reward '{name}' could not be set up; it {failure.what}{detail}{trace}")

@@ -1,0 +1,267 @@
+"""Worker processes: a function may hang, crash or eat all memory there, and costs its own sample only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from rlkl.rewards.execution.call import Answer, overdue
+from rlkl.rewards.execution.pool import WorkerSpec, setup_error
+from rlkl.rewards.execution.wire import MOST_BYTES, MessageSocket, WireError, decode_answer, decode_start
+from rlkl.rewards.function.arguments import Call
+from rlkl.rewards.function.result import Failure, raised
+
+_START = (
+    "import sys; sys.path[:] = {path!r}; from rlkl.rewards.execution.worker import main; "
+    "main({child}, {faults}, {parent})"
+)
+_STACK_S = 0.5
+"""How long a process that hangs may take to write down where."""
+_TRACE_CHARACTERS = 8000
+_GONE = (EOFError, OSError)
+"""Raised by a socket whose other end is closed."""
+_CLOSED = Failure(kind="crashed", what="was closed before the call was over")
+
+
+class ProcessWorker:
+    """One process, replaced whenever a call ends it. A new interpreter, so the caller's main module is not run again.
+
+    It is killed by a signal that it cannot hold up, together with the processes that it started in its group.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._process: subprocess.Popen[bytes] | None = None
+        self._calls: MessageSocket | None = None
+        self._numbers = 0
+        """Calls handed over so far; each is answered under its number."""
+        self._faults: IO[bytes] | None = None
+        self._busy = False
+        self._closing = False
+        self._broken: Failure | None = None
+
+    @property
+    def broken(self) -> Failure | None:
+        return self._broken
+
+    def start(self) -> None:
+        self._busy = True
+        try:
+            failure = self._start()
+        finally:
+            self._busy = False
+        if failure is not None:
+            raise setup_error(self._spec.name, failure)
+
+    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """They go out together and come back one by one; whatever an end of the process leaves open goes out again,
+        unless no other can be brought up or the worker is being closed."""
+        left = list(calls)
+        while left:
+            failure = self._over() or self._send(left)
+            if failure is not None and (over := self._over()):
+                yield from [Answer(failure=over)] * len(left)
+                return
+            if failure is not None and len(left) > 1:  # it may be one of them that cannot travel
+                for call in left:
+                    yield from self.answer([call])
+                return
+            first = self._numbers - len(left)
+            for place, call in enumerate(left):
+                answer = self._receive(first + place, call) if failure is None else Answer(failure=failure)
+                yield answer
+                if _ends(answer):
+                    self._replace()
+                    left = left[place + 1 :]
+                    break
+            else:
+                left = []
+
+    def close(self) -> None:
+        """Let it close what it holds, for a few seconds."""
+        if self._calls is not None:
+            self._calls.close()
+        if self._process is not None:
+            _ended(self._process, timeout_s=5.0)
+        self._kill()
+
+    def abandon(self) -> None:
+        self._closing = True
+        process = self._process
+        if process is not None and self._busy:
+            _signal_group(process, signal.SIGKILL)
+
+    def _over(self) -> Failure | None:
+        """Why no call is made any more, or None."""
+        if self._closing:
+            return _CLOSED
+        return self._broken
+
+    def _send(self, calls: Sequence[Call]) -> Failure | None:
+        """Hand the calls over, to a new process if this one has ended in between; what went wrong, or None."""
+        try:
+            body = pickle.dumps((self._numbers, calls))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # a value of the row cannot be pickled
+            return raised(error)
+        failure: Failure | None = None
+        for _ in range(2):
+            assert self._calls is not None
+            try:
+                self._calls.send(body, self._spec.timeout_s)
+            except TimeoutError:
+                failure = overdue(self._spec.timeout_s, self._stack())
+            except _GONE:
+                failure = self._crash()
+            else:
+                self._numbers += len(calls)
+                return None
+            self._replace()
+            if self._over() is not None:
+                break
+        return failure
+
+    def _receive(self, number: int, call: Call) -> Answer:
+        """Wait for the answer to call ``number``."""
+        assert self._calls is not None
+        start = time.perf_counter()
+        self._busy = True
+        try:
+            if self._closing:  # `abandon` came too early to see that a call is under way
+                raise EOFError
+            body = self._calls.receive(self._spec.timeout_s, MOST_BYTES)
+            return decode_answer(body, number=number, samples=len(call.tokens))
+        except WireError as error:
+            failure = _not_an_answer(error)
+        except TimeoutError:
+            failure = overdue(self._spec.timeout_s, self._stack())
+        except _GONE:
+            failure = self._crash()
+        finally:
+            self._busy = False
+        return Answer(failure=failure, seconds=time.perf_counter() - start)
+
+    def _start(self) -> Failure | None:
+        """Bring a process up; what went wrong, or None."""
+        self._faults = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        own, child = socket.socketpair()
+        self._calls = MessageSocket(own)
+        with child:
+            code = _START.format(path=sys.path, child=child.fileno(), faults=self._faults.fileno(), parent=os.getpid())
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    pass_fds=(child.fileno(), self._faults.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what a reward prints must not get between the lines of rlkl's own output
+                    start_new_session=True,
+                )
+            except OSError as error:  # no process or no memory left on this machine
+                self._kill()
+                return Failure(kind="crashed", what="found no room for its process", detail=str(error))
+        try:
+            if self._closing:  # `abandon` came too early to see the process
+                raise EOFError
+            self._calls.send(pickle.dumps(self._spec), self._spec.start_timeout_s)
+            failure = decode_start(self._calls.receive(self._spec.start_timeout_s, MOST_BYTES))
+        except WireError as error:
+            failure = _not_an_answer(error)
+        except TimeoutError:
+            failure = overdue(self._spec.start_timeout_s, self._stack(), key="cluster.start_timeout_s")
+        except _GONE:
+            failure = self._crash()
+        if failure is not None:
+            self._kill()
+        return failure
+
+    def _replace(self) -> None:
+        """Another process. Where it does not come up the worker is given up: each try may take minutes."""
+        self._kill()
+        if self._closing:
+            return
+        self._busy = True
+        try:
+            self._broken = self._start()
+        finally:
+            self._busy = False
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            _signal_group(self._process, signal.SIGKILL)
+            self._process.wait()
+        for handle in (self._calls, self._faults):
+            if handle is not None:
+                handle.close()
+        self._process = self._calls = self._faults = None
+
+    def _stack(self) -> str:
+        """Where a hanging process is, if it can still say so."""
+        assert self._process is not None
+        assert self._faults is not None
+        _signal_group(self._process, signal.SIGUSR1, whole_group=False)
+        end, size = time.monotonic() + _STACK_S, 0
+        while time.monotonic() < end:
+            time.sleep(0.02)
+            size, before = os.fstat(self._faults.fileno()).st_size, size
+            if size and size == before:
+                break
+        return self._written()
+
+    def _crash(self) -> Failure:
+        """What a process that ended by itself left behind."""
+        assert self._process is not None
+        if self._closing:
+            return _CLOSED
+        if not _ended(self._process, timeout_s=5.0):
+            return Failure(kind="crashed", what="closed its connection", traceback=self._written())
+        _signal_group(self._process, signal.SIGKILL)
+        code = self._process.wait()
+        if code >= 0:
+            return Failure(kind="crashed", what=f"ended its process with exit code {code}", traceback=self._written())
+        name = signal.Signals(-code).name
+        limit = self._spec.memory_mb
+        hint = f"memory_mb is {limit}" if limit else "the machine may be out of memory" if name == "SIGKILL" else ""
+        return Failure(kind="crashed", what=f"crashed with {name}", detail=hint, traceback=self._written())
+
+    def _written(self) -> str:
+        """The end of the process's fault log. Code in the process may have written any amount to it."""
+        assert self._faults is not None
+        size = os.fstat(self._faults.fileno()).st_size
+        self._faults.seek(max(size - _TRACE_CHARACTERS, 0))
+        return self._faults.read(_TRACE_CHARACTERS).decode(errors="replace")
+
+
+def _not_an_answer(error: WireError) -> Failure:
+    return Failure(kind="crashed", what="wrote to rlkl's connection, and not an answer", detail=str(error))
+
+
+def _ends(answer: Answer) -> bool:
+    """Whether the process is gone, or not to be trusted any more."""
+    outcomes = (answer.failure, *answer.outcomes)
+    return any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes)
+
+
+def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
+    """Whether it ends in time. It is not waited for, so its number still stands for what else is in its group."""
+    end = time.monotonic() + timeout_s
+    with contextlib.suppress(ChildProcessError):  # it is gone for good
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+    return True
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int, *, whole_group: bool = True) -> None:
+    """A process that has not been waited for keeps its number, so this hits no other."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if whole_group else os.kill)(process.pid, number)

@@ -1,0 +1,78 @@
+"""The process that scores in mode ``process``. It makes one call at a time and ends with the process that began it.
+
+Its memory is limited by RLIMIT_DATA: what it may write to, whether in use yet or not, counts from its start on. That
+leaves alone what a CUDA context only reserves, and makes an allocation fail at once instead of the machine run short.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+from dataclasses import replace
+
+from rlkl.rewards.execution.call import Answer, Callee
+from rlkl.rewards.execution.pool import WorkerSpec
+from rlkl.rewards.execution.wire import MessageSocket, encode_answer, encode_start
+from rlkl.rewards.function.result import Failure, raised
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(connection: int, faults: int, parent: int) -> None:
+    """Serve ``connection`` (a file descriptor) until its other end closes; crashes are written to ``faults``.
+
+    Programs that the reward starts, or processes that it forks, do not inherit the connection.
+    """
+    faulthandler.enable(faults)
+    faulthandler.register(signal.SIGUSR1, faults)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+    for descriptor in (connection, faults):
+        os.set_inheritable(descriptor, False)
+    link = MessageSocket(socket.socket(fileno=connection))
+    os.register_at_fork(after_in_child=link.close)
+    spec = pickle.loads(link.receive())
+    assert isinstance(spec, WorkerSpec)
+    if spec.memory_mb is not None:
+        limit = spec.memory_mb * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    failure, callee = bring_up(spec)
+    link.send(encode_start(failure))
+    if callee is None:
+        return
+    while True:
+        try:
+            first, calls = pickle.loads(link.receive())
+        except EOFError:
+            break
+        for number, call in enumerate(calls, start=first):
+            link.send(encode_answer(number, callee.call(call)))
+    callee.close()
+
+
+def bring_up(spec: WorkerSpec) -> tuple[Failure | None, Callee | None]:
+    """The function, built and set up; or what went wrong."""
+    try:
+        callee = Callee(spec.source.build())
+        callee.setup()
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is told where it was started
+        return _portable(raised(error)), None
+    return None, callee
+
+
+def portable(answer: Answer) -> Answer:
+    """The answer without exceptions, which need not survive the way to another process."""
+    outcomes = tuple(_portable(o) if isinstance(o, Failure) else o for o in answer.outcomes)
+    return replace(answer, outcomes=outcomes, failure=answer.failure and _portable(answer.failure))
+
+
+def _portable(failure: Failure) -> Failure:
+    return replace(failure, cause=None)

@@ -1,0 +1,1 @@
+"""What a reward is: its function, its arguments, its result, and where it comes from."""

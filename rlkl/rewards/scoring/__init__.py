@@ -1,0 +1,1 @@
+"""What becomes of the values of a step's reward functions."""

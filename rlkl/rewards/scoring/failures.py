@@ -1,0 +1,53 @@
+"""The failures of a run, kept with text and traceback: ``failures/step_000010.jsonl``, one JSON object a failed score.
+
+Steps are numbered as in `rlkl.tracking.records.reading`: the file of step index 9 is ``step_000010.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedScore:
+    """One sample on which one reward failed."""
+
+    reward: str
+    kind: str
+    error: str
+    on_error: str
+    """What became of the sample."""
+    prompt_id: str
+    draw: int
+    sample_index: int
+    prompt: str
+    completion: str
+    traceback: str
+
+
+class FailureLog:
+    """The folder ``failures`` of a run."""
+
+    def __init__(self, run_dir: Path, *, first_step: int) -> None:
+        """Removes what a run that goes on at step index ``first_step`` will do again."""
+        self._folder = run_dir / "failures"
+        for path in sorted(self._folder.glob("step_*.jsonl")):
+            number = path.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) > first_step:
+                path.unlink()
+
+    def path(self, step: int) -> Path:
+        """Where the failures of the step with this index are."""
+        return self._folder / f"step_{step + 1:06d}.jsonl"
+
+    def write(self, step: int, failures: Sequence[FailedScore]) -> None:
+        """Add to the step's file; a step without failures has none."""
+        if not failures:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self.path(step).open("a", encoding="utf-8") as file:
+            for failure in failures:
+                file.write(json.dumps({"step": step + 1, **asdict(failure)}) + "\n")

@@ -1,0 +1,328 @@
+"""Scoring completions with a set of rewards, round by round, each as soon as it is there."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+from rlkl.errors import RewardError, RewardInputError
+from rlkl.recipe import Normalize, RewardSection
+from rlkl.recipe.reward_section import DEADLINE_S, Place
+from rlkl.rewards.execution.call import Callee, raised
+from rlkl.rewards.execution.lane import Lane
+from rlkl.rewards.execution.pool import InlinePool, Pool, Worker, WorkerPool, WorkerSpec, thread_pool
+from rlkl.rewards.execution.process import ProcessWorker
+from rlkl.rewards.function.arguments import Sample, State, make_call
+from rlkl.rewards.function.result import Failure
+from rlkl.rewards.function.signature import Parameters
+from rlkl.rewards.function.source import Source
+from rlkl.rewards.scoring.aggregate import Judged, Scored, settle
+from rlkl.rewards.scoring.cache import ScoreCache
+from rlkl.rewards.scoring.failures import FailedScore, FailureLog
+from rlkl.seeds import derive_seed
+from rlkl.types import Completion, Prompt
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 600.0
+_BATCH_SIZE = 16
+_SHOWN_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedReward:
+    """One reward, ready to be started."""
+
+    name: str
+    weight: float
+    section: RewardSection
+    source: Source | None
+    """None: a function that was given from Python."""
+    callee: Callee
+    parameters: Parameters
+    fingerprint: str
+    """Hash of the source and the settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRound:
+    """What came of a round."""
+
+    scored: list[Scored]
+    """One a sample, in order."""
+    calls_s: Mapping[str, list[float]]
+    """Seconds of each call, by reward."""
+    failures: list[FailedScore]
+
+
+class RewardSet:
+    """All rewards of a run. Made by `load_rewards`; `start` it before scoring and `close` it in the end."""
+
+    def __init__(self, rewards: Sequence[LoadedReward], *, normalize: Normalize = "none") -> None:
+        self.rewards = tuple(rewards)
+        self.normalize: Normalize = normalize
+        self.failures: FailureLog | None = None
+        self._pools: dict[str, Pool] = {}
+        self._caches: dict[str, ScoreCache] = {}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each reward's source and settings, by name: a checkpoint keeps them, and a resume compares."""
+        return {reward.name: reward.fingerprint for reward in self.rewards}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """See on real rows, without calling anything, that every argument of every reward can be filled in.
+
+        Raises:
+            RewardInputError: an argument is unknown; the message lists the names that there are.
+        """
+        nothing = Completion(token_ids=(), logprobs=(), finish_reason="stop")
+        state = State(step=1, steps=1, epoch=0.0, seed=0)
+        for prompt in prompts:
+            for reward in self.rewards:
+                try:
+                    make_call(reward.parameters, [Sample(prompt=prompt, completion=nothing, rng_seed=0)], state)
+                except RewardInputError as error:
+                    raise RewardInputError(f"reward '{reward.name}', prompt {prompt.id}: {error}") from error
+
+    def open_folder(self, run_dir: Path, *, first_step: int) -> None:
+        """Keep failures and cached scores in ``run_dir``; what a resumed run does again is removed from the former."""
+        self.failures = FailureLog(run_dir, first_step=first_step)
+        for reward in self.rewards:
+            if reward.section.cache:
+                self._caches[reward.name] = ScoreCache(
+                    run_dir / "reward_cache", name=reward.name, fingerprint=reward.fingerprint
+                )
+
+    def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Bring up all rewards that are not up yet, except Ray actors; raises `RewardInputError`.
+
+        Processes start side by side; inline and thread rewards are set up on this thread meanwhile.
+        """
+        missing = [reward for reward in self.rewards if reward.name not in self._pools]
+        processes = {reward.name: _processes(reward, timeout_s) for reward in missing if _is_in(reward, "process")}
+        self._pools |= processes
+        for reward in missing:
+            section, name = reward.section, reward.name
+            if section.place == "inline":
+                self._pools[name] = InlinePool(reward.callee, name)
+            elif section.place == "thread":
+                self._pools[name] = thread_pool(
+                    reward.callee, name, workers=section.workers, timeout_s=section.deadline_s
+                )
+        for pool in processes.values():
+            pool.ready()
+
+    def start_actors(self, make_worker: Callable[[WorkerSpec], Worker], *, timeout_s: float) -> None:
+        """Bring up the rewards in mode ``actor``, each worker made by ``make_worker``; raises `RewardInputError`."""
+        for reward in self.rewards:
+            if _is_in(reward, "actor") and reward.name not in self._pools:
+                spec = _worker_spec(reward, timeout_s)
+                pool = WorkerPool([make_worker(spec) for _ in range(reward.section.workers)])
+                self._pools[reward.name] = pool
+                pool.ready()
+
+    def close(self) -> None:
+        """End all workers; safe to call twice. What a reward's ``close`` raises is logged: all scores are there."""
+        for holders in (self._pools, self._caches):
+            while holders:
+                name, holder = holders.popitem()
+                try:
+                    holder.close()
+                except (Exception, SystemExit) as error:
+                    logger.warning("reward '%s' could not be closed: %s", name, raised(error).traceback)
+
+    def open_round(
+        self, prompts: Sequence[Prompt], *, samples: int | Sequence[int], state: State, draws: Sequence[int]
+    ) -> Round:
+        """Score ``samples`` completions of each prompt. ``draws`` numbers the prompts over the whole run."""
+        self.start()
+        counts = [samples] * len(prompts) if isinstance(samples, int) else samples
+        return Round(self, prompts, counts=counts, state=state, draws=draws)
+
+    def pool_of(self, name: str) -> Pool:
+        return self._pools[name]
+
+    def cache_of(self, name: str) -> ScoreCache | None:
+        return self._caches.get(name)
+
+    def score(self, prompt: Prompt, completions: Sequence[Completion], *, step: int, seed: int) -> list[Scored]:
+        """Score the completions of one prompt, in order. ``completions`` carry their text.
+
+        Raises:
+            RewardError: a function failed, and its ``on_error`` says raise.
+        """
+        state = State(step=step + 1, steps=step + 1, epoch=0.0, seed=seed)
+        scoring = self.open_round([prompt], samples=len(completions), state=state, draws=[0])
+        for index, completion in enumerate(completions):
+            scoring.add(index, completion)
+        return scoring.finish().scored
+
+
+class Round:
+    """One round of samples: `add` each as it comes, then `finish`. Samples are numbered prompt by prompt."""
+
+    def __init__(
+        self,
+        rewards: RewardSet,
+        prompts: Sequence[Prompt],
+        *,
+        counts: Sequence[int],
+        state: State,
+        draws: Sequence[int],
+    ) -> None:
+        self._set = rewards
+        self._prompts, self._draws, self._state = prompts, draws, state
+        starts = list(accumulate(counts, initial=0))
+        self._groups = [range(start, end) for start, end in pairwise(starts)]
+        self._prompt_of = [number for number, count in enumerate(counts) for _ in range(count)]
+        self._completions: list[Completion | None] = [None] * starts[-1]
+        self._lanes = {reward.name: self._lane(reward) for reward in rewards.rewards}
+
+    def add(self, index: int, completion: Completion) -> None:
+        """Take in sample ``index`` with its text, and let whoever may start on it start."""
+        self._completions[index] = completion
+        for name, lane in self._lanes.items():
+            seed = derive_seed(self._state.seed, "reward", self._state.step - 1, *self._place(index), name)
+            lane.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
+
+    def finish(self) -> ScoredRound:
+        """Wait for all scores, or until the failures of one reward have to stop the run.
+
+        Raises:
+            RewardError: a reward failed whose ``on_error`` says raise, or one failed on too many samples.
+        """
+        judged: list[Judged] = []
+        for reward in self._set.rewards:
+            lane = self._lanes[reward.name]
+            outcomes = lane.finish()
+            if lane.split is not None:
+                samples, failure = lane.split
+                why = f"{failure.what}: {failure.detail}" if failure.detail else failure.what
+                logger.warning(
+                    "reward '%s': a call with %d samples %s; each of them was scored alone", reward.name, samples, why
+                )
+            judged.append(Judged(name=reward.name, weight=reward.weight, section=reward.section, outcomes=outcomes))
+            if lane.given_up:
+                break
+        failures = [self._failed(reward, index) for reward in judged for index in _failed_indices(reward)]
+        if self._set.failures is not None:
+            self._set.failures.write(self._state.step - 1, failures)
+        for reward in judged:
+            self._raise_if_asked(reward)
+            self._raise_if_too_many(reward)
+        return ScoredRound(
+            scored=settle(judged, self._groups, self._set.normalize),
+            calls_s={name: lane.seconds for name, lane in self._lanes.items()},
+            failures=failures,
+        )
+
+    def _lane(self, reward: LoadedReward) -> Lane:
+        count, unit, inline = len(self._completions), reward.parameters.unit, _is_in(reward, "inline")
+        if unit == "group":
+            units = [group for group in self._groups if group]
+        else:
+            size = reward.section.batch_size or (max(count, 1) if inline else _BATCH_SIZE)
+            size = 1 if unit == "sample" else size
+            units = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return Lane(
+            parameters=reward.parameters,
+            state=self._state,
+            pool=self._set.pool_of(reward.name),
+            cache=self._set.cache_of(reward.name),
+            units=units,
+            most_failures=_most_failures(reward.section, count),
+        )
+
+    def _prompt(self, index: int) -> Prompt:
+        return self._prompts[self._prompt_of[index]]
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """The prompt's id, and which of its samples this is."""
+        number = self._prompt_of[index]
+        return self._prompts[number].id, index - self._groups[number].start
+
+    def _where(self, index: int) -> str:
+        completion = self._completions[index]
+        assert completion is not None
+        shown = completion.text[:_SHOWN_CHARACTERS] + ("..." if len(completion.text) > _SHOWN_CHARACTERS else "")
+        return f"on prompt {self._prompt(index).id}, completion {shown!r}"
+
+    def _failed(self, reward: Judged, index: int) -> FailedScore:
+        failure, completion = reward.outcomes[index], self._completions[index]
+        assert isinstance(failure, Failure)
+        assert completion is not None
+        prompt_id, sample_index = self._place(index)
+        return FailedScore(
+            reward=reward.name,
+            kind=failure.kind,
+            error=f"{failure.what}: {failure.detail}" if failure.detail else failure.what,
+            on_error=reward.section.on_error,
+            prompt_id=prompt_id,
+            draw=self._draws[self._prompt_of[index]],
+            sample_index=sample_index,
+            prompt=self._prompt(index).text,
+            completion=completion.text,
+            traceback=failure.traceback,
+        )
+
+    def _raise_if_asked(self, reward: Judged) -> None:
+        for index in _failed_indices(reward) if reward.section.on_error == "raise" else ():
+            failure = reward.outcomes[index]
+            assert isinstance(failure, Failure)
+            detail = f": {failure.detail}" if failure.detail else ""
+            raise RewardError(f"reward '{reward.name}' {failure.what} {self._where(index)}{detail}") from failure.cause
+
+    def _raise_if_too_many(self, reward: Judged) -> None:
+        failed, limit = _failed_indices(reward), reward.section.max_failed_fraction
+        if len(failed) <= _most_failures(reward.section, len(reward.outcomes)):
+            return
+        known = sum(outcome is not None for outcome in reward.outcomes)
+        early = "" if known == len(reward.outcomes) else f" ({known} were scored by then)"
+        kinds = Counter(f.kind for index in failed if isinstance(f := reward.outcomes[index], Failure))
+        first = self._failed(reward, failed[0])
+        log = self._set.failures
+        kept = f" All are in {log.path(self._state.step - 1)}." if log is not None else ""
+        raise RewardError(
+            f"reward '{reward.name}' failed on {len(failed)} of {len(reward.outcomes)} samples{early} "
+            f"({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}), more than max_failed_fraction = "
+            f"{limit:g}. The first: {first.error}, {self._where(failed[0])}.{kept} Mend the reward, or raise "
+            "rewards[].max_failed_fraction"
+        )
+
+
+def _most_failures(section: RewardSection, samples: int) -> int:
+    """How many of a round's samples may fail before the run stops."""
+    return 0 if section.on_error == "raise" else math.floor(section.max_failed_fraction * samples)
+
+
+def _is_in(reward: LoadedReward, place: Place) -> bool:
+    return reward.section.place == place
+
+
+def _processes(reward: LoadedReward, start_timeout_s: float) -> WorkerPool:
+    spec = _worker_spec(reward, start_timeout_s)
+    return WorkerPool([ProcessWorker(spec) for _ in range(reward.section.workers)], together=True)
+
+
+def _failed_indices(reward: Judged) -> list[int]:
+    return [index for index, outcome in enumerate(reward.outcomes) if isinstance(outcome, Failure)]
+
+
+def _worker_spec(reward: LoadedReward, start_timeout_s: float) -> WorkerSpec:
+    assert reward.source is not None, "functions given from Python run inline"
+    section = reward.section
+    return WorkerSpec(
+        name=reward.name,
+        source=reward.source,
+        timeout_s=section.deadline_s or DEADLINE_S,
+        start_timeout_s=start_timeout_s,
+        memory_mb=section.memory_mb,
+        cpus=section.cpus,
+        gpus=section.gpus,
+    )

@@ -1,0 +1,1 @@
+"""What this computer is and does: its processors, libraries, interrupts, and importing a user's files."""

@@ -1,0 +1,154 @@
+"""What a user watches: a live view in a terminal, plain lines elsewhere, and the summary at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Literal, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from rlkl.tracking.console.view import RunState, RunView, duration, number, one_line, sample_lines
+
+PLAIN_INTERVAL_S = 2.0
+"""Plain lines come no faster than this, but for the first and the last step."""
+PLAIN_WIDTH = 110
+PLAIN_SAMPLES = 2
+"""Sample lines under a plain line."""
+REFRESHES_PER_S = 4.0
+
+
+class RunConsole(Protocol):
+    """Shows a `RunState` that somebody else keeps up to date."""
+
+    def note(self) -> None:
+        """The state's note changed."""
+        ...
+
+    def step(self, *, with_samples: bool) -> None:
+        """A step was added to the state; ``with_samples`` when its samples were recorded as well."""
+        ...
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+        ...
+
+
+def open_console(setting: Literal["auto", "live", "plain"], state: RunState) -> RunConsole:
+    """``tracking.console``: auto is live where standard output is a terminal that can move its cursor."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sample may hold what the terminal's encoding lacks
+    console = Console()
+    if setting == "live" or (setting == "auto" and console.is_terminal and not console.is_dumb_terminal):
+        return LiveConsole(state, console)
+    return PlainConsole(state, console)
+
+
+class PlainConsole:
+    """One line a step at most, for files and pipes."""
+
+    def __init__(self, state: RunState, console: Console) -> None:
+        self._state = state
+        self._console = console
+        self._last_line = float("-inf")
+
+    def note(self) -> None:
+        if self._state.note:
+            self._print(Text(one_line(self._state.note)))
+
+    def step(self, *, with_samples: bool) -> None:
+        now = time.monotonic()
+        is_last = self._state.finished == self._state.recipe.steps
+        if now - self._last_line < PLAIN_INTERVAL_S and not is_last:
+            return
+        self._last_line = now
+        self._print(Text(plain_line(self._state)))
+        if with_samples:
+            for sample in self._state.samples[:PLAIN_SAMPLES]:
+                for line in sample_lines(sample, self._state.samples_mean, PLAIN_WIDTH, lines=1):
+                    self._print(line)
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+def plain_line(state: RunState) -> str:
+    """``step 12/100  reward 0.812  KL 0.034  entropy 0.410  grad 0.210  4,200 tokens/s  0.81 s  0:01:10 left``."""
+    now = state.latest
+    parts = [f"step {state.finished:>{len(str(state.recipe.steps))}}/{state.recipe.steps}"]
+    for key, template in (
+        ("reward/mean", "reward {}"),
+        ("kl/policy_to_reference", "KL {}"),
+        ("entropy/policy", "entropy {}"),
+        ("optim/grad_norm", "grad {}"),
+        ("rollout/mismatch_max", "mismatch {}"),
+        ("rollout/tokens_per_s", "{} tokens/s"),
+    ):
+        if key in now:
+            parts.append(template.format(number(now[key])))
+    if "time/step_s" in now:
+        parts.append(f"{now['time/step_s']:.2f} s")
+    if (left := state.seconds_left()) is not None:
+        parts.append(f"{duration(left)} left")
+    return "  ".join(parts)
+
+
+class LiveConsole:
+    """A view that stays at the bottom of the terminal; whatever else is printed or logged appears above it."""
+
+    def __init__(self, state: RunState, console: Console) -> None:
+        self._live = Live(RunView(state), console=console, refresh_per_second=REFRESHES_PER_S)
+        stdout, stderr = sys.stdout, sys.stderr
+        self._live.start()
+        # Live replaced the two streams; logging handlers made before still hold the old ones.
+        self._moved = [
+            (handler, handler.setStream(sys.stderr if handler.stream is stderr else sys.stdout))
+            for handler in _stream_handlers()
+            if handler.stream in (stdout, stderr)
+        ]
+
+    def note(self) -> None:
+        pass  # drawn with the next refresh
+
+    def step(self, *, with_samples: bool) -> None:
+        pass  # drawn with the next refresh
+
+    def close(self) -> None:
+        for handler, stream in self._moved:
+            handler.setStream(stream)
+        self._moved = []
+        self._live.stop()
+
+
+def _stream_handlers() -> list[logging.StreamHandler]:
+    loggers = (logging.getLogger(), logging.getLogger("rlkl"))
+    return [handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
+
+
+def print_summary(heading: str, places: dict[str, Path | str], state: RunState) -> None:
+    """What was reached, then where everything is."""
+    rows: dict[str, str] = {}
+    rewards = state.series("reward/mean")
+    if rewards:
+        rows["reward"] = f"{number(rewards[0])} -> {number(rewards[-1])}   (best {number(max(rewards))})"
+    if "kl/policy_to_reference" in state.latest:
+        rows["KL to reference"] = f"{number(state.latest['kl/policy_to_reference'])} nats per sequence"
+    rows["sampled"] = f"{state.tokens:,} tokens"
+    here = f"{Path.cwd()}{os.sep}"  # paths as one would type them
+    rows |= {name: str(place).replace(here, "") for name, place in places.items()}
+    console = Console(highlight=False)
+    took = duration(state.seconds_elapsed())
+    console.print(Text(f"\n{heading} {state.finished} of {state.recipe.steps} steps in {took}", style="bold"))
+    width = max(len(name) for name in rows)
+    for name, text in rows.items():
+        line = Text.assemble((f"  {name:<{width}}  ", "bright_black"), one_line(text))
+        console.print(line, soft_wrap=True)

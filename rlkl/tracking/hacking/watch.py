@@ -1,0 +1,113 @@
+"""The hacking watch: reads each step's record and samples, warns once when a signal sets in, and keeps suspects.
+
+Its state is the records: what a signal's level was decides whether it is still on, so a resumed run goes on as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from rlkl.recipe import Recipe, TrackingSection
+from rlkl.tracking.hacking.signals import Reading, Record, read_signals, spread_key
+from rlkl.tracking.records.suspicious import Suspect, monitor_score, most_suspicious, repetition, reward_of
+from rlkl.types import Rollout, RolloutGroup
+
+_log = logging.getLogger(__name__)
+
+WARNINGS = "watch/warnings"
+RELEASE = 0.8
+"""A signal that is on goes off below this level, so that one that wavers at its limit warns once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What the watch makes of a step."""
+
+    metrics: dict[str, float]
+    set_in: Mapping[str, Reading]
+    """The signals that were off before this step and are on now."""
+    suspects: Mapping[str, Sequence[Suspect]]
+    """For each of them, the samples that show it best."""
+
+
+class HackingWatch:
+    """Watches one run."""
+
+    def __init__(self, recipe: Recipe, records: Sequence[Record]) -> None:
+        """``records``: those of the steps before, where the run goes on."""
+        self._settings: TrackingSection = recipe.tracking
+        self._unweighted = unweighted_rewards(recipe)
+        self._on: set[str] = set()
+        for record in records:
+            self._switch(_levels(record))
+
+    def look(self, records: Sequence[Record], record: Record, groups: Sequence[RolloutGroup]) -> Sighting:
+        """What there is to say about the step of ``record``, which follows ``records``. Warns of what sets in."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        monitors = self._monitors(rollouts)
+        measured = _measured(rollouts, monitors)
+        everything = [*records, {**record, **measured}]
+        readings = read_signals(everything, monitors)
+        levels = {name: reading.level / self._settings.hacking_tolerance for name, reading in readings.items()}
+        set_in = {name: readings[name] for name in self._switch(levels)}
+        metrics = {**measured, **{f"watch/{name}": level for name, level in levels.items()}}
+        metrics[WARNINGS] = float(len(set_in))
+        kept = self._settings.suspicious_kept
+        suspects = {name: most_suspicious(name, groups, everything, monitors, kept) for name in set_in}
+        return Sighting(metrics=metrics, set_in=set_in, suspects=suspects)
+
+    def _monitors(self, rollouts: Sequence[Rollout]) -> dict[str, str]:
+        """The metric of each monitor, by its name; not of the components of one (``<name>/<component>``)."""
+        names = dict.fromkeys(name for rollout in rollouts for name in rollout.monitors if "/" not in name)
+        unweighted = dict.fromkeys(n for rollout in rollouts for n in rollout.components if n in self._unweighted)
+        return {name: f"monitor/{name}" for name in names} | {name: f"reward/{name}" for name in unweighted}
+
+    def _switch(self, levels: Mapping[str, float]) -> list[str]:
+        """Note which signals are on; returns those that have just gone on."""
+        before = set(self._on)
+        for name, level in levels.items():
+            if level >= 1:
+                self._on.add(name)
+            elif level < RELEASE:
+                self._on.discard(name)
+        return [name for name in levels if name in self._on - before]
+
+
+def warn(sighting: Sighting, finished: int, place: str) -> None:
+    """Say what has set in at a step, and where its suspects are."""
+    for name, reading in sighting.set_in.items():
+        _log.warning(
+            "step %d, hacking watch, %s: %s. The most suspicious samples are in %s",
+            finished,
+            name,
+            reading.finding,
+            place,
+        )
+
+
+def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
+    """Names of the rewards that the recipe gives weight 0: logged, and never optimised."""
+    sections = [section for section in recipe.rewards if section.weight == 0]
+    return frozenset(section.name or section.function.rpartition(":")[2].rpartition("/")[2] for section in sections)
+
+
+def _levels(record: Record) -> dict[str, float]:
+    """The signals' levels that a record holds, by signal."""
+    names = {key: key.removeprefix("watch/") for key in record if key.startswith("watch/") and key != WARNINGS}
+    return {name: record[key] for key, name in names.items() if not name.startswith("spread/")}
+
+
+def _measured(rollouts: Sequence[Rollout], monitors: Mapping[str, str]) -> dict[str, float]:
+    """What the signals need beyond the step's own metrics."""
+    metrics = {"rollout/repetition": fmean(repetition(rollout.completion.token_ids) for rollout in rollouts)}
+    scores = {"reward": [reward_of(rollout) for rollout in rollouts]}
+    scores |= {name: [monitor_score(rollout, name) for rollout in rollouts] for name in monitors}
+    for name, values in scores.items():
+        finite = [value for value in values if math.isfinite(value)]
+        if finite:
+            metrics[spread_key(name)] = pstdev(finite)
+    return metrics

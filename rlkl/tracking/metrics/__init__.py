@@ -1,0 +1,1 @@
+"""The name, unit and meaning of every metric."""

@@ -1,0 +1,337 @@
+"""Every logged metric, defined once. ``docs/metrics.md`` is this registry rendered:
+
+python -m rlkl.tracking.metrics.registry > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+
+from rlkl.tracking.metrics.definition import MetricDefinition
+from rlkl.tracking.metrics.rules import RULE_METRICS
+from rlkl.tracking.metrics.watch import WATCH_METRICS
+
+METRICS: tuple[MetricDefinition, ...] = (
+    MetricDefinition(
+        key="reward/mean",
+        unit="reward",
+        formula="Mean over all scored rollouts of the step of the weighted sum of rewards, before any normalisation.",
+        bad="Flat from the start (the rule sees no spread, see reward/std), or falling.",
+    ),
+    MetricDefinition(
+        key="reward/std",
+        unit="reward",
+        formula=(
+            "Mean over prompts of the standard deviation (population) of a prompt's rewards, before any normalisation."
+        ),
+        bad="Near 0: the samples of a prompt all score alike, so group-relative advantages vanish.",
+    ),
+    MetricDefinition(
+        key="reward/<name>",
+        unit="reward",
+        formula=(
+            "Mean of one reward function over the rollouts that it scored, before its weight: those on which it failed "
+            "or abstained do not count."
+        ),
+        bad="One rises while the others fall: the policy trades them, or exploits one.",
+    ),
+    MetricDefinition(
+        key="reward/<name>/<component>",
+        unit="reward",
+        formula="Mean of a named component of that reward over the rollouts for which it gave one.",
+        bad="As above, between the components of one reward.",
+    ),
+    MetricDefinition(
+        key="reward/failed",
+        unit="scores",
+        formula=(
+            "Scores that a reward function, monitors included, failed to give: it raised, took too long, crashed, ran "
+            "out of memory, or returned nothing usable. Each is in failures/step_<step>.jsonl."
+        ),
+        bad="Above 0: read them. rewards[].on_error decides what becomes of the sample, never a silent 0.",
+    ),
+    MetricDefinition(
+        key="reward/dropped",
+        unit="rollouts",
+        formula="Rollouts without a reward, which rules do not see: dropped by rewards[].on_error, or all abstained.",
+        bad="A large share of the step: generation is wasted, and what is left may not be a fair sample.",
+    ),
+    MetricDefinition(
+        key="monitor/<name>",
+        unit="reward",
+        formula="Mean of a reward with role: monitor over the rollouts that it scored. It is never optimised.",
+        bad="Falling while reward/mean rises: the policy exploits the rewards that it is trained on.",
+    ),
+    MetricDefinition(
+        key="monitor/<name>/<component>",
+        unit="reward",
+        formula="Mean of a named component of that monitor over the rollouts for which it gave one.",
+        bad="As above.",
+    ),
+    MetricDefinition(
+        key="kl/policy_to_reference",
+        unit="nats per sequence",
+        formula=(
+            "Mean over all rollouts of the step, trained on or not, of the sum over their response tokens of "
+            "log policy - log reference, weights at the start of the step, tokens sampled by the policy (k1, "
+            "unclipped; KL(policy || reference))."
+        ),
+        bad="Growing faster than the reward; clearly below 0 means that tokens and weights do not belong together.",
+    ),
+    MetricDefinition(
+        key="kl/policy_to_reference_per_token",
+        unit="nats per token",
+        formula="The same differences summed over all response tokens, divided by their number.",
+        bad="As above; use it to compare runs whose completions differ in length.",
+    ),
+    MetricDefinition(
+        key="kl/exact_reference_to_policy",
+        unit="nats per token",
+        formula=(
+            "KL(reference || policy) of the next-token distributions over the full vocabulary (a lower bound of it "
+            "under update.kl_top_k), summed over the trained response tokens and divided by their number: mean over "
+            "the step's optimizer steps, weights as they are in each."
+        ),
+        bad="Growing faster than the reward: raise the KL's coefficient. Near 0 throughout: the KL term decides.",
+    ),
+    MetricDefinition(
+        key="entropy/policy",
+        unit="nats per token",
+        formula="Mean over trained response tokens of the policy's next-token entropy over the full vocabulary.",
+        bad="Near 0 early on: exploration has ended. Rising without end: the policy dissolves.",
+    ),
+    MetricDefinition(
+        key="rollout/mismatch_kl",
+        unit="nats per token",
+        formula=(
+            "Mean over trained response tokens of the sampler's log-probability minus the learner's, same weights "
+            "(k1 estimate of KL(sampler || learner))."
+        ),
+        bad="Above 1e-4 in float32 or 1e-2 in bfloat16: sampler and learner compute different models.",
+    ),
+    MetricDefinition(
+        key="rollout/mismatch_max",
+        unit="nats",
+        formula="Largest absolute difference between sampler's and learner's log-probability of a response token.",
+        bad="Above 1e-4 in float32 or 0.5 in bfloat16: as above, on at least one token.",
+    ),
+    MetricDefinition(
+        key="rollout/tokens_per_s",
+        unit="tokens per second",
+        formula="Sampled tokens of the step divided by time/rollout_s.",
+        bad="Falling at equal rollout/length_mean: workers starve or the machine is shared.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="rollout/truncated_fraction",
+        unit="fraction",
+        formula="Share of completions that ended at rollout.max_new_tokens instead of a stop token or text.",
+        bad="Above 0.2: raise rollout.max_new_tokens, or the reward judges unfinished answers.",
+    ),
+    MetricDefinition(
+        key="rollout/empty_fraction",
+        unit="fraction",
+        formula="Share of completions whose text is empty once special tokens are removed.",
+        bad="Above 0.05: the policy learns to say nothing; look at the samples and the reward.",
+    ),
+    MetricDefinition(
+        key="rollout/length_mean",
+        unit="tokens",
+        formula="Mean number of sampled tokens per completion, the stop token included.",
+        bad="Drifting to 1 or to rollout.max_new_tokens while the reward rises: length is being exploited.",
+    ),
+    MetricDefinition(
+        key="rollout/rounds",
+        unit="rounds",
+        formula="Rounds of prompts drawn to fill the step (more than 1 only where the rule drops groups).",
+        bad="At rollout.max_rounds step after step: most prompts are too easy or too hard.",
+    ),
+    MetricDefinition(
+        key="similarity/meteor",
+        unit="0 to 1",
+        formula=(
+            "Mean over tracking.similarity_pairs seeded pairs of completions of different prompts of METEOR, averaged "
+            "over both directions; only equal words match where NLTK's WordNet is absent."
+        ),
+        bad=(
+            "Rising far above its start, 0.3 and more on free text: the policy says the same whatever it is asked. "
+            "Near 0 with a high rollout/empty_fraction means silence, not diversity."
+        ),
+    ),
+    MetricDefinition(
+        key="loss/total",
+        unit="loss",
+        formula="What was back-propagated: mean over the step's optimizer steps.",
+        bad="Not a measure of progress under reinforcement (0 on the first on-policy step is normal); jumps are.",
+    ),
+    MetricDefinition(
+        key="loss/<term>",
+        unit="loss",
+        formula="One named part of the loss, times its coefficient: mean over the step's optimizer steps.",
+        bad="One term larger than the others by orders of magnitude: its coefficient decides the run.",
+    ),
+    MetricDefinition(
+        key="optim/grad_norm",
+        unit="L2 norm",
+        formula="Global norm of the gradient before clipping: mean over the step's optimizer steps.",
+        bad="Always far above learner.max_grad_norm (every step is clipped), or 0 (nothing is learned).",
+    ),
+    MetricDefinition(
+        key="optim/lr",
+        unit="learning rate",
+        formula="Learning rate of the step's last optimizer step.",
+        bad="0 before the end: the schedule is shorter than the run.",
+    ),
+    MetricDefinition(
+        key="optim/skipped",
+        unit="0 or 1",
+        formula="1 when the rule selected no rollout, so no optimizer step was taken.",
+        bad="Often 1: every group is uniform; choose prompts of middling difficulty.",
+    ),
+    MetricDefinition(
+        key="update/clip_fraction_low",
+        unit="fraction",
+        formula="Share of response tokens whose ratio fell below the lower bound and whose gradient was clipped away.",
+        bad="Above 0.2: the policy moves too far within a step; lower learner.lr, epochs or minibatches.",
+    ),
+    MetricDefinition(
+        key="update/clip_fraction_high",
+        unit="fraction",
+        formula="Share of response tokens whose ratio rose above the upper bound and whose gradient was clipped away.",
+        bad="Above 0.2: as above.",
+    ),
+    MetricDefinition(
+        key="update/selected_fraction",
+        unit="fraction",
+        formula="Rollouts that the rule selected for training, divided by all scored rollouts of the step.",
+        bad="Near 0 with rules that drop groups: generation is wasted.",
+    ),
+    MetricDefinition(
+        key="weights/verified",
+        unit="0 or 1",
+        formula="1 when every engine's log-probs on the probes agree with the learner's after the publish, and have "
+        "moved as the learner's have.",
+        bad="Anything but 1; a mismatch also stops the run and names the tensors.",
+    ),
+    MetricDefinition(
+        key="weights/probe_max",
+        unit="nats",
+        formula="Largest absolute difference between an engine's and the learner's log-probs on the probe.",
+        bad="Rising over the run, even below weights.tolerance: something accumulates in the engines.",
+    ),
+    MetricDefinition(
+        key="weights/version",
+        unit="version",
+        formula="Version of the weights published at the end of the step; equals the number of finished steps.",
+        bad="Not rising by 1 each step.",
+    ),
+    MetricDefinition(
+        key="data/epoch",
+        unit="epochs",
+        formula="Prompts drawn so far, divided by the usable rows of the data source.",
+        bad="Far above 1 on a small source: the policy may memorise prompts.",
+    ),
+    MetricDefinition(
+        key="time/rollout_s",
+        unit="seconds",
+        formula="Waiting for generation.",
+        bad="The bulk of the step is normal; add rollout workers to shorten it.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="time/reward_s",
+        unit="seconds",
+        formula="Waiting for rewards after generation.",
+        bad="More than generation: the reward function is the bottleneck.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="time/learner_s",
+        unit="seconds",
+        formula="Frozen signals, credit and all optimizer steps.",
+        bad="Far more than generation: raise learner.micro_batch_tokens as memory allows.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="time/publish_s",
+        unit="seconds",
+        formula="Sending the weights to all engines and proving that they arrived.",
+        bad="A large share of the step: the model is large for this transport.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="time/step_s",
+        unit="seconds",
+        formula="The whole step, from drawing prompts to the publish.",
+        bad="Rising over the run at equal rollout/length_mean.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="time/other_fraction",
+        unit="fraction",
+        formula="Share of time/step_s outside generation, reward and learner.",
+        bad="Above 0.1 after the first steps: publishing or bookkeeping is slow.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="throughput/samples_per_s",
+        unit="rollouts per second",
+        formula="Scored rollouts of the step divided by time/step_s.",
+        bad="Falling at equal rollout/length_mean.",
+        timing=True,
+    ),
+    *RULE_METRICS,
+    *WATCH_METRICS,
+)
+
+
+def find_definition(key: str) -> MetricDefinition | None:
+    """The definition of a logged key; an exact key wins over a pattern (``reward/mean`` over ``reward/<name>``)."""
+    matching = [definition for definition in METRICS if definition.matches(key)]
+    return min(matching, key=lambda definition: "<" in definition.key, default=None)
+
+
+def check_known(keys: Iterable[str]) -> None:
+    """Raises AssertionError for a metric without a definition: whoever logs a new one defines it in `METRICS`."""
+    unknown = sorted(key for key in keys if find_definition(key) is None)
+    assert not unknown, (
+        f"metrics without a definition: {', '.join(unknown)}; define them in rlkl/tracking/metrics, or call them "
+        "rule/<name> where a rule from outside logs them"
+    )
+
+
+def without_timings(record: Mapping[str, float]) -> dict[str, float]:
+    """A record of ``metrics.jsonl`` without what a clock measured: equal for two runs of one recipe and seed."""
+
+    def is_timing(key: str) -> bool:
+        definition = find_definition(key)
+        return definition is not None and definition.timing
+
+    return {key: value for key, value in record.items() if not is_timing(key)}
+
+
+def render_docs() -> str:
+    """The registry as ``docs/metrics.md``."""
+    lines = [
+        "# Metrics",
+        "",
+        "Written by `python -m rlkl.tracking.metrics.registry > docs/metrics.md`; edit the files in",
+        "`rlkl/tracking/metrics/` instead.",
+        "",
+        "The same keys stand in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished",
+        "training steps from 1. Metrics marked with a clock differ between two otherwise identical runs.",
+    ]
+    section = ""
+    for definition in sorted(METRICS, key=lambda definition: definition.key.split("/")[0]):
+        if definition.key.split("/")[0] != section:
+            section = definition.key.split("/")[0]
+            lines += ["", f"## {section}", "", "| key | unit | formula | a bad value |", "|---|---|---|---|"]
+        unit = f"{definition.unit} (clock)" if definition.timing else definition.unit
+        formula = definition.formula.replace("|", "\\|")
+        lines.append(f"| `{definition.key}` | {unit} | {formula} | {definition.bad} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_docs())

@@ -1,0 +1,1 @@
+"""What a run writes: one record a step, samples, pictures, and samples that look suspicious."""

@@ -1,0 +1,182 @@
+"""The Weights & Biases side of a run. The only file that imports wandb, and only when a run asks for it."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import shlex
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from rlkl.errors import EnvironmentProblem
+from rlkl.recipe import Recipe
+from rlkl.tracking.records.pictures import CLEAN, CORRUPTED, side_by_side
+from rlkl.tracking.records.reading import TOKEN_COLUMN, sample_files, sample_path
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+"""How long W&B may take to answer when a run starts."""
+FINISH_TIMEOUT_S = 60.0
+"""How long the last upload may take; what is left stays on disk for ``wandb sync``."""
+SAMPLE_COLUMNS = ("step", "prompt_id", "prompt", "completion", "finish_reason", "reward")
+
+
+def new_run_id() -> str:
+    """A W&B run id. It is made once per run, kept in checkpoints, and the same after every resume."""
+    return uuid.uuid4().hex[:12]
+
+
+class WandbRun:
+    """One W&B run, or one part of it after a resume.
+
+    Online, a resumed run continues under its id. Offline, each start leaves a folder ``wandb/offline-run-*-<id>`` of
+    its own; ``wandb sync`` given all of them (see `sync_hint`) uploads them in the order of their start as one run.
+
+    The sample table accumulates: an incremental W&B table holds the rows of every logging, where tables logged anew
+    under one key show the last only. W&B's workspace shows the latest 100 increments; the artifact and the parquet
+    files hold all. After an offline resume the rows so far are read back from the parquet files and logged again as the
+    first increment, because W&B cannot look them up.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, *, run_id: str, first_step: int) -> None:
+        settings = recipe.tracking
+        self._run_dir = run_dir
+        self._run_id = run_id
+        self._rows_kept = settings.samples_kept
+        self._staging = _StagingFolder(run_dir)
+        self._run = self._start(recipe)
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        self._tables: dict[tuple[str, ...], tuple[str, Any]] = {}
+        for finished, path in [] if self._run.resumed else sample_files(run_dir):
+            if finished <= first_step:
+                self._add_rows(path)
+
+    def _start(self, recipe: Recipe) -> Any:
+        import wandb
+        from wandb.errors import CommError
+
+        wandb.setup(wandb.Settings(silent=True))
+        settings = recipe.tracking
+        mode: Literal["online", "offline"] = "online" if settings.wandb == "online" else "offline"
+        if mode == "online" and (problem := _online_problem()):
+            _log.warning("tracking.wandb is online but %s: recording offline, to be uploaded later", problem)
+            mode = "offline"
+        try:
+            return wandb.init(
+                dir=self._run_dir,
+                id=self._run_id,
+                resume="allow",
+                mode=mode,
+                project=settings.project,
+                entity=settings.entity,
+                name=recipe.run.name,
+                config=recipe.model_dump(mode="json"),
+                reinit="create_new",
+                settings=wandb.Settings(
+                    console="off", silent=True, init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
+                ),
+            )
+        except CommError as error:
+            raise EnvironmentProblem(
+                f"W&B refused the run (tracking.project = {settings.project}, tracking.entity = {settings.entity}): "
+                f"{error}. Correct them, or set tracking.wandb=offline and upload later"
+            ) from error
+        except Exception as error:
+            raise EnvironmentProblem(
+                f"W&B cannot be started ({type(error).__name__}: {error}). Set tracking.wandb=off to run without it"
+            ) from error
+
+    @property
+    def folder(self) -> Path:
+        """The folder that W&B writes this part of the run to."""
+        return Path(self._run.settings.sync_dir)
+
+    def log(self, finished: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step, under their own keys; ``step`` is the x axis of every curve."""
+        self._run.log({"step": finished, **metrics}, step=finished)
+
+    def log_samples(self, finished: int) -> None:
+        """Adds the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
+        key, table = self._add_rows(sample_path(self._run_dir, finished))
+        self._run.log({key: table}, step=finished)
+
+    def _add_rows(self, path: Path) -> tuple[str, Any]:
+        """The file's first rows: `SAMPLE_COLUMNS`, and what the run has of pictures and of numbers a token.
+
+        Returns the table that they went to and its key. A table has one set of columns. When a later step brings new
+        ones, ``samples_2`` takes its rows and those of the steps after it.
+        """
+        schema = pq.read_schema(path)
+        pictures = [name for name in (CLEAN, CORRUPTED) if name in schema.names]
+        tokens = [f.name for f in schema if f.type == TOKEN_COLUMN and f.name != "logprobs"]
+        columns = (*SAMPLE_COLUMNS, *pictures, *tokens)
+        if columns not in self._tables:
+            key = f"samples_{len(self._tables) + 1}" if self._tables else "samples"
+            self._tables[columns] = key, _new_table(columns)
+        for row in pq.read_table(path, columns=list(columns)).slice(0, self._rows_kept).to_pylist():
+            row |= {name: self._picture(row[name]) for name in pictures}
+            row |= {name: " ".join(f"{x:.3g}" for x in row[name] or ()) for name in tokens}
+            self._tables[columns][1].add_data(*(row[name] for name in columns))
+        return self._tables[columns]
+
+    def _picture(self, paths: Sequence[str] | None) -> Any:
+        import wandb
+
+        picture = side_by_side(self._run_dir, paths or ())
+        return None if picture is None else wandb.Image(picture)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Closes the run; waits at most `FINISH_TIMEOUT_S` for uploads."""
+        self._run.finish(exit_code=1 if failed else 0)
+        self._staging.restore()
+
+    def sync_hint(self) -> str:
+        """Where the run is to be seen, or the command that uploads it."""
+        if not self._run.offline:
+            return self._run.url
+        parts = glob.escape(str(self._run_dir / "wandb"))
+        return f"wandb sync {shlex.quote(parts)}/offline-run-*-{self._run_id}"
+
+
+def _online_problem() -> str | None:
+    """Why W&B cannot be used online from here, or None. Takes at most about ten seconds."""
+    import wandb
+    from wandb.errors import CommError
+
+    try:
+        if wandb.login(prompt=False):
+            return None
+    except CommError as error:
+        return str(error)
+    return "there is no W&B key (neither WANDB_API_KEY nor a netrc entry; `wandb login` makes one)"
+
+
+def _new_table(columns: Sequence[str]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(columns), log_mode="INCREMENTAL")
+
+
+class _StagingFolder:
+    """Has W&B keep the files of tables inside the run folder until they are uploaded.
+
+    Its default is the home directory, which a container or a cluster job loses together with the tables.
+    """
+
+    VARIABLE = "WANDB_DATA_DIR"
+
+    def __init__(self, run_dir: Path) -> None:
+        self._set = self.VARIABLE not in os.environ
+        if self._set:
+            os.environ[self.VARIABLE] = str(run_dir / "wandb" / "data")
+
+    def restore(self) -> None:
+        if self._set:
+            os.environ.pop(self.VARIABLE, None)

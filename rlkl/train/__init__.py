@@ -1,0 +1,1 @@
+"""A training run: setting it up, its loop, collecting rollouts, checkpoints and resuming."""

@@ -1,0 +1,312 @@
+"""From a recipe to a running loop: everything that can be refused is refused before an actor starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from rlkl.actors.backend import RayBackend
+from rlkl.actors.cluster import check_own_machine
+from rlkl.batch import Signal
+from rlkl.data.answers import find_turn_end
+from rlkl.data.prompts import Encoder, PromptSource, load_prompts
+from rlkl.data.vision import PictureProcessor, load_picture_processor
+from rlkl.errors import InputError, MissingSignalError, RecipeError
+from rlkl.learner.device import check_device
+from rlkl.learner.learner import LearnerSpec
+from rlkl.learner.signals import check_supplied
+from rlkl.recipe import Recipe
+from rlkl.recipe.changes import plain_values, with_absolute_paths
+from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.placement import USABLE_GPU_MEMORY
+from rlkl.recipe.run_dir import claim_run_dir, recipe_path, write_recipe
+from rlkl.recipe.run_lock import lock_run_dir
+from rlkl.rewards import RewardSet, load_rewards
+from rlkl.rollout.engine import EngineSettings, engine_class
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
+from rlkl.tasks import base_model, task_name
+from rlkl.tracking.tracker import Tracker
+from rlkl.train.checkpoint import LoopState
+from rlkl.train.loop import RunResult, Trainer
+from rlkl.train.resume import (
+    Saved,
+    check_data,
+    check_origin,
+    check_recipe,
+    check_rewards,
+    columns_of,
+    newest,
+    origin_of,
+)
+from rlkl.updates import build_update
+from rlkl.updates.base import PolicyUpdate
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    rewards: Sequence[Callable[..., Any]] = (),
+    resume_from: Path | None = None,
+    allow_changed_rewards: bool = False,
+) -> RunResult:
+    """Run a recipe to its end, or go on with the run in ``resume_from`` (its folder, as `RunResult.run_dir`).
+
+    ``rewards`` are reward functions in addition to the recipe's own. A run goes on only if recipe, models, data and
+    rewards are what they were when its checkpoint was saved (docs/resuming.md); ``allow_changed_rewards`` leaves the
+    rewards out of that.
+
+    Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, and if another process uses
+    the run's folder, before anything starts; other `RlklError`s when the run fails. The run's checkpoints stay.
+    """
+    with ExitStack() as held:
+        saved = None
+        if resume_from is not None:
+            recipe_path(resume_from)  # raises if this is not the folder of a run
+            held.enter_context(lock_run_dir(resume_from))
+            saved = newest(resume_from, recipe)
+        setup = _prepare(recipe, rewards, saved, allow_changed_rewards=allow_changed_rewards)
+        run_dir = resume_from or held.enter_context(claim_run_dir(recipe)).run_dir
+        return _run(setup, run_dir, saved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """A run whose parts have all been checked; nothing of it has started."""
+
+    recipe: Recipe
+    stored: Recipe
+    """The recipe with absolute paths, as it is written down."""
+    rewards: RewardSet
+    update: PolicyUpdate
+    spec: LearnerSpec
+    engine: EngineSettings
+    tokenizer: Any
+    pictures: PictureProcessor | None
+    source: PromptSource
+    fingerprints: Mapping[str, str]
+
+
+def _prepare(
+    recipe: Recipe, functions: Sequence[Callable[..., Any]], saved: Saved | None, *, allow_changed_rewards: bool
+) -> _Setup:
+    """Load and check all that a run needs; raise `InputError` for whatever cannot work."""
+    stored = with_absolute_paths(recipe)
+    dump_recipe(stored)  # raises for a value that no file can hold
+    if saved is not None:
+        check_recipe(saved, stored, allow_changed_rewards=allow_changed_rewards)
+    reward_set = _load_rewards(recipe, functions)
+    _check_engine(recipe)
+    update = _build_update(recipe)
+    if saved is not None:
+        check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
+    model_path = resolve_model(recipe.model.path)
+    reference_path = _resolve_reference(recipe, model_path)
+    tokenizer = _load_tokenizer(model_path)
+    _check_sizes(model_path, recipe)
+    pictures = load_picture_processor(model_path, recipe.data.pixels)
+    source = _load_data(recipe, tokenizer, pictures, update)
+    reward_set.check(source.take(0, 2))
+    columns, origin = columns_of(source), origin_of(recipe, model_path, reference_path)
+    if saved is not None:
+        check_data(saved, source, columns, recipe)
+        check_origin(saved, origin, recipe)
+    engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
+    return _Setup(
+        recipe=recipe,
+        stored=stored,
+        rewards=reward_set,
+        update=update,
+        spec=LearnerSpec(
+            recipe=recipe,
+            model_path=model_path,
+            reference_path=reference_path,
+            stop_token_ids=engine.stop_token_ids,
+        ),
+        engine=engine,
+        tokenizer=tokenizer,
+        pictures=pictures,
+        source=source,
+        fingerprints={**origin, **columns},
+    )
+
+
+def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
+    """Start the actors and train. The run's folder is locked."""
+    recipe, reward_set = setup.recipe, setup.rewards
+    tracker = _open_records(run_dir, setup, saved.state if saved else None)
+    try:
+        with ExitStack() as running:
+            tracker.note("starting the rewards")
+            running.callback(reward_set.close)
+            reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
+            tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
+            backend = RayBackend(recipe, setup.spec, setup.engine, run_dir.absolute())
+            running.callback(backend.close)
+            running.callback(reward_set.close)  # once more: reward actors end before Ray does
+            reward_set.start_actors(backend.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
+            trainer = Trainer(
+                recipe=recipe,
+                run_dir=run_dir.absolute(),
+                backend=backend,
+                source=setup.source,
+                rewards=reward_set,
+                update=setup.update,
+                tracker=tracker,
+                tokenizer=setup.tokenizer,
+                processor=setup.tokenizer if setup.pictures is None else setup.pictures.whole,
+                recipe_values=plain_values(setup.stored),
+                fingerprints=setup.fingerprints,
+            )
+            if saved is not None:
+                trainer.resume(saved.checkpoint, saved.state)
+            return trainer.run()
+    except BaseException as error:
+        tracker.fail(error)
+        raise
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.rollout.workers:
+        engine_class(recipe.rollout.engine)
+        check_vllm_arguments(recipe.rollout.vllm)
+
+
+def _build_update(recipe: Recipe) -> PolicyUpdate:
+    """Return the recipe's rule; raise if this learner cannot compute what it needs, or not on the wanted device."""
+    check_device(recipe)
+    update = build_update(recipe.update)
+    check_supplied(update)
+    return update
+
+
+def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> RewardSet:
+    if recipe.data.has_pairs:
+        return RewardSet(())
+    return load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize)
+
+
+def _open_records(run_dir: Path, setup: _Setup, state: LoopState | None) -> Tracker:
+    """Write the recipe into the run's folder, and open all that is written there while the run goes on."""
+    write_recipe(run_dir, dump_recipe(setup.stored))
+    first_step = state.step if state else 0
+    setup.rewards.open_folder(run_dir.absolute(), first_step=first_step)
+    return Tracker(run_dir.absolute(), setup.recipe, run_id=state.run_id if state else None, first_step=first_step)
+
+
+def resolve_model(path: str) -> str:
+    """The folder behind ``model.path``: a built-in base model is built if need be, a local folder made absolute."""
+    task = task_name(path)
+    if task is not None:
+        return str(base_model(task))
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
+    update.check_model(is_multimodal=pictures is not None)
+    encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
+    source = load_prompts(recipe.data, encoder, seed=recipe.seed)
+    _check_pictures(update, source)
+    return source
+
+
+def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:
+    """Refuse a rule that corrupts pictures where no prompt has one; raises `MissingSignalError`."""
+    if Signal.CORRUPTED_LOGPROBS in update.needs and not source.images_per_prompt:
+        raise MissingSignalError(
+            update.rule,
+            Signal.CORRUPTED_LOGPROBS.name,
+            "No prompt has a picture to corrupt: take a vision-language model and a data set with pictures "
+            "(data.image_column), or update.rule = grpo",
+        )
+
+
+def _resolve_reference(recipe: Recipe, model_path: str) -> str | None:
+    """The folder behind ``model.reference``; raises `InputError` when it is no model of the policy's vocabulary."""
+    if recipe.model.reference is None:
+        return None
+    path = resolve_model(recipe.model.reference)
+    sizes = [
+        _config(name, key).get_text_config().vocab_size for key, name in (("path", model_path), ("reference", path))
+    ]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"model.reference = {recipe.model.reference!r} has {sizes[1]} token ids, the policy at model.path = "
+            f"{recipe.model.path!r} has {sizes[0]}; a KL needs one vocabulary, so name a model of the same family"
+        )
+    return path
+
+
+def _config(path: str, key: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.{key} = {path!r}: its config.json cannot be read ({error})") from error
+
+
+def _load_tokenizer(model_path: str) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.path = {model_path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a "
+            "Hugging Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"model.path = {model_path!r}: its tokenizer names no end-of-sequence token; set eos_token in it"
+        )
+    return tokenizer
+
+
+def _check_sizes(model_path: str, recipe: Recipe) -> None:
+    """Refuse more actors than this machine can hold, and sequences that are longer than the model allows."""
+    check_own_machine(recipe, model_path)
+    longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
+    config = _config(model_path, "path")
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
+            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model_path!r} takes at most "
+            f"{limit} (max_position_embeddings); lower one of the two"
+        )
+
+
+def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: int) -> EngineSettings:
+    return EngineSettings(
+        model_path=model_path,
+        dtype=recipe.model.dtype,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        temperature=recipe.rollout.temperature,
+        stop_token_ids=_stop_token_ids(model_path, tokenizer, recipe.data.chat_template_kwargs),
+        stop=tuple(recipe.rollout.stop),
+        vllm=recipe.rollout.vllm,
+        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,  # the backend knows who shares the GPU
+        kv_cache_gib=recipe.rollout.kv_cache_gib,
+        images_per_prompt=images,
+        pixels=recipe.data.pixels,
+        adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
+        freeze_vision=recipe.model.freeze_vision,
+        image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
+    )
+
+
+def _stop_token_ids(model_path: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a completion: end of sequence, the chat template's turn end, those of generation_config.json."""
+    end = find_turn_end(tokenizer, template_kwargs)
+    stops = [tokenizer.eos_token_id, *([] if end is None else [end.stop_id])]
+    try:
+        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # a model folder need not have generation settings
+        listed = None
+    stops += [listed] if isinstance(listed, int) else list(listed or ())
+    return tuple(dict.fromkeys(stops))

@@ -1,0 +1,48 @@
+"""Runs that are refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlkl.cli import main
+from rlkl.errors import EnvironmentProblem, InputError
+from rlkl.recipe.io import load_recipe
+from rlkl.train.setup import train
+from tests.integration.runs import make_recipe
+from tests.models import tiny_qwen2_5_vl, tiny_qwen3
+
+
+def test_too_many_workers_are_refused_before_the_run_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    model = tiny_qwen3(tmp_path / "model", tied=True, seed=0)
+    words = ["quickstart", f"model.path={model}", "rollout.engine=hf", "rollout.workers=1000", "run.dir=run"]
+    with pytest.raises(EnvironmentProblem, match=r"rollout.workers = 1000: this run starts 1001 actors"):
+        train(load_recipe(*words))
+    assert main(["train", *words]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"update": {"rule": "ppo", "critic": "model"}}, r"update\.critic = 'model' .* token ids only.*critic = head"),
+        ({"learner": {"device": "cuda"}}, r"learner\.device = 'cuda', but the learner sees no CUDA device"),
+    ],
+    ids=["a critic of its own for pictures", "cuda without a GPU"],
+)
+def test_a_run_that_cannot_learn_is_refused_before_anything_starts(
+    sections: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recipe = make_recipe(tmp_path / "run", tiny_qwen2_5_vl(tmp_path / "model", seed=0), **sections)
+
+    with pytest.raises(InputError, match=message):
+        train(recipe)
+
+    assert not (tmp_path / "run").exists()
