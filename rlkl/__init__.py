@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rlkl.recipe import Recipe
     from rlkl.recipe.io import load_recipe
     from rlkl.rewards import Reward, reward
-    from rlkl.train.setup import train
+    from rlkl.training.setup import train
 
 __all__ = ["Recipe", "Reward", "__version__", "load_recipe", "reward", "train"]
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ _HOMES = {
     "Reward": "rlkl.rewards.function.result",
     "load_recipe": "rlkl.recipe.io",
     "reward": "rlkl.rewards.function.decorator",
-    "train": "rlkl.train.setup",
+    "train": "rlkl.training.setup",
 }
 
 

@@ -145,7 +145,7 @@ def _train(options: argparse.Namespace) -> int:
             "--allow-changed-rewards goes with --resume RUN_DIR only: a new run has no rewards that could have changed"
         )
     recipe = _recipe_to_train(options.words, options.resume)
-    from rlkl.train.setup import train
+    from rlkl.training.setup import train
 
     return train(recipe, resume_from=options.resume, allow_changed_rewards=options.allow_changed_rewards).exit_code
 

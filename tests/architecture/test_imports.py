@@ -22,7 +22,7 @@ LAYERS = (
     {"rollout", "rewards", "learner"},
     {"weights", "tracking"},
     {"actors"},
-    {"train"},
+    {"training"},
     {"commands"},
     {"cli", "__main__"},
 )

@@ -9,8 +9,8 @@ from rlkl.recipe import Recipe
 from rlkl.rewards import load_rewards
 from rlkl.rollout.collect import Draw, build_requests
 from rlkl.tasks.characters import character_tokenizer
-from rlkl.train.clock import Clock
-from rlkl.train.collect import Generate, build_collector
+from rlkl.training.clock import Clock
+from rlkl.training.collect import Generate, build_collector
 from rlkl.types import Prompt, RolloutGroup
 from tests.integration.timed_engine import answer
 

@@ -16,7 +16,7 @@ from rlkl.recipe.io import dump_recipe, load_recipe
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path | None]]:
-    """What `rlkl train` hands to `rlkl.train.setup.train`, which is replaced by one that ends with exit code 130."""
+    """What `rlkl train` hands to `rlkl.training.setup.train`, which is replaced by one that ends with exit code 130."""
     calls: list[tuple[Any, Path | None]] = []
 
     def train(recipe: Any, *, resume_from: Path | None = None, allow_changed_rewards: bool = False) -> SimpleNamespace:
@@ -27,9 +27,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path | None]]:
             raise ZeroDivisionError
         return SimpleNamespace(exit_code=130)
 
-    start = ModuleType("rlkl.train.setup")
+    start = ModuleType("rlkl.training.setup")
     start.train = train  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "rlkl.train.setup", start)
+    monkeypatch.setitem(sys.modules, "rlkl.training.setup", start)
     return calls
 
 
@@ -76,7 +76,7 @@ def test_a_failed_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys:
         error.add_note("All 7 finished steps are saved.")
         raise error
 
-    monkeypatch.setattr("rlkl.train.setup.train", fails)
+    monkeypatch.setattr("rlkl.training.setup.train", fails)
     assert main(["train", "quickstart"]) == 1
     assert capsys.readouterr().err == "error: reward 'gold' raised\nAll 7 finished steps are saved.\n"
 

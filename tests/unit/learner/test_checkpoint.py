@@ -4,7 +4,7 @@ import pytest
 
 from rlkl.errors import CheckpointError, SaveError
 from rlkl.learner.manifest import list_files, write_manifest
-from rlkl.train.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.training.checkpoint import Checkpoints, LoopState, read_state
 
 
 def state(step: int) -> LoopState:

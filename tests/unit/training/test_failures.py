@@ -30,8 +30,8 @@ from rlkl.tracking import tracker as tracker_module
 from rlkl.tracking.metrics.registry import without_timings
 from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
-from rlkl.train.checkpoint import Checkpoints, read_state
-from rlkl.train.loop import Trainer
+from rlkl.training.checkpoint import Checkpoints, read_state
+from rlkl.training.loop import Trainer
 from rlkl.types import Completion, Example, Image, Probe
 from rlkl.updates import build_update
 from rlkl.weights import Probes

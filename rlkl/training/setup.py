@@ -32,9 +32,9 @@ from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
-from rlkl.train.checkpoint import LoopState
-from rlkl.train.loop import RunResult, Trainer
-from rlkl.train.resume import (
+from rlkl.training.checkpoint import LoopState
+from rlkl.training.loop import RunResult, Trainer
+from rlkl.training.resume import (
     Saved,
     check_data,
     check_origin,

@@ -20,8 +20,8 @@ from rlkl.rollout.engine import Request
 from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
-from rlkl.train.checkpoint import Checkpoints, read_state
-from rlkl.train.loop import STEPS_WITHOUT_GRADIENT, Trainer
+from rlkl.training.checkpoint import Checkpoints, read_state
+from rlkl.training.loop import STEPS_WITHOUT_GRADIENT, Trainer
 from rlkl.types import Completion, Example, Image, Probe
 from rlkl.updates import RULES, build_update
 

@@ -11,7 +11,7 @@ import torch
 from rlkl.cli import main
 from rlkl.errors import EnvironmentProblem, InputError
 from rlkl.recipe.io import load_recipe
-from rlkl.train.setup import train
+from rlkl.training.setup import train
 from tests.integration.runs import make_recipe
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 

@@ -19,9 +19,9 @@ from rlkl.recipe.io import as_override, dump_recipe, load_recipe
 from rlkl.recipe.keys import describe_keys
 from rlkl.recipe.run_dir import write_recipe
 from rlkl.recipe.run_lock import lock_run_dir
-from rlkl.train.checkpoint import Checkpoints, LoopState
-from rlkl.train.resume import check_rewards, newest
-from rlkl.train.setup import _prepare, train
+from rlkl.training.checkpoint import Checkpoints, LoopState
+from rlkl.training.resume import check_rewards, newest
+from rlkl.training.setup import _prepare, train
 from tests.models import tiny_qwen3
 
 STATE = LoopState(

@@ -19,7 +19,7 @@ from rlkl.recipe.changes import BOUND_BY_CONTENT, Change, changes, plain_values
 from rlkl.recipe.io import as_override, recipe_from
 from rlkl.recipe.run_dir import RECIPE_FILE
 from rlkl.system.importing import file_of, is_file
-from rlkl.train.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.training.checkpoint import Checkpoints, LoopState, read_state
 from rlkl.updates.custom import OutsideSettings, rule_of
 
 logger = logging.getLogger(__name__)

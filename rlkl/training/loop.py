@@ -19,9 +19,9 @@ from rlkl.rollout.collect import Draw
 from rlkl.rollout.engine import Request
 from rlkl.system.interrupt import StopRequest
 from rlkl.tracking.tracker import RunSummary, Tracker
-from rlkl.train.checkpoint import Checkpoints, LoopState
-from rlkl.train.clock import Clock
-from rlkl.train.collect import Collector, build_collector
+from rlkl.training.checkpoint import Checkpoints, LoopState
+from rlkl.training.clock import Clock
+from rlkl.training.collect import Collector, build_collector
 from rlkl.types import Completion, Example, Image, Probe, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.filters import filter_groups

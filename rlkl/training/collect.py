@@ -19,7 +19,7 @@ from rlkl.rollout.collect import Decode, Draw, build_requests, rollout_metrics, 
 from rlkl.rollout.engine import Request
 from rlkl.rollout.stopping import CompletionTexts
 from rlkl.seeds import derive_seed
-from rlkl.train.clock import Clock
+from rlkl.training.clock import Clock
 from rlkl.types import Completion, Rollout, RolloutGroup
 
 logger = logging.getLogger(__name__)
