@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
+Role = Literal["main", "replay"]
+"""Why a sequence is in a batch. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
@@ -125,12 +128,24 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One sequence that an update chose to train on. ``group`` numbers its prompt within the step, from 0."""
+    """One sequence to train on. ``group`` numbers its prompt within the step, from 0."""
 
     prompt: Prompt
     rollout: Rollout
     group: int
-    pair: int | None = None
-    """Number of its chosen-rejected pair within the step, where the rule compares two sequences."""
-    chosen: bool = False
-    """The preferred one of its pair."""
+    role: Role = "main"
+    weight: float = 1.0
+    """Factor on the sequence's loss: an importance weight, or a weight of distributionally robust training."""
+    list: int | None = None
+    """Number of the list of compared sequences within the step that this one belongs to; None: it belongs to none."""
+    rank: int = 0
+    """Place in its list: 0 is the preferred sequence."""
+
+    def __new__(cls, **fields: Any) -> Example:
+        """Raise TypeError for fields of an earlier version, with their new names."""
+        if old := sorted(fields.keys() & {"pair", "chosen"}):
+            raise TypeError(
+                f"Example has no field {' or '.join(old)}: use list (the pair's number) and rank (0 for the chosen "
+                "sequence, 1 for the rejected one)"
+            )
+        return object.__new__(cls)

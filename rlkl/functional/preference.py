@@ -30,14 +30,15 @@ def implicit_rewards(log_ratio_BT: Tensor, kl_BT: Tensor, masks: TokenMasks, *, 
     return beta * (masks.reward_BT * log_ratio_BT + masks.kl_BT * kl_BT).sum(dim=1)
 
 
-def pair_rows(pair_B: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Row numbers of the preferred and of the other sequence of each pair, ``[P]`` each; rows without a pair (-1) are
-    in neither."""
-    chosen_P = (chosen_B & (pair_B >= 0)).nonzero()[:, 0]
-    rejected_P = (~chosen_B & (pair_B >= 0)).nonzero()[:, 0]
-    chosen_P = chosen_P[pair_B[chosen_P].argsort()]
-    rejected_P = rejected_P[pair_B[rejected_P].argsort()]
-    assert torch.equal(pair_B[chosen_P], pair_B[rejected_P]), "each pair has one preferred and one other sequence"
+def pair_rows(list_B: Tensor, rank_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row numbers of the preferred (rank 0) and of the other sequence (rank 1) of each pair, ``[P]`` each.
+
+    Rows of no list (-1) are in neither.
+    """
+    chosen_P, rejected_P = (((list_B >= 0) & (rank_B == rank)).nonzero()[:, 0] for rank in (0, 1))
+    chosen_P = chosen_P[list_B[chosen_P].argsort()]
+    rejected_P = rejected_P[list_B[rejected_P].argsort()]
+    assert torch.equal(list_B[chosen_P], list_B[rejected_P]), "each pair has one preferred and one other sequence"
     return chosen_P, rejected_P
 
 

@@ -71,8 +71,8 @@ class SparsePo(PolicyUpdate):
             if best.completion.token_ids != worst.completion.token_ids:
                 pair = len(examples) // 2
                 examples += [
-                    Example(prompt=group.prompt, rollout=rollout, group=number, pair=pair, chosen=rollout is best)
-                    for rollout in (best, worst)
+                    Example(prompt=group.prompt, rollout=rollout, group=number, list=pair, rank=rank)
+                    for rank, rollout in enumerate((best, worst))
                 ]
         return examples
 
@@ -92,9 +92,9 @@ class SparsePo(PolicyUpdate):
             kl_BT = masked(signals[Signal.KL_REFERENCE_TO_POLICY], batch.response_BT)
         masks = self._masks(batch, signals, Signal.HEADS if self.trains_masks else Signal.PROXIMAL_HEADS)
         rewards_B = preference.implicit_rewards(log_ratio_BT, kl_BT, masks, beta=self.settings.beta)
-        chosen_P, rejected_P = preference.pair_rows(batch.pair_B, batch.chosen_B)
+        chosen_P, rejected_P = preference.pair_rows(batch.list_B, batch.rank_B)
         margin_P = rewards_B[chosen_P] - rewards_B[rejected_P]
-        pairs = batch.denominators.pairs
+        pairs = batch.denominators.lists
         terms = {"preference": preference.preference_losses(margin_P).sum() / pairs}
         if self.trains_masks and self.settings.l1_reward + self.settings.l1_kl > 0:
             terms["l1"] = self._l1(masks, torch.cat([chosen_P, rejected_P])) / pairs
