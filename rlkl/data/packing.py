@@ -51,8 +51,9 @@ def pack(
         "corrupted_B": torch.zeros(len(examples), dtype=torch.bool),
         **_example_columns(examples),
     }
+    made |= zero_tensors(shape, without=made)
     return Batch(
-        **(made | zero_tensors(shape, without=made)),
+        **made,
         progress=progress,
         denominators=Denominators(sequences=1, tokens=1, completion_limit=completion_limit),
         images=_images(examples, pictures),
