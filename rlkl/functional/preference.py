@@ -1,11 +1,11 @@
-"""Comparing two responses to one prompt, with a weight on every token.
+"""Compare two responses to one prompt, with a weight on every token.
 
-Shapes: B sequences, T tokens, P pairs, L layers. With log-ratio r_t = log policy - log reference of the token that
-stands there and k_t = KL(reference || policy) of the distributions that it was picked from, a response y is worth
+Shapes: B sequences, T tokens, P pairs, L layers. Let r_t = log policy - log reference of token t, and k_t =
+KL(reference || policy) of the two next-token distributions at t. The implicit reward of a response y is
 
     beta * sum_t (reward_mask_t * r_t + kl_mask_t * k_t)
 
-and the preferred one of a pair should be worth more (SparsePO, arXiv 2410.05102). Masks 1 and 0 make it DPO (arXiv
+and the preferred response of a pair should have the larger one (SparsePO, arXiv 2410.05102). Masks 1 and 0 make it DPO (arXiv
 2305.18290), masks 1 and 1 TDPO1 (arXiv 2404.11999). Sums are over the response, not divided by its length.
 """
 
@@ -26,7 +26,7 @@ class TokenMasks(NamedTuple):
 
 
 def implicit_rewards(log_ratio_BT: Tensor, kl_BT: Tensor, masks: TokenMasks, *, beta: float) -> Tensor:
-    """What each response is worth, ``[B]``. Log-ratios and KLs must be finite where the masks are zero."""
+    """Return the implicit reward of each response, ``[B]``. Log-ratios and KLs must be finite, also under a zero mask."""
     return beta * (masks.reward_BT * log_ratio_BT + masks.kl_BT * kl_BT).sum(dim=1)
 
 
@@ -43,15 +43,15 @@ def pair_rows(list_B: Tensor, rank_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def preference_losses(margin_P: Tensor) -> Tensor:
-    """-log sigmoid(margin), Bradley and Terry's likelihood of each preference: log 2 where nothing tells both apart."""
+    """Return -log sigmoid(margin), the Bradley-Terry loss of each preference; log 2 if both responses are equal."""
     return -F.logsigmoid(margin_P)
 
 
 def activation_mask(activation_BTL: Tensor, response_BT: Tensor) -> Tensor:
-    """MaPO's mask from mean activations: each layer stretched to [0, 1] over the response, then averaged, ``[B, T]``.
+    """Return MaPO's mask ``[B, T]``: scale each layer's mean activations to [0, 1] over the response, then average.
 
-    A layer that is constant over a response (as over a single token) counts as 1 there. The paper standardises first,
-    which stretching undoes.
+    A layer that is constant over a response (always so for a single token) counts as 1 there. The paper standardises
+    the activations first; the scaling cancels that.
     """
     inside_BT1 = response_BT.unsqueeze(-1)
     low_B1L = torch.where(inside_BT1, activation_BTL, torch.inf).amin(dim=1, keepdim=True)
@@ -64,5 +64,5 @@ def activation_mask(activation_BTL: Tensor, response_BT: Tensor) -> Tensor:
 
 
 def zero_fraction(mask_BT: Tensor, response_BT: Tensor) -> Tensor:
-    """Share of each response's tokens whose mask is exactly zero, ``[B]``; 0 for an empty response."""
+    """Return the share ``[B]`` of each response's tokens whose mask is exactly zero; 0 for an empty response."""
     return ((mask_BT == 0) & response_BT).sum(dim=1) / response_BT.sum(dim=1).clamp(min=1)
