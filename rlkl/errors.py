@@ -54,7 +54,8 @@ class MissingSignalError(InputError, KeyError):
         super().__init__(rule, signal, hint)  # the same arguments, so that it survives the way between processes
 
     def __str__(self) -> str:
-        return f"update rule '{self.rule}' needs the signal {self.signal}, which this learner cannot compute. {self.hint}".strip()
+        needed = f"update rule '{self.rule}' needs the signal {self.signal}, which this learner cannot compute."
+        return f"{needed} {self.hint}".strip()
 
 
 class RewardError(RlklError, RuntimeError):

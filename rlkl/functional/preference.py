@@ -1,12 +1,13 @@
 """Compare two responses to one prompt, with a weight on every token.
 
-Shapes: B sequences, T tokens, P pairs, L layers. Let r_t = log policy - log reference of token t, and k_t =
+Shapes: B sequences, T tokens, P pairs, L layers. Let r_t = log policy - log reference of token t, and let k_t be
 KL(reference || policy) of the two next-token distributions at t. The implicit reward of a response y is
 
     beta * sum_t (reward_mask_t * r_t + kl_mask_t * k_t)
 
-and the preferred response of a pair should have the larger one (SparsePO, arXiv 2410.05102). Masks 1 and 0 make it DPO (arXiv
-2305.18290), masks 1 and 1 TDPO1 (arXiv 2404.11999). Sums are over the response, not divided by its length.
+and the preferred response of a pair should have the larger one (SparsePO, arXiv 2410.05102). Masks of 1 and 0 give DPO
+(arXiv 2305.18290), masks of 1 and 1 give TDPO1 (arXiv 2404.11999). Sums are over the response, not divided by its
+length.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TokenMasks(NamedTuple):
 
 
 def implicit_rewards(log_ratio_BT: Tensor, kl_BT: Tensor, masks: TokenMasks, *, beta: float) -> Tensor:
-    """Return the implicit reward of each response, ``[B]``. Log-ratios and KLs must be finite, also under a zero mask."""
+    """Return the implicit reward of each response, ``[B]``. Log-ratios and KLs must be finite everywhere."""
     return beta * (masks.reward_BT * log_ratio_BT + masks.kl_BT * kl_BT).sum(dim=1)
 
 
