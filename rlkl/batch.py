@@ -7,90 +7,20 @@ A quantity of token ``t`` stands at position ``t``: ``signals[POLICY_LOGPROBS][b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from rlkl.errors import MissingSignalError
+from rlkl.signals import Signal, Signals
 from rlkl.types import Role
+
+__all__ = ["ROLES", "Batch", "Denominators", "ImageInputs", "LossOutput", "Signal", "Signals"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 """Roles by the number that `Batch.role_B` holds."""
-
-
-class Signal(Enum):
-    """A per-token ``[B, T]`` quantity that a rule may ask for (nats, float32, zero outside the response)."""
-
-    POLICY_LOGPROBS = "policy_logprobs"
-    """log pi(token), current weights, with gradient."""
-    POLICY_ENTROPY = "policy_entropy"
-    """Entropy of the policy's next-token distribution over the full vocabulary, with gradient."""
-    PROXIMAL_LOGPROBS = "proximal_logprobs"
-    """log pi(token) with the weights at the start of the step, frozen."""
-    REFERENCE_LOGPROBS = "reference_logprobs"
-    """log pi_ref(token), frozen."""
-    KL_REFERENCE_TO_POLICY = "kl_reference_to_policy"
-    """KL(reference || policy) of the next-token distributions over the full vocabulary, with gradient to the policy."""
-    KL_POLICY_TO_REFERENCE = "kl_policy_to_reference"
-    """KL(policy || reference) of the next-token distributions over the full vocabulary, with gradient to the policy."""
-    CORRUPTED_LOGPROBS = "corrupted_logprobs"
-    """log pi(token) given the corrupted image: frozen at the start of the step, or with gradient if recomputed."""
-    HEADS = "heads"
-    """``[B, T, K]``: what the rule's own heads say at each token (values, masks), with gradient."""
-    PROXIMAL_HEADS = "proximal_heads"
-    """``[B, T, K]``: the same at the start of the step, frozen."""
-
-
-DIFFERENTIABLE = frozenset(
-    {
-        Signal.POLICY_LOGPROBS,
-        Signal.POLICY_ENTROPY,
-        Signal.KL_REFERENCE_TO_POLICY,
-        Signal.KL_POLICY_TO_REFERENCE,
-        Signal.HEADS,
-    }
-)
-"""Signals computed anew, with gradient, in each micro-batch. All others are filled once per batch, without gradient."""
-
-NEEDS_REFERENCE = frozenset({Signal.REFERENCE_LOGPROBS, Signal.KL_REFERENCE_TO_POLICY, Signal.KL_POLICY_TO_REFERENCE})
-"""Signals for which the learner keeps a reference model."""
-
-
-class Signals:
-    """Signals by name; asking for one that is absent raises `MissingSignalError`."""
-
-    __slots__ = ("_rule", "_values")
-
-    def __init__(self, values: Mapping[Signal, Tensor], rule: str = "?") -> None:
-        self._values = dict(values)
-        self._rule = rule
-
-    def __getitem__(self, signal: Signal) -> Tensor:
-        if signal not in self._values:
-            raise MissingSignalError(self._rule, signal.name, "Add it to the rule's `needs`.")
-        return self._values[signal]
-
-    def __contains__(self, signal: Signal) -> bool:
-        return signal in self._values
-
-    def __iter__(self) -> Iterator[Signal]:
-        return iter(self._values)
-
-    def merged(self, other: Signals) -> Signals:
-        """Both sets of signals; ``other`` wins where both have one."""
-        return Signals({**self._values, **other._values}, self._rule)
-
-    def to(self, device: torch.device) -> Signals:
-        """The same signals on another device."""
-        return Signals({name: x_BT.to(device, non_blocking=True) for name, x_BT in self._values.items()}, self._rule)
-
-    def rows(self, rows_B: Tensor, length: int) -> Signals:
-        """The same signals for some sequences, cut to ``length`` tokens."""
-        return Signals({name: x_BT[rows_B, :length] for name, x_BT in self._values.items()}, self._rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +76,7 @@ class ImageInputs:
     """For each sequence the numbers of its pictures, in the order of its placeholder tokens."""
 
     def rows(self, rows: Iterable[int]) -> ImageInputs | None:
-        """What some sequences need, pictures numbered anew; None where they have no picture."""
+        """Return the pictures of some sequences, numbered from 0; None if they have none."""
         chosen = [self.images_B[row] for row in rows]
         kept = sorted({image for images in chosen for image in images})
         if not kept:
@@ -160,7 +90,7 @@ class ImageInputs:
         )
 
     def to(self, device: torch.device) -> ImageInputs:
-        """The same on another device."""
+        """Return the pictures on another device."""
         return replace(self, patches_PD=self.patches_PD.to(device), grids_I3=self.grids_I3.to(device))
 
 
@@ -292,7 +222,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """What a rule returns for one micro-batch: sums divided by global denominators, so that micro-batches add up."""
+    """The loss of one micro-batch: sums divided by the step's denominators, so that micro-batches add up."""
 
     loss: Tensor
     """Scalar, differentiable: what the learner back-propagates."""

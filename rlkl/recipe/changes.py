@@ -46,6 +46,7 @@ MAY_CHANGE = (
 BOUND_BY_CONTENT = {
     "model.path": "model",
     "model.reference": "reference",
+    "models": "models",
     "update.rule": "rule",
     "data.source": "data",
     "data.subset": "data",
@@ -129,6 +130,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
                 "reference": None if model.reference is None else absolute_if_local(model.reference),
             }
         ),
+        "models": {
+            name: section.model_copy(update={"path": absolute_if_local(section.path)})
+            for name, section in recipe.models.items()
+        },
         "data": data.model_copy(update={"source": absolute_if_local(data.source)}),
         "rewards": [
             reward.model_copy(update={"function": _absolute_reference(reward.function)}) for reward in recipe.rewards

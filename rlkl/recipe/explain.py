@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -61,11 +61,11 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     if kind == "missing":
         described = keys[place.schema_name].description if place.schema_name in keys else "a section"
         return f"{place.written} is missing: {described}"
-    if kind == "union_tag_not_found":
-        return f"{place.written}.rule is missing: expected {keys[place.schema_name + '.rule'].expects}"
-    if kind == "union_tag_invalid":
-        got = detail["input"]["rule"]
-        return f"{place.written}.rule = {got!r}: expected {keys[place.schema_name + '.rule'].expects}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tag = str(detail.get("ctx", {}).get("discriminator", "")).strip("'")
+        own = place.schema_name if f"{place.schema_name}.{tag}" in keys else f"{place.schema_name}[]"
+        found = f" = {detail['input'][tag]!r}" if kind == "union_tag_invalid" else " is missing"
+        return f"{place.written}.{tag}{found}: expected {keys[f'{own}.{tag}'].expects}"
     got = f"{place.written} = {_shortened(detail['input'])}"
     if kind == "value_error":
         reason = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
@@ -85,7 +85,11 @@ def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
     """Follow pydantic's location through the schema, leaving out the names it inserts for members of a union."""
     sections: tuple[type[Section], ...] = (root.section,)
     written = schema_name = root.at
+    names_section = False  # the next part is a name of the user's, not a key of the schema
     for position, part in enumerate(loc):
+        if names_section:
+            written, schema_name, names_section = f"{written}.{part}", f"{schema_name}.<name>", False
+            continue
         if isinstance(part, int):
             written, schema_name = f"{written}[{part}]", f"{schema_name}[]"
             continue
@@ -97,6 +101,7 @@ def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
         written, schema_name = f"{written}.{part}".lstrip("."), f"{schema_name}.{part}".lstrip(".")
         if fields:
             sections = tuple(child for field in fields for child in sections_in(field.annotation))
+            names_section = any(get_origin(field.annotation) is dict for field in fields) and bool(sections)
     return _Place(written, schema_name.removesuffix("[]"), sections)
 
 

@@ -60,7 +60,7 @@ def _walk(section: type[Section], prefix: str, rules: tuple[str, ...]) -> Iterat
                 rules=rules,
             )
         for child in children:
-            separator = "[]." if get_origin(field.annotation) is list else "."
+            separator = {list: "[].", dict: ".<name>."}.get(get_origin(field.annotation), ".")
             yield from _walk(child, prefix + name + separator, rules_of(child) or rules)
 
 

@@ -55,6 +55,7 @@ LEARNED: dict[Signal, int | slice] = {
     Signal.POLICY_LOGPROBS: 0,
     Signal.HEADS: slice(1, 3),
     Signal.CORRUPTED_LOGPROBS: 3,
+    Signal("logprobs", view="corrupted"): 3,
     Signal.KL_REFERENCE_TO_POLICY: 4,
 }
 """Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
