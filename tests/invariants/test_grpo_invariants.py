@@ -22,12 +22,24 @@ from rlkl.updates.settings import (
     TokenMask,
     UpdateSettings,
 )
+from rlkl.updates.terms.settings import EntropySettings, KlSettings, MaskedKlSettings
 from tests.builders import make_batch, random_logprobs, with_frozen
+
+TERMS = [
+    KlSettings(coef=0.2, free_nats=0.05),
+    KlSettings(coef=0.2, estimator="k3"),
+    KlSettings(coef=0.2, estimator="k1", target=0.5),
+    MaskedKlSettings(coef=0.5, token_ids=[*range(1, 25)]),
+    EntropySettings(coef=0.1),
+]
 
 RULES: list[UpdateSettings] = [
     *(GrpoSettings(variant=variant) for variant in GRPO_VARIANTS),
     *(GrpoSettings(variant=variant, kl_coef=0.3) for variant in GRPO_VARIANTS),
     GrpoSettings(kl_coef=0.3, kl_estimator="k2"),
+    GrpoSettings(terms=TERMS),
+    PpoSettings(terms=TERMS),
+    SuperHfSettings(terms=TERMS),
     GrpoSettings(kl_coef=0.3, kl_placement="reward"),
     GrpoSettings(variant="rloo", kl_coef=0.3, kl_placement="reward", mask_truncated=True),
     GrpoSettings(variant="gspo", clip_low=0.1, clip_high=0.2, mask_truncated=True),
@@ -57,9 +69,11 @@ LEARNED: dict[Signal, int | slice] = {
     Signal.CORRUPTED_LOGPROBS: 3,
     Signal("logprobs", view="corrupted"): 3,
     Signal.KL_REFERENCE_TO_POLICY: 4,
+    Signal.KL_POLICY_TO_REFERENCE: 5,
+    Signal.POLICY_ENTROPY: 6,
 }
 """Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
-COLUMNS = 5
+COLUMNS = 7
 
 
 def name(settings: UpdateSettings) -> str:
