@@ -243,6 +243,7 @@ def _resumes(spec: LearnerSpec, checkpoint: Path, examples: Sequence[Example], l
 
 def _recipe(cell: Cell, model: Path) -> Recipe:
     update: dict[str, Any] = {"rule": cell.rule}
+    learning_rate = LEARNING_RATE["adapters" if cell.lora else cell.dtype]
     if cell.rule == "grpo":
         update["kl_coef"] = 0.01
     if cell.rule == "superhf":
