@@ -13,7 +13,7 @@ A worked example, one prompt sampled twice::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +68,8 @@ class Completion:
     logprobs: tuple[float, ...] | None
     finish_reason: FinishReason
     text: str = ""
+    weights_version: int | None = None
+    """Version of the weights that it was sampled with; None for an answer from a data set."""
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
@@ -149,3 +151,35 @@ class Example:
                 "sequence, 1 for the rejected one)"
             )
         return object.__new__(cls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A step's rollouts, and those of them that the rule trains on."""
+
+    groups: Sequence[RolloutGroup]
+    examples: Sequence[Example]
+    left_out: Sequence[Example]
+    """The rollouts that are not trained on; they count in the KL to the reference."""
+    metrics: Mapping[str, float]
+
+    @property
+    def rollout_count(self) -> int:
+        """Number of rollouts."""
+        return sum(len(group.rollouts) for group in self.groups)
+
+    @property
+    def token_count(self) -> int:
+        """Number of sampled tokens."""
+        return sum(len(rollout.completion.token_ids) for group in self.groups for rollout in group.rollouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """The result of one training step."""
+
+    metrics: Mapping[str, float]
+    token_columns: Mapping[str, Sequence[tuple[float, ...]]] = field(default_factory=dict)
+    """The rule's numbers per token for the sample files, by column: one entry an example."""
+    pictures: Mapping[int, Sequence[Image]] = field(default_factory=dict)
+    """Corrupted pictures for the sample files, by group."""

@@ -1,9 +1,10 @@
-"""The actors, as plain classes: what runs inside a Ray actor, and nothing that knows of Ray."""
+"""The classes that run inside Ray actors. They do not import Ray."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rlkl.learner.export import ExportScores, compare_export
@@ -16,7 +17,7 @@ from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class, stream
-from rlkl.types import Completion, Example, Image, Probe
+from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
     HostMemoryChannel,
@@ -31,7 +32,7 @@ from rlkl.weights import (
 )
 
 _HAND_OVER_S = 0.05
-"""Finished completions are handed over at most this often: each time costs about a millisecond."""
+"""Seconds between two parts of finished completions, at least: each part costs about a millisecond."""
 
 
 class RolloutWorker:
@@ -41,9 +42,11 @@ class RolloutWorker:
 
     def __init__(self) -> None:
         self._channel = HostMemoryChannel()
+        self._version = 0
+        """Version of the weights that the engine holds."""
 
     def start(self, engine: str, settings: EngineSettings) -> None:
-        """Bring the engine up. A call of its own, because Ray tells the errors of a constructor as text only."""
+        """Start the engine. Not done in the constructor: Ray passes on a constructor's errors as text only."""
         self._engine = engine_class(engine)(settings)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
@@ -53,8 +56,8 @@ class RolloutWorker:
         """
         finished: list[tuple[int, Completion]] = []
         handed_over = time.monotonic()
-        for numbered in stream(self._engine, requests):
-            finished.append(numbered)
+        for number, completion in stream(self._engine, requests):
+            finished.append((number, replace(completion, weights_version=self._version)))
             if time.monotonic() - handed_over >= _HAND_OVER_S:
                 yield finished
                 finished, handed_over = [], time.monotonic()
@@ -65,7 +68,9 @@ class RolloutWorker:
         return self._engine.score(probes)
 
     def receive(self, package: WeightPackage, probes: Probes) -> Receipt:
-        return receive(self._engine, self._channel, package, probes)
+        receipt = receive(self._engine, self._channel, package, probes)
+        self._version = receipt.version
+        return receipt
 
     def differing_weights(self, package: WeightPackage) -> list[str]:
         return differing_weights(self._engine, self._channel, package)
@@ -77,7 +82,7 @@ class RewardHost:
     _callee: Callee
 
     def start(self, spec: WorkerSpec) -> Failure | None:
-        """Build the function and set it up; what went wrong, or None."""
+        """Build the function and set it up; return the failure, or None."""
         failure, callee = bring_up(spec)
         if callee is not None:
             self._callee = callee
@@ -104,28 +109,26 @@ class LearnerWorker:
         self._before: Scores | None = None
 
     def start(self, spec: LearnerSpec) -> None:
-        """Load the policy. A call of its own, because Ray tells the errors of a constructor as text only."""
+        """Load the policy. Not done in the constructor: Ray passes on a constructor's errors as text only."""
         self._learner = Learner(spec)
 
     def size(self) -> tuple[int, int]:
         """Return the policy's number of layers and its width."""
         return self._learner.policy.layer_count, self._learner.policy.hidden_size
 
-    def prepare(
-        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
-    ) -> dict[str, float]:
-        """Call `Learner.prepare`; score ``probes`` with the weights before the step."""
+    def learn(
+        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], at: tuple[int, bool]
+    ) -> Learned:
+        """Train on ``examples``; first compute the log-probs of ``probes`` with the weights before the step.
+
+        ``at``: the step's index, and whether to return token columns and pictures for the sample files.
+        """
+        step, samples = at
         self._before = self._learner.probe(probes) if probes else None
-        return self._learner.prepare(examples, left_out, step=step)
-
-    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        return self._learner.token_columns()
-
-    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
-        return self._learner.corrupted_pictures()
-
-    def step(self, step: int) -> dict[str, float]:
-        return self._learner.step(step)
+        metrics = self._learner.prepare(examples, left_out, step=step)
+        columns = self._learner.token_columns() if samples else {}
+        pictures = self._learner.corrupted_pictures() if samples else {}
+        return Learned(metrics={**metrics, **self._learner.step(step)}, token_columns=columns, pictures=pictures)
 
     def pack(self, version: int) -> WeightPackage:
         """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged."""

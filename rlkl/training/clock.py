@@ -1,16 +1,17 @@
-"""Where the time of one step goes."""
+"""Measure the time of the parts of a step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(slots=True, kw_only=True)
 class Clock:
-    """Where the time of one step goes, in seconds."""
+    """Seconds spent in each part of a step."""
 
     started: float = field(default_factory=time.perf_counter)
     spent: dict[str, float] = field(
@@ -18,15 +19,24 @@ class Clock:
     )
 
     def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``function`` and book its time on ``part``."""
+        """Call ``function`` and add its time to ``part``."""
         start = time.perf_counter()
         try:
             return function(*arguments)
         finally:
             self.spent[part] += time.perf_counter() - start
 
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the time of the block to ``part``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[part] += time.perf_counter() - start
+
     def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
-        """Seconds by part, and throughput; of sampling only where something was sampled."""
+        """Return seconds by part, and throughput; that of sampling only if something was sampled."""
         whole = time.perf_counter() - self.started
         counted = self.spent["rollout"] + self.spent["reward"] + self.spent["learner"]
         metrics = {

@@ -1,10 +1,10 @@
-"""Where a step's groups come from: completions sampled and scored now, or the pairs of a preference data set."""
+"""Collect a step's groups: sample and score completions, or take the pairs of a preference data set."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,19 +20,14 @@ from rlkl.rollout.engine import Request
 from rlkl.rollout.stopping import CompletionTexts
 from rlkl.seeds import derive_seed
 from rlkl.training.clock import Clock
+from rlkl.training.hands import Sampler
 from rlkl.types import Completion, Rollout, RolloutGroup
 
 logger = logging.getLogger(__name__)
 
 
-class Generate(Protocol):
-    """Of the backend, what sampling takes."""
-
-    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]: ...
-
-
 class Collector(Protocol):
-    """Turns drawn prompts into groups, and says what is to be said about them."""
+    """Turns drawn prompts into groups, and computes the groups' metrics."""
 
     def groups(self, draws: Sequence[Draw], *, step: int, clock: Clock) -> list[RolloutGroup]: ...
 
@@ -41,17 +36,17 @@ class Collector(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledGroups:
-    """The policy's own completions, scored by the recipe's rewards while others are still being sampled."""
+    """Samples completions, and scores each with the recipe's rewards while others are still being sampled."""
 
     recipe: Recipe
-    backend: Generate
+    sampler: Sampler
     rewards: RewardSet
     decode: Decode
     prompts: int
     """Usable rows of the data."""
 
     def groups(self, draws: Sequence[Draw], *, step: int, clock: Clock) -> list[RolloutGroup]:
-        """One round of generation, and the rewards of what came back."""
+        """Sample one round of completions and score them."""
         samples, seed = self.recipe.rollout.samples_per_prompt, self.recipe.seed
         epoch = draws[0].position / self.prompts
         scoring = self.rewards.open_round(
@@ -65,7 +60,7 @@ class SampledGroups:
         done: ScoredRound = clock.run("reward", scoring.finish)
         self._tell_failures(done, step)
         rollouts = [
-            _rollout(number % samples, completion, score, (step, draws[number // samples].position))
+            _rollout(number % samples, completion, score, draws[number // samples].position)
             for number, (completion, score) in enumerate(zip(completions, done.scored, strict=True))
         ]
         return [
@@ -74,7 +69,7 @@ class SampledGroups:
         ]
 
     def metrics(self, groups: Sequence[RolloutGroup], *, step: int) -> dict[str, float]:
-        """Rewards and lengths, and how alike completions of different prompts are where the recipe asks for it."""
+        """Return rewards and lengths, and the similarity between prompts if the recipe asks for it."""
         metrics = rollout_metrics(groups)
         if pairs := self.recipe.tracking.similarity_pairs:
             seed = derive_seed(self.recipe.seed, "similarity", step)
@@ -84,9 +79,10 @@ class SampledGroups:
         return metrics
 
     def _sample(self, requests: Sequence[Request], scoring: Round) -> list[Completion]:
-        """The completions in order, each handed to the rewards as it comes."""
+        """Return the completions in order; pass each to the rewards as soon as it is finished."""
         completions: dict[int, Completion] = {}
-        for finished in self.backend.stream(requests):
+        self.sampler.submit(requests)
+        for finished in self.sampler.finished():
             decoded = with_text([completion for _, completion in finished], self.decode)
             for (number, _), completion in zip(finished, decoded, strict=True):
                 completions[number] = completion
@@ -102,8 +98,8 @@ class SampledGroups:
         logger.warning("step %d: %d scores failed (%s)%s", step + 1, len(done.failures), counts, where)
 
 
-def _rollout(sample_index: int, completion: Completion, score: Scored, origin: tuple[int, int]) -> Rollout:
-    weights_version, draw = origin
+def _rollout(sample_index: int, completion: Completion, score: Scored, draw: int) -> Rollout:
+    assert completion.weights_version is not None, "the worker names the version that it sampled with"
     return Rollout(
         sample_index=sample_index,
         completion=completion,
@@ -114,23 +110,23 @@ def _rollout(sample_index: int, completion: Completion, score: Scored, origin: t
         token_rewards=score.token_rewards,
         tags=score.tags,
         failed=score.failed,
-        weights_version=weights_version,
+        weights_version=completion.weights_version,
         draw=draw,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPairs:
-    """The answers that came with the prompts: the chosen one has reward 1, the rejected one 0. Nothing is sampled."""
+    """Takes the answers of a data set: the chosen one has reward 1, the rejected one 0. Nothing is sampled."""
 
     decode: Decode
 
     def groups(self, draws: Sequence[Draw], *, step: int, clock: Clock) -> list[RolloutGroup]:
-        """One group of two a prompt."""
+        """Return one group of two answers for each prompt."""
         return [self._group(draw, step) for draw in draws]
 
     def metrics(self, groups: Sequence[RolloutGroup], *, step: int) -> dict[str, float]:
-        """None: rewards are 1 and 0 by construction, and lengths are the data set's."""
+        """Return nothing: rewards are 1 and 0 by construction, and lengths are the data set's."""
         return {}
 
     def _group(self, draw: Draw, step: int) -> RolloutGroup:
@@ -149,14 +145,12 @@ class StoredPairs:
         return RolloutGroup(prompt=draw.prompt, rollouts=rollouts)
 
 
-def build_collector(
-    recipe: Recipe, backend: Generate, rewards: RewardSet, tokenizer: Any, *, prompts: int
-) -> Collector:
-    """What the recipe's data ask for; ``prompts`` are their usable rows."""
+def build_collector(recipe: Recipe, sampler: Sampler, rewards: RewardSet, tokenizer: Any, *, prompts: int) -> Collector:
+    """Build the collector for the recipe's data; ``prompts`` is the number of usable rows."""
 
     end = find_turn_end(tokenizer, recipe.data.chat_template_kwargs)
     turn_end_id = None if end is None else end.stop_id
     if recipe.data.has_pairs:
         return StoredPairs(decode=CompletionTexts(tokenizer, turn_end_id=turn_end_id, stop=()))
     decode = CompletionTexts(tokenizer, turn_end_id=turn_end_id, stop=recipe.rollout.stop)
-    return SampledGroups(recipe=recipe, backend=backend, rewards=rewards, decode=decode, prompts=prompts)
+    return SampledGroups(recipe=recipe, sampler=sampler, rewards=rewards, decode=decode, prompts=prompts)

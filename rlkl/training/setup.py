@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from rlkl.actors.backend import RayBackend
 from rlkl.actors.cluster import check_own_machine
+from rlkl.actors.hands import RayHands
 from rlkl.batch import Signal
 from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
@@ -150,14 +150,14 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
             running.callback(reward_set.close)
             reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
             tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
-            backend = RayBackend(recipe, setup.spec, setup.engine, run_dir.absolute())
-            running.callback(backend.close)
+            hands = RayHands(recipe, setup.spec, setup.engine, run_dir.absolute())
+            running.callback(hands.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does
-            reward_set.start_actors(backend.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
+            reward_set.start_actors(hands.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
             trainer = Trainer(
                 recipe=recipe,
                 run_dir=run_dir.absolute(),
-                backend=backend,
+                hands=hands,
                 source=setup.source,
                 rewards=reward_set,
                 update=setup.update,

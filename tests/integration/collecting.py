@@ -10,7 +10,8 @@ from rlkl.rewards import load_rewards
 from rlkl.rollout.collect import Draw, build_requests
 from rlkl.tasks.characters import character_tokenizer
 from rlkl.training.clock import Clock
-from rlkl.training.collect import Generate, build_collector
+from rlkl.training.collect import build_collector
+from rlkl.training.hands import Sampler
 from rlkl.types import Prompt, RolloutGroup
 from tests.integration.timed_engine import answer
 
@@ -34,8 +35,8 @@ def recipe_of(*, samples: int, seed: int) -> Recipe:
     )
 
 
-def collect(backend: Generate, *, case: int, prompts: int, samples: int) -> tuple[list[RolloutGroup], list[Draw]]:
-    """One step's groups from ``backend``, and the draws that they are for."""
+def collect(sampler: Sampler, *, case: int, prompts: int, samples: int) -> tuple[list[RolloutGroup], list[Draw]]:
+    """One step's groups from ``sampler``, and the draws that they are for."""
     recipe = recipe_of(samples=samples, seed=case)
     draws = [
         Draw(prompt=Prompt(id=f"p{n}", text="", token_ids=(case, n), columns={"row": n}), position=7 + n)
@@ -43,7 +44,7 @@ def collect(backend: Generate, *, case: int, prompts: int, samples: int) -> tupl
     ]
     with closing(load_rewards(recipe.rewards)) as rewards:
         rewards.start(timeout_s=60)
-        collector = build_collector(recipe, backend, rewards, TOKENIZER, prompts=prompts)
+        collector = build_collector(recipe, sampler, rewards, TOKENIZER, prompts=prompts)
         return collector.groups(draws, step=0, clock=Clock()), draws
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 import ray
 
-from rlkl.actors.backend import RayBackend
 from rlkl.actors.cluster import connect
+from rlkl.actors.sampler import RaySampler
 from rlkl.actors.shells import RolloutWorker
 from rlkl.recipe import ClusterSection
 from rlkl.rollout.engine import EngineSettings, Request
@@ -33,9 +33,12 @@ class HandsOver:
     def __init__(self, case: int) -> None:
         self._case = case
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+
+    def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         chance = random.Random(self._case)
-        left = shuffled(requests, self._case)
+        left = shuffled(self._requests, self._case)
         while left or chance.random() < 0.5:
             size = chance.choice((0, 0, 1, 1, 2, 5))
             yield left[:size]
@@ -52,25 +55,17 @@ def test_hand_overs_of_any_size_and_order():
         check(groups, draws, case=case, samples=samples)
 
 
-class Workers(RayBackend):
-    """The backend's own streaming from real actors, without learner and model."""
-
-    def __init__(self, count: int) -> None:
-        actor = ray.remote(RolloutWorker).options(num_cpus=0)
-        self._workers = [actor.remote() for _ in range(count)]
-        self._names = [f"rollout worker {number}" for number in range(count)]
-        self._timeout_s = 120.0
-        ray.get([worker.start.remote("tests.integration.timed_engine:Timed", SETTINGS) for worker in self._workers])
-
-
 @pytest.fixture
-def workers() -> Iterator[Workers]:
+def workers() -> Iterator[RaySampler]:
     connect(ClusterSection(), cpus=2)
-    yield Workers(3)
+    actor = ray.remote(RolloutWorker).options(num_cpus=0)
+    started = [actor.remote() for _ in range(3)]
+    ray.get([worker.start.remote("tests.integration.timed_engine:Timed", SETTINGS) for worker in started])
+    yield RaySampler(started, [f"rollout worker {number}" for number in range(3)], timeout_s=120.0)
     ray.shutdown()
 
 
-def test_workers_of_any_timing(workers: Workers):
+def test_workers_of_any_timing(workers: RaySampler):
     """Among the cases: a slow worker, workers without requests, hand-overs after the last completion."""
     for case in range(40):
         chance = random.Random(case)

@@ -19,7 +19,7 @@ def answer(request: Request) -> Completion:
     """The completion of a request, which its prompt and seed decide."""
     draw = random.Random(request.seed)
     ids = tuple(draw.randrange(3, 60) for _ in range(draw.randint(1, 6)))
-    return Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop")
+    return Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop", weights_version=0)
 
 
 def shuffled(requests: Sequence[Request], case: int) -> list[tuple[int, Completion]]:

@@ -267,7 +267,7 @@ def _recipe(cell: Cell, model: Path) -> Recipe:
             },
             "rewards": [{"function": "tests.integration.runs:digits"}],
             "learner": {
-                "lr": LEARNING_RATE["adapters" if cell.lora else cell.dtype],
+                "lr": learning_rate,
                 "micro_batch_tokens": 1024,
                 "threads": 1,
             },

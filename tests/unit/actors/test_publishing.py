@@ -59,8 +59,7 @@ class Actors:
         return self.proof.check(expected.after, {"worker": receipt}, version=receipt.version)
 
     def learn(self, step: int) -> None:
-        self.learner.prepare(examples(step), (), PROBES if self.proof.wants_probes else (), step)
-        self.learner.step(step)
+        self.learner.learn(examples(step), (), PROBES if self.proof.wants_probes else (), (step, False))
 
     def train(self, step: int, *, stale: bool = False) -> float:
         self.learn(step)

@@ -32,7 +32,7 @@ from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.loop import Trainer
-from rlkl.types import Completion, Example, Image, Probe
+from rlkl.types import Completion, Learned, Probe, Selection
 from rlkl.updates import build_update
 from rlkl.weights import Probes
 from tests.models import tiny_qwen3
@@ -42,12 +42,12 @@ FAILS_AT = 2
 """Index of the step in which the fault is."""
 
 
-class LocalBackend:
+class LocalHands:
     """A learner and one rollout worker in this process."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.learner, self.worker = LearnerWorker(), RolloutWorker()
-        self.learner.start(LearnerSpec(recipe=recipe, model_path=recipe.model.path))
+        self.shell, self.worker = LearnerWorker(), RolloutWorker()
+        self.shell.start(LearnerSpec(recipe=recipe, model_path=recipe.model.path))
         settings = EngineSettings(
             model_path=recipe.model.path,
             dtype=recipe.model.dtype,
@@ -60,38 +60,37 @@ class LocalBackend:
         )
         self.worker.start("hf", settings)
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        return self.worker.stream(requests)
+    @property
+    def sampler(self) -> LocalHands:
+        return self
 
-    def prepare(
-        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
-    ) -> dict[str, float]:
-        return self.learner.prepare(examples, left_out, probes, step)
+    learner = weights = sampler
+    wants_probes = False
 
-    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        return self.learner.token_columns()
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
 
-    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
-        return self.learner.corrupted_pictures()
+    def finished(self) -> Iterator[list[tuple[int, Completion]]]:
+        return self.worker.stream(self._requests)
 
-    def step(self, step: int) -> dict[str, float]:
-        return self.learner.step(step)
+    def learn(self, selection: Selection, *, step: int, probes: Sequence[Probe], samples: bool) -> Learned:
+        return self.shell.learn(selection.examples, selection.left_out, probes, (step, samples))
 
     def publish(self, version: int, probes: Sequence[Probe]) -> float:
-        self.worker.receive(self.learner.pack(version), Probes(current=probes))
+        self.worker.receive(self.shell.pack(version), Probes(current=probes))
         return 0.0
 
     def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
-        assert self.learner.compare_export(str(folder), probes).problem is None
+        assert self.shell.compare_export(str(folder), probes).problem is None
 
     def finished_steps(self) -> int:
-        return self.learner.finished_steps()
+        return self.shell.finished_steps()
 
     def save(self, folder: Path) -> dict[str, SavedFile]:
-        return self.learner.save(str(folder))
+        return self.shell.save(str(folder))
 
     def restore(self, folder: Path) -> None:
-        self.learner.restore(str(folder))
+        self.shell.restore(str(folder))
 
     def close(self) -> None: ...
 
@@ -119,7 +118,7 @@ def build(run_dir: Path, recipe: Recipe, *, reward: Callable[..., Any] = digits,
     return Trainer(
         recipe=recipe,
         run_dir=run_dir,
-        backend=LocalBackend(recipe),
+        hands=LocalHands(recipe),
         source=load_prompts(recipe.data, Encoder(tokenizer=tokenizer), seed=recipe.seed),
         rewards=load_rewards(recipe.rewards, [reward]),
         update=build_update(recipe.update),
@@ -189,19 +188,21 @@ class Fault:
 
 
 def learner_of(run: Trainer) -> Any:
-    assert isinstance(run.backend, LocalBackend)
-    return run.backend.learner._learner
+    assert isinstance(run.hands, LocalHands)
+    return run.hands.shell._learner
 
 
 FAULTS = {
     "selection": Fault(at=lambda run: run.update, method="select", error=TypeError("odd"), saved=2),
     "a rule that exits": Fault(at=lambda run: run.update, method="select", error=SystemExit(3), saved=2),
-    "metrics of the rollouts": Fault(at=lambda run: run.collector, method="metrics", error=KeyError("x"), saved=2),
-    "sampling": Fault(at=lambda run: run.backend, method="stream", error=ValueError("odd"), saved=2),
-    "preparing": Fault(at=lambda run: run.backend, method="prepare", error=RuntimeError("out of memory"), saved=2),
+    "metrics of the rollouts": Fault(
+        at=lambda run: run.selector.collector, method="metrics", error=KeyError("x"), saved=2
+    ),
+    "sampling": Fault(at=lambda run: run.hands, method="submit", error=ValueError("odd"), saved=2),
+    "preparing": Fault(at=lambda run: learner_of(run), method="prepare", error=RuntimeError("out of memory"), saved=2),
     "credit": Fault(at=lambda run: learner_of(run)._update, method="credit", error=ValueError("odd"), saved=2),
-    "token columns": Fault(at=lambda run: run.backend, method="token_columns", error=TypeError("odd"), saved=2),
-    "pictures": Fault(at=lambda run: run.backend, method="corrupted_pictures", error=OSError("odd"), saved=2),
+    "token columns": Fault(at=lambda run: learner_of(run), method="token_columns", error=TypeError("odd"), saved=2),
+    "pictures": Fault(at=lambda run: learner_of(run), method="corrupted_pictures", error=OSError("odd"), saved=2),
     "the first optimizer step's loss": Fault(
         at=lambda run: learner_of(run)._update, method="loss", error=ValueError("odd"), call=5, saved=2
     ),
@@ -213,7 +214,7 @@ FAULTS = {
     ),
     "the rule's notes": Fault(at=lambda run: learner_of(run)._update, method="observe", error=KeyError("x"), saved=2),
     "publishing": Fault(
-        at=lambda run: run.backend, method="publish", error=WeightSyncError("stale"), call=4, saved=3, recorded=2
+        at=lambda run: run.hands, method="publish", error=WeightSyncError("stale"), call=4, saved=3, recorded=2
     ),
     "alarms": Fault(at=lambda run: run.update, method="alarms", error=ZeroDivisionError(), saved=3, recorded=2),
     "the record": Fault(
@@ -225,7 +226,7 @@ FAULTS = {
     "the console": Fault(at=lambda run: run.tracker._console, method="step", error=BrokenPipeError(), saved=3),
     # A thread writes the samples: the error comes out when those of the fourth step are handed over.
     "a sample file": Fault(at=lambda _: tracker_module, method="write_samples", error=OSError("no space"), saved=4),
-    "the export": Fault(at=lambda run: run, method="_export", error=OSError("no space left"), call=1, saved=4),
+    "the export": Fault(at=lambda run: run.saver, method="export", error=OSError("no space left"), call=1, saved=4),
 }
 
 
@@ -278,7 +279,7 @@ def test_a_single_optimizer_step_that_breaks_off_is_not_saved(
 
 def test_a_save_that_fails_once_is_made_up_for(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = build(tmp_path, recipe_for(model_path, checkpoint={"every": 3}))
-    Fault(at=lambda run: run.backend, method="save", error=OSError("no space left"), call=1, saved=3).inject(
+    Fault(at=lambda run: run.hands, method="save", error=OSError("no space left"), call=1, saved=3).inject(
         run, monkeypatch
     )
 
@@ -297,7 +298,7 @@ def test_a_disk_that_is_full_leaves_no_half_checkpoint_and_the_note_says_so(
         (folder / "policy" / "half").write_text("half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(run.backend, "save", full)
+    monkeypatch.setattr(run.hands, "save", full)
     with pytest.raises(OSError, match="no space left") as caught:
         run.run()
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -310,7 +311,7 @@ def test_a_learner_that_dies_after_the_last_checkpoint_has_lost_nothing(
     run = build(tmp_path, recipe_for(model_path, steps=1))
     died = ActorDiedError("the learner ended")
     for method in ("check_export", "finished_steps"):
-        Fault(at=lambda run: run.backend, method=method, error=died, call=1, saved=1).inject(run, monkeypatch)
+        Fault(at=lambda run: run.hands, method=method, error=died, call=1, saved=1).inject(run, monkeypatch)
     with pytest.raises(ActorDiedError) as caught:
         run.run()
     (note,) = caught.value.__notes__

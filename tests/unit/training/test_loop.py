@@ -1,4 +1,4 @@
-"""The loop over a scripted backend: what is drawn, selected, recorded and saved."""
+"""The loop with scripted hands: what is drawn, selected, recorded and saved."""
 
 import json
 import os
@@ -21,12 +21,13 @@ from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
-from rlkl.training.loop import STEPS_WITHOUT_GRADIENT, Trainer
-from rlkl.types import Completion, Example, Image, Probe
+from rlkl.training.loop import Trainer
+from rlkl.training.watch import STEPS_WITHOUT_GRADIENT
+from rlkl.types import Completion, Example, Learned, Probe, Selection
 from rlkl.updates import RULES, build_update
 
 
-class ScriptedBackend:
+class ScriptedHands:
     """Answers every prompt with "7", every second sample of each second prompt with "8"; keeps what it was asked."""
 
     def __init__(self, tokenizer, *, uniform: bool = False) -> None:
@@ -40,11 +41,21 @@ class ScriptedBackend:
         self.export_problem: str | None = None
         self.stop_at_step: int | None = None
         self.gradient = 0.5
-        self.finished = 0
+        self.steps_made = 0
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+    @property
+    def sampler(self) -> "ScriptedHands":
+        return self
+
+    learner = weights = sampler
+    wants_probes = False
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._submitted = requests
+
+    def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         """In two parts, the last completions first."""
-        completions = list(enumerate(self._answer(requests)))
+        completions = list(enumerate(self._answer(self._submitted)))
         yield completions[5:]
         yield completions[:5]
 
@@ -52,29 +63,28 @@ class ScriptedBackend:
         self.requests.append(list(requests))
         picked = [0 if self._uniform or (n // 4) % 2 == 0 else n % 2 for n in range(len(requests))]
         return [
-            Completion(token_ids=self._answers[pick], logprobs=(-1.0, -1.0), finish_reason="stop") for pick in picked
+            Completion(
+                token_ids=self._answers[pick],
+                logprobs=(-1.0, -1.0),
+                finish_reason="stop",
+                weights_version=self.published[-1][0],
+            )
+            for pick in picked
         ]
 
-    def prepare(
-        self, examples: Sequence[Example], left_out: Sequence[Example], probes: Sequence[Probe], step: int
-    ) -> dict[str, float]:
-        self.trained.append(list(examples))
-        self.left_out.append(list(left_out))
-        return {}
-
-    def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        """For each example the reward of its rollout at each token."""
-        return {"reward_mask": [(e.rollout.reward,) * len(e.rollout.completion.token_ids) for e in self.trained[-1]]}
-
-    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
-        return {}
-
-    def step(self, step: int) -> dict[str, float]:
+    def learn(self, selection: Selection, *, step: int, probes: Sequence[Probe], samples: bool) -> Learned:
+        """Return as token column the reward of each example's rollout at each token."""
+        self.trained.append(list(selection.examples))
+        self.left_out.append(list(selection.left_out))
         if step == self.stop_at_step:
             os.kill(os.getpid(), signal.SIGTERM)
         skipped = float(not self.trained[-1])
-        self.finished = step + 1
-        return {"loss/total": 0.5, "optim/skipped": skipped, "optim/grad_norm": self.gradient * (1 - skipped)}
+        self.steps_made = step + 1
+        rewards = [(e.rollout.reward,) * len(e.rollout.completion.token_ids) for e in self.trained[-1]]
+        return Learned(
+            metrics={"loss/total": 0.5, "optim/skipped": skipped, "optim/grad_norm": self.gradient * (1 - skipped)},
+            token_columns={"reward_mask": rewards} if samples else {},
+        )
 
     def publish(self, version: int, probes: Sequence[Probe]) -> float:
         self.published.append((version, len(probes)))
@@ -87,14 +97,14 @@ class ScriptedBackend:
             raise ExportError(self.export_problem)
 
     def finished_steps(self) -> int:
-        return self.finished
+        return self.steps_made
 
     def save(self, folder: Path) -> dict[str, SavedFile]:
-        (folder / "policy" / "weights").write_text(str(self.finished))
+        (folder / "policy" / "weights").write_text(str(self.steps_made))
         return list_files(folder)
 
     def restore(self, folder: Path) -> None:
-        self.finished = int((folder / "policy" / "weights").read_text())
+        self.steps_made = int((folder / "policy" / "weights").read_text())
 
     def close(self) -> None: ...
 
@@ -125,7 +135,7 @@ def trainer(
     return Trainer(
         recipe=recipe,
         run_dir=run_dir,
-        backend=ScriptedBackend(tokenizer, uniform=uniform),
+        hands=ScriptedHands(tokenizer, uniform=uniform),
         source=source,
         rewards=load_rewards([], rewards or [is_seven]),
         update=build_update(recipe.update),
@@ -137,9 +147,9 @@ def trainer(
     )
 
 
-def backend_of(trained: Trainer) -> ScriptedBackend:
-    assert isinstance(trained.backend, ScriptedBackend)
-    return trained.backend
+def hands_of(trained: Trainer) -> ScriptedHands:
+    assert isinstance(trained.hands, ScriptedHands)
+    return trained.hands
 
 
 def test_a_run_publishes_records_and_saves_every_step_it_should(tmp_path: Path):
@@ -149,7 +159,7 @@ def test_a_run_publishes_records_and_saves_every_step_it_should(tmp_path: Path):
 
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert (result.status, result.exit_code) == ("done", 0)
-    assert backend_of(run).published == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert hands_of(run).published == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert [line["reward/mean"] for line in lines] == [0.75] * 3  # two of four groups half right
     assert [line["data/epoch"] * len(run.source) for line in lines] == pytest.approx([4, 8, 12])
     assert Checkpoints(tmp_path, keep=2).has(2)
@@ -162,7 +172,7 @@ def test_rollouts_reach_the_learner_as_they_were_sampled(tmp_path: Path):
     run = trainer(tmp_path)
     run.run()
 
-    asked, trained = backend_of(run).requests[1], backend_of(run).trained[1]
+    asked, trained = hands_of(run).requests[1], hands_of(run).trained[1]
     assert [example.prompt.token_ids for example in trained] == [request.prompt_token_ids for request in asked]
     assert [example.group for example in trained] == [n // 4 for n in range(16)]
     assert {example.rollout.weights_version for example in trained} == {1}
@@ -175,7 +185,7 @@ def test_rewards_see_the_text_before_a_stop_text_and_the_learner_all_tokens(tmp_
     run = trainer(tmp_path, rollout=sections, steps=1, rewards=[is_empty])
     run.run()
 
-    example = backend_of(run).trained[0][5]
+    example = hands_of(run).trained[0][5]
     assert (example.rollout.completion.text, example.rollout.reward) == ("", 1.0)
     assert example.rollout.completion.token_ids == (*run.tokenizer.encode("8"), run.tokenizer.eos_token_id)
 
@@ -185,13 +195,13 @@ def test_dropped_groups_are_refilled_up_to_a_full_step(tmp_path: Path):
     run = trainer(tmp_path, update={"variant": "dapo"}, rollout=sections, steps=1)
     run.run()
 
-    trained = backend_of(run).trained[0]
-    assert len(backend_of(run).requests) == 2  # each round keeps two groups of four
+    trained = hands_of(run).trained[0]
+    assert len(hands_of(run).requests) == 2  # each round keeps two groups of four
     assert len({example.group for example in trained}) == 4
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert line["rollout/rounds"] == 2
     assert line["update/selected_fraction"] == 0.5
-    assert run.position == 8
+    assert run.selector.position == 8
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "sparsepo"])
@@ -205,7 +215,7 @@ def test_a_filter_may_stand_in_front_of_any_rule(
     run = trainer(tmp_path, update={"rule": rule, "filter": {"keep": keep, "value": value}}, steps=1)
     run.run()
 
-    trained, left_out = backend_of(run).trained[0], backend_of(run).left_out[0]
+    trained, left_out = hands_of(run).trained[0], hands_of(run).left_out[0]
     assert (len(trained), len(left_out)) == (kept, 16 - kept)
     assert {example.group for example in trained} == {0, 1, 2, 3}
     assert sum(example.rollout.reward for example in trained) == right
@@ -216,7 +226,7 @@ def test_without_any_spread_the_step_trains_on_nothing_and_says_so(tmp_path: Pat
     run.run()
 
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
-    assert backend_of(run).trained == [[]]
+    assert hands_of(run).trained == [[]]
     assert (line["optim/skipped"], line["update/selected_fraction"]) == (1.0, 0.0)
 
 
@@ -224,7 +234,7 @@ def test_best_and_worst_train_and_the_rest_has_no_token_columns(tmp_path: Path):
     run = trainer(tmp_path, update={"rule": "sparsepo"}, steps=1)
     run.run()
 
-    assert [(e.list, e.rank, e.rollout.reward) for e in backend_of(run).trained[0]] == [
+    assert [(e.list, e.rank, e.rollout.reward) for e in hands_of(run).trained[0]] == [
         (0, 0, 1.0),
         (0, 1, 0.0),
         (1, 0, 1.0),
@@ -232,7 +242,7 @@ def test_best_and_worst_train_and_the_rest_has_no_token_columns(tmp_path: Path):
     ]
     taken, left_out = (
         {(e.group, e.rollout.sample_index) for e in found[0]}
-        for found in (backend_of(run).trained, backend_of(run).left_out)
+        for found in (hands_of(run).trained, hands_of(run).left_out)
     )
     assert not taken & left_out
     assert len(taken | left_out) == 16
@@ -259,7 +269,7 @@ def test_stored_pairs_train_without_anything_sampled_or_published(tmp_path: Path
     run = paired(tmp_path, "run", steps=2)
     run.run()
 
-    backend = backend_of(run)
+    backend = hands_of(run)
     assert backend.requests == []
     assert backend.published == [(1, 0), (2, 0)]  # without a probe: there is nobody to answer it
     assert [(e.group, e.list, e.rank) for e in backend.trained[0]] == [
@@ -288,12 +298,12 @@ def test_a_resumed_run_on_pairs_draws_what_the_whole_one_draws(tmp_path: Path):
     second.resume(checkpoint, read_state(checkpoint))
     second.run()
 
-    assert backend_of(second).trained == backend_of(whole).trained[2:]
+    assert hands_of(second).trained == hands_of(whole).trained[2:]
 
 
 def test_a_stop_finishes_the_step_and_saves_it(tmp_path: Path):
     run = trainer(tmp_path, steps=9, checkpoint={"every": 9})
-    backend_of(run).stop_at_step = 1
+    hands_of(run).stop_at_step = 1
 
     result = run.run()
 
@@ -325,7 +335,7 @@ def no_gradient_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_without_gradient_goes_on_and_warns_at_each_doubling(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A sparse reward may succeed for the first time in step 45."""
     run = trainer(tmp_path, steps=45)
-    backend_of(run).gradient = 0.0
+    hands_of(run).gradient = 0.0
 
     assert run.run().status == "done"
     warnings = no_gradient_warnings(caplog)
@@ -337,7 +347,7 @@ def test_a_run_without_gradient_goes_on_and_warns_at_each_doubling(tmp_path: Pat
 
 def test_pairs_that_teach_nothing_are_warned_of_too(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     run = paired(tmp_path, "run", steps=12)
-    backend_of(run).gradient = 0.0
+    hands_of(run).gradient = 0.0
 
     assert run.run().status == "done"
     (warning,) = no_gradient_warnings(caplog)
@@ -347,7 +357,7 @@ def test_pairs_that_teach_nothing_are_warned_of_too(tmp_path: Path, caplog: pyte
 def test_a_run_that_has_learned_all_it_can_goes_on_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     run = trainer(tmp_path, steps=14)
     run._train_step()
-    backend_of(run).gradient = 0.0
+    hands_of(run).gradient = 0.0
 
     assert run.run().status == "done"
     assert len(no_gradient_warnings(caplog)) == 1
@@ -386,11 +396,11 @@ def test_a_policy_that_was_not_exported_is_made_up_for(tmp_path: Path):
 
 def test_a_wrong_export_fails_the_run_and_the_checkpoint_stays(tmp_path: Path):
     run = trainer(tmp_path)
-    backend_of(run).export_problem = "it has gone 71% of the way"
+    hands_of(run).export_problem = "it has gone 71% of the way"
 
     with pytest.raises(ExportError, match=r"not what the learner holds, so .*policy was not written: it has gone 71%"):
         run.run()
-    assert backend_of(run).exported == ["3"]
+    assert hands_of(run).exported == ["3"]
     assert not (tmp_path / "policy").exists()
     assert read_state(Checkpoints(tmp_path, keep=2).latest()).step == 3
 
@@ -405,9 +415,9 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(tmp_path: Path):
     checkpoint = Checkpoints(tmp_path / "cut", keep=2).latest()
     second.resume(checkpoint, read_state(checkpoint))
 
-    assert (second.step, second.position) == (2, 8)
+    assert (second.step, second.selector.position) == (2, 8)
     second.run()
-    assert backend_of(second).requests == backend_of(whole).requests[2:]
+    assert hands_of(second).requests == hands_of(whole).requests[2:]
 
 
 def test_similarity_between_prompts_is_logged_where_it_is_asked_for(tmp_path: Path):
@@ -434,10 +444,10 @@ def test_what_has_no_reward_is_recorded_and_not_trained_on(tmp_path: Path, caplo
     run.rewards.open_folder(tmp_path / "run", first_step=0)
     run.run()
 
-    trained = backend_of(run).trained[0]
+    trained = hands_of(run).trained[0]
     assert len(trained) == 12
     assert all(example.rollout.completion.text == "7" for example in trained)
-    assert [example.rollout.completion.text for example in backend_of(run).left_out[0]] == ["8"] * 4
+    assert [example.rollout.completion.text for example in hands_of(run).left_out[0]] == ["8"] * 4
     line = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
     wanted = {"reward/mean": 1.0, "reward/std": 0.0, "reward/failed": 4.0, "reward/dropped": 4.0}
     wanted |= {"reward/fails_on_eights": 1.0, "monitor/length": 1.0, "monitor/length/characters": 1.0}
@@ -462,6 +472,6 @@ def test_a_step_without_any_reward_trains_on_nothing(tmp_path: Path):
     run.run()
 
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
-    assert backend_of(run).trained == [[]]
+    assert hands_of(run).trained == [[]]
     assert (line["reward/dropped"], line["reward/failed"], line["update/selected_fraction"]) == (16.0, 0.0, 0.0)
     assert "reward/mean" not in line

@@ -36,7 +36,7 @@ STATE = LoopState(
 ROWS = [
     {"id": str(n), "prompt": f"{n}+1=", "answer": str(n + 1), "note": {"level": n, "tags": ["a"]}} for n in range(6)
 ]
-RULE = Path(__file__).parents[2] / "recipes" / "rule_example.py"
+RULE = Path(__file__).parents[3] / "recipes" / "rule_example.py"
 
 
 @pytest.fixture(scope="module")

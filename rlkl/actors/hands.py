@@ -1,0 +1,87 @@
+"""Starts the actors of a run: learner and rollout workers, and gives the loop its three hands."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlkl.actors.calls import wait_all
+from rlkl.actors.cluster import connect
+from rlkl.actors.learner import LEARNER, RayLearner
+from rlkl.actors.reservation import Reservation, cluster_nodes
+from rlkl.actors.rewards import RayRewardWorker, worker_maker
+from rlkl.actors.sampler import RaySampler
+from rlkl.actors.shells import LearnerWorker, RolloutWorker
+from rlkl.actors.weight_sync import RayWeightSync
+from rlkl.learner.learner import LearnerSpec
+from rlkl.recipe import Recipe
+from rlkl.recipe.placement import LEARNER as LEARNER_ROLE
+from rlkl.recipe.placement import WORKER, Placement, memory_fraction, place, reserved_cpus
+from rlkl.recipe.resources import describe
+from rlkl.rewards.execution.pool import WorkerSpec
+from rlkl.rollout.engine import EngineSettings
+
+logger = logging.getLogger(__name__)
+
+
+class RayHands:
+    """Starts the actors on construction; `close` ends them, and Ray too if this run started it."""
+
+    sampler: RaySampler
+    learner: RayLearner
+    weights: RayWeightSync
+
+    def __init__(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, run_dir: Path) -> None:
+        """Raise `EnvironmentProblem` if the cluster has no room, or if the learner does not share ``run_dir``."""
+        self._actors: list[Any] = []
+        self._reservation: Reservation | None = None
+        self._own_ray = connect(recipe.cluster, cpus=math.ceil(reserved_cpus(recipe)))
+        try:
+            self._start(recipe, spec, engine, place(recipe, cluster_nodes()))
+            self.learner.check_shares(run_dir)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, placement: Placement) -> None:
+        """Reserve room for all actors, and start the learner and the workers in it."""
+        for line in describe(recipe, placement):
+            logger.info("%s", line)
+        timeout_s = recipe.cluster.start_timeout_s
+        reserved = self._reservation = Reservation(placement, own_ray=self._own_ray, timeout_s=timeout_s)
+        self.make_reward_worker: Callable[[WorkerSpec], RayRewardWorker] = worker_maker(recipe, reserved)
+        engine = replace(engine, memory_fraction=memory_fraction(recipe, placement))
+        (learner,) = (actor for actor in placement.actors if actor.role == LEARNER_ROLE)
+        workers = sorted((actor for actor in placement.actors if actor.role == WORKER), key=lambda actor: actor.number)
+        for actor in workers:
+            threads = recipe.rollout.threads or reserved.cores(actor)
+            options = reserved.options(actor, threads=threads)
+            self._actors.append(ray.remote(RolloutWorker).options(**options).remote())
+        options = reserved.options(learner, threads=recipe.learner.threads or reserved.cores(learner))
+        learner_actor = ray.remote(LearnerWorker).options(**options).remote()
+        rollout_actors, names = list(self._actors), [f"rollout worker {actor.number}" for actor in workers]
+        self._actors.append(learner_actor)
+        refs = [learner_actor.start.remote(spec)]
+        refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in rollout_actors]
+        wait_all(refs, who=[LEARNER, *names], what="start", timeout_s=timeout_s)
+        call_timeout_s = recipe.cluster.call_timeout_s
+        self.sampler = RaySampler(rollout_actors, names, timeout_s=call_timeout_s)
+        self.learner = RayLearner(learner_actor, timeout_s=call_timeout_s)
+        self.weights = RayWeightSync(self.learner, rollout_actors, names, recipe)
+
+    def close(self) -> None:
+        """End the actors; safe to call twice."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None
+        if self._own_ray and ray.is_initialized():
+            ray.shutdown()

@@ -1,0 +1,82 @@
+"""Publishing weights from the learner's actor to the workers, and the proof of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlkl.actors.calls import wait_all
+from rlkl.actors.learner import RayLearner
+from rlkl.errors import ExportError, WeightSyncError
+from rlkl.learner.export import ExportScores
+from rlkl.recipe import Recipe
+from rlkl.types import Probe
+from rlkl.weights import Expected, Probes, Proof, Receipt, bounds_for, check_export
+
+
+class RayWeightSync:
+    """Sends packages of weights through Ray's object store, and keeps the `Proof` of the run."""
+
+    def __init__(self, learner: RayLearner, workers: Sequence[Any], names: Sequence[str], recipe: Recipe) -> None:
+        self._learner, self._workers, self._names = learner, workers, names
+        self._timeout_s = recipe.cluster.call_timeout_s
+        layers, width = learner.call("name its size", learner.actor.size.remote())
+        self._bounds_for = partial(bounds_for, layers=layers, width=width)
+        self._proof = Proof(self._bounds_for(recipe.model.dtype, tolerance=recipe.weights.tolerance))
+
+    @property
+    def wants_probes(self) -> bool:
+        """See `Proof.wants_probes`."""
+        return self._proof.wants_probes
+
+    def publish(self, version: int, probes: Sequence[Probe]) -> float:
+        """Send the learner's weights to every worker and prove it; return the largest log-prob difference (nats).
+
+        Raises `WeightSyncError`. Without workers there is nobody to publish to.
+        """
+        if not self._workers:
+            return 0.0
+        keep = self._proof.wants_probes and len(probes) > 0
+        asked = Probes(kept=probes) if keep else Probes(current=probes, kept=self._proof.kept)
+        before = [worker.score.remote(probes) for worker in self._workers] if keep else []
+        package = self._learner.actor.pack.remote(version)
+        answers = [worker.receive.remote(package, asked) for worker in self._workers]
+        expected: Expected = self._learner.call("score the probes", self._learner.actor.expect.remote(asked))
+        scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
+        receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
+        try:
+            if keep and expected.before is not None:
+                self._proof.keep(probes, expected.before, dict(zip(self._names, scores, strict=True)))
+            return self._proof.check(expected.after, dict(zip(self._names, receipts, strict=True)), version=version)
+        except WeightSyncError as error:
+            raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None
+
+    def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
+        """Load the policy that was saved to ``folder`` and prove that it is the learner's; the learner ends with it.
+
+        ``probes`` are used if no step has kept any. Raises `ExportError`.
+        """
+        kept = self._proof.kept or tuple(probes)
+        actor = self._learner.actor
+        found: ExportScores = self._learner.call(
+            "compare the exported policy", actor.compare_export.remote(str(folder), kept)
+        )
+        if found.problem is not None:
+            raise ExportError(f"it {found.problem}")
+        bounds = self._bounds_for(found.dtype)
+        before = self._proof.start if found.before is None else found.before
+        check_export(
+            before, found.learner, found.exported, replace(bounds, rounding=max(bounds.rounding, found.rounding))
+        )
+
+    def _diagnosis(self, package: Any) -> str:
+        """Read the workers' weights back and name those that are not what was published."""
+        refs = [worker.differing_weights.remote(package) for worker in self._workers]
+        reports = wait_all(refs, who=self._names, what="read back weights", timeout_s=self._timeout_s)
+        found = [f"{name}: {', '.join(report)}" for name, report in zip(self._names, reports, strict=True) if report]
+        if found:
+            return f"Read back, these are not what was published: {'; '.join(found)}."
+        return "All parameters that can be read back are what was published; suspect those the engine packs or fuses."

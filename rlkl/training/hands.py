@@ -1,0 +1,76 @@
+"""The three hands of the loop: it samples, learns and publishes through them. `rlkl.actors.hands` has the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rlkl.learner.manifest import SavedFile
+from rlkl.rollout.engine import Request
+from rlkl.types import Completion, Learned, Probe, Selection
+
+
+class Sampler(Protocol):
+    """Samples completions with the weights that were published last."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Start sampling one completion a request."""
+        ...
+
+    def finished(self) -> Iterator[list[tuple[int, Completion]]]:
+        """Yield the completions of the submitted requests as they finish, with their requests' numbers."""
+        ...
+
+
+class LearnerHandle(Protocol):
+    """The learner, perhaps on another machine."""
+
+    def learn(self, selection: Selection, *, step: int, probes: Sequence[Probe], samples: bool) -> Learned:
+        """Train on a selection. First compute the log-probs of ``probes`` with the weights before the step.
+
+        ``samples``: also return token columns and pictures for the sample files.
+        """
+        ...
+
+    def finished_steps(self) -> int:
+        """Return the number of steps in the weights. An earlier call that still runs ends first."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, SavedFile]:
+        """See `Learner.save`."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """See `Learner.restore`."""
+        ...
+
+
+class WeightSync(Protocol):
+    """Publishes the learner's weights to the sampler, and proves each publish and the export."""
+
+    @property
+    def wants_probes(self) -> bool:
+        """Whether the learner must compute the log-probs of the next step's probes before that step."""
+        ...
+
+    def publish(self, version: int, probes: Sequence[Probe]) -> float:
+        """Publish and prove it; return the largest log-prob difference (nats). Raises `WeightSyncError`."""
+        ...
+
+    def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
+        """Prove that the policy in ``folder`` is the learner's; raises `ExportError`. The learner ends with it."""
+        ...
+
+
+class Hands(Protocol):
+    """The three of them."""
+
+    @property
+    def sampler(self) -> Sampler: ...
+
+    @property
+    def learner(self) -> LearnerHandle: ...
+
+    @property
+    def weights(self) -> WeightSync: ...
