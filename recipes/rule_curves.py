@@ -43,7 +43,9 @@ def draw(records: Sequence[dict[str, float]], title: str, target: Path) -> None:
     panels = [panel for panel in PANELS if panel[0] in records[0]]
     style = {"svg.hashsalt": "rlkl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
     with plt.rc_context(style):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.5), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(3.4 * len(panels), 2.5), layout="constrained", squeeze=False
+        )
         for axis, (key, name, colour) in zip(axes[0], panels, strict=True):
             points = [(record["step"], record[key]) for record in records if key in record]
             steps, values = [step for step, _ in points], [value for _, value in points]

@@ -13,7 +13,8 @@ import yaml
 
 FOLDER = Path(__file__).parent
 SOURCE, TARGET = FOLDER / "architecture.yaml", FOLDER / "architecture.svg"
-HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">
+HEAD = """<svg xmlns="http://www.w3.org/2000/svg"
+ viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">
 <defs><marker id="tip" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">
 <path d="M0,0 L9,4 L0,8 z" fill="#444"/></marker></defs>
 <rect width="{width}" height="{height}" fill="white"/>"""
@@ -30,7 +31,9 @@ def render(source: dict[str, Any]) -> str:
         parts += [_text(middle, top + 22 + 18 * row, line) for row, line in enumerate(box["lines"])]
     for arrow in source["arrows"]:
         points = " ".join(f"{x},{y}" for x, y in arrow["points"])
-        parts.append(f'<polyline points="{points}" fill="none" stroke="#444" stroke-width="1.6" marker-end="url(#tip)"/>')
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="#444" stroke-width="1.6" marker-end="url(#tip)"/>'
+        )
         parts.append(_text(*arrow["label"], arrow["text"], "middle", 'font-style="italic" font-size="12"'))
     parts += [_text(*note["at"], note["text"], "start", 'fill="#666" font-size="12"') for note in source["notes"]]
     return "\n".join([*parts, "</svg>", ""])
