@@ -56,7 +56,7 @@ def main() -> int:
         print(*broken, sep="\n")
         return 1
     gather()
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(ROOT / "mkdocs.yml")]
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
     code = subprocess.run(mkdocs, check=False, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}).returncode
     if code == 0:
         print(f"built {ROOT / 'build' / 'docs' / 'site' / 'index.html'}")
