@@ -22,7 +22,7 @@ WINDOW = 5
 PANELS = (
     ("reward/mean", "reward that is trained on", "#1f5fa8"),
     ("monitor/gold", "gold reward, only watched", "#2e7d4f"),
-    ("monitor/vision", "reward on vision-dependent questions, only watched", "#2e7d4f"),
+    ("monitor/vision", "vision-dependent questions, only watched", "#2e7d4f"),
     ("kl/policy_to_reference", "KL to the reference, nats per sequence", "#b3541e"),
 )
 """Metric, title and colour of each panel; a panel is left out if the run does not log its metric."""
