@@ -7,93 +7,28 @@ A quantity of token ``t`` stands at position ``t``: ``signals[POLICY_LOGPROBS][b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from rlkl.errors import MissingSignalError
+from rlkl.signals import Signal, Signals
+from rlkl.types import Role
 
+__all__ = ["ROLES", "Batch", "Denominators", "ImageInputs", "LossOutput", "Signal", "Signals"]
 
-class Signal(Enum):
-    """A per-token ``[B, T]`` quantity that a rule may ask for (nats, float32, zero outside the response)."""
-
-    POLICY_LOGPROBS = "policy_logprobs"
-    """log pi(token), current weights, with gradient."""
-    POLICY_ENTROPY = "policy_entropy"
-    """Entropy of the policy's next-token distribution over the full vocabulary, with gradient."""
-    PROXIMAL_LOGPROBS = "proximal_logprobs"
-    """log pi(token) with the weights at the start of the step, frozen."""
-    REFERENCE_LOGPROBS = "reference_logprobs"
-    """log pi_ref(token), frozen."""
-    KL_REFERENCE_TO_POLICY = "kl_reference_to_policy"
-    """KL(reference || policy) of the next-token distributions over the full vocabulary, with gradient to the policy."""
-    KL_POLICY_TO_REFERENCE = "kl_policy_to_reference"
-    """KL(policy || reference) of the next-token distributions over the full vocabulary, with gradient to the policy."""
-    CORRUPTED_LOGPROBS = "corrupted_logprobs"
-    """log pi(token) given the corrupted image: frozen at the start of the step, or with gradient if recomputed."""
-    HEADS = "heads"
-    """``[B, T, K]``: what the rule's own heads say at each token (values, masks), with gradient."""
-    PROXIMAL_HEADS = "proximal_heads"
-    """``[B, T, K]``: the same at the start of the step, frozen."""
-
-
-DIFFERENTIABLE = frozenset(
-    {
-        Signal.POLICY_LOGPROBS,
-        Signal.POLICY_ENTROPY,
-        Signal.KL_REFERENCE_TO_POLICY,
-        Signal.KL_POLICY_TO_REFERENCE,
-        Signal.HEADS,
-    }
-)
-"""Signals computed anew, with gradient, in each micro-batch. All others are filled once per batch, without gradient."""
-
-NEEDS_REFERENCE = frozenset({Signal.REFERENCE_LOGPROBS, Signal.KL_REFERENCE_TO_POLICY, Signal.KL_POLICY_TO_REFERENCE})
-"""Signals for which the learner keeps a reference model."""
-
-
-class Signals:
-    """Signals by name; asking for one that is absent raises `MissingSignalError`."""
-
-    __slots__ = ("_rule", "_values")
-
-    def __init__(self, values: Mapping[Signal, Tensor], rule: str = "?") -> None:
-        self._values = dict(values)
-        self._rule = rule
-
-    def __getitem__(self, signal: Signal) -> Tensor:
-        if signal not in self._values:
-            raise MissingSignalError(self._rule, signal.name, "Add it to the rule's `needs`.")
-        return self._values[signal]
-
-    def __contains__(self, signal: Signal) -> bool:
-        return signal in self._values
-
-    def __iter__(self) -> Iterator[Signal]:
-        return iter(self._values)
-
-    def merged(self, other: Signals) -> Signals:
-        """Both sets of signals; ``other`` wins where both have one."""
-        return Signals({**self._values, **other._values}, self._rule)
-
-    def to(self, device: torch.device) -> Signals:
-        """The same signals on another device."""
-        return Signals({name: x_BT.to(device, non_blocking=True) for name, x_BT in self._values.items()}, self._rule)
-
-    def rows(self, rows_B: Tensor, length: int) -> Signals:
-        """The same signals for some sequences, cut to ``length`` tokens."""
-        return Signals({name: x_BT[rows_B, :length] for name, x_BT in self._values.items()}, self._rule)
+ROLES: tuple[Role, ...] = get_args(Role)
+"""Roles by the number that `Batch.role_B` holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denominators:
-    """Counts over all sequences of one optimizer step, taken before any micro-batch runs.
+    """Counts over all sequences of one role in one optimizer step, taken before any micro-batch runs.
 
-    A loss divides by these, never by what its own micro-batch happens to hold, so the gradient does not depend on how
-    the step is cut.
+    A loss divides by these, never by the counts of its own micro-batch, so the gradient does not depend on how the step
+    is cut. The batch's own denominators are those of the role ``main``; `of` gives another role's.
     """
 
     sequences: int
@@ -102,14 +37,28 @@ class Denominators:
     """Response tokens."""
     stopped: int = 0
     """Sequences whose last response token is an end-of-sequence token: they were not truncated."""
-    pairs: int = 1
-    """Chosen-rejected pairs."""
+    lists: int = 1
+    """Lists of compared sequences (pairs)."""
     corrupted_sequences: int = 1
     """Sequences with a corrupted image and at least one response token."""
     corrupted_tokens: int = 1
     """Response tokens of sequences with a corrupted image."""
     completion_limit: int
     """``rollout.max_new_tokens``: the constant that Dr. GRPO divides by instead of each sequence's length."""
+    others: Mapping[Role, Denominators] = field(default_factory=dict)
+    """Counts of the other roles, if the step has sequences of them."""
+
+    @property
+    def pairs(self) -> int:
+        """The number of lists, by the name that rules written for an earlier version use."""
+        return self.lists
+
+    def of(self, role: Role) -> Denominators:
+        """Counts of one role; all 1 if the step has no sequence of it."""
+        if role == "main":
+            return self
+        nothing = Denominators(sequences=1, tokens=1, completion_limit=self.completion_limit)
+        return self.others.get(role, nothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +76,7 @@ class ImageInputs:
     """For each sequence the numbers of its pictures, in the order of its placeholder tokens."""
 
     def rows(self, rows: Iterable[int]) -> ImageInputs | None:
-        """What some sequences need, pictures numbered anew; None where they have no picture."""
+        """Return the pictures of some sequences, numbered from 0; None if they have none."""
         chosen = [self.images_B[row] for row in rows]
         kept = sorted({image for images in chosen for image in images})
         if not kept:
@@ -141,7 +90,7 @@ class ImageInputs:
         )
 
     def to(self, device: torch.device) -> ImageInputs:
-        """The same on another device."""
+        """Return the pictures on another device."""
         return replace(self, patches_PD=self.patches_PD.to(device), grids_I3=self.grids_I3.to(device))
 
 
@@ -167,10 +116,14 @@ class Batch:
     """float32: filled by `PolicyUpdate.credit`, zero before."""
     returns_BT: Tensor
     """float32: targets of a value head, filled by `PolicyUpdate.credit`, zero before."""
-    pair_B: Tensor
-    """int64: number of the sequence's chosen-rejected pair within the step, -1 where it belongs to none."""
-    chosen_B: Tensor
-    """bool: the preferred sequence of its pair."""
+    role_B: Tensor
+    """int64: index of the sequence's role in `ROLES`."""
+    weight_B: Tensor
+    """float32: factor on the sequence's loss."""
+    list_B: Tensor
+    """int64: number of the list of compared sequences that the sequence belongs to, -1 for none."""
+    rank_B: Tensor
+    """int64: place in its list; 0 is the preferred sequence."""
     corrupted_B: Tensor
     """bool: the sequence has a corrupted image beside its own, so ``CORRUPTED_LOGPROBS`` says something about it."""
     progress: float
@@ -185,40 +138,51 @@ class Batch:
     corrupted_images: ImageInputs | None = None
     """The same pictures corrupted, for the sequences that ``corrupted_B`` marks and no others."""
 
+    def __new__(cls, **fields: Any) -> Batch:
+        """Raise TypeError for fields of an earlier version, with their new names."""
+        if old := sorted(fields.keys() & {"pair_B", "chosen_B"}):
+            raise TypeError(
+                f"Batch has no field {' or '.join(old)}: set list_B (-1 for none) and rank_B (0: preferred)"
+            )
+        return object.__new__(cls)
+
     @property
     def size(self) -> int:
+        """Number of sequences."""
         return self.token_ids_BT.shape[0]
 
+    @property
+    def pair_B(self) -> Tensor:
+        """`list_B`, by the name that rules written for an earlier version use."""
+        return self.list_B
+
+    @property
+    def chosen_B(self) -> Tensor:
+        """bool: the preferred sequence of its list."""
+        return (self.list_B >= 0) & (self.rank_B == 0)
+
     def rows(self, rows_B: Tensor) -> Batch:
-        """Some sequences of this batch, padded only as far as the longest of them; the denominators stay."""
+        """Return some sequences, padded only as far as the longest of them; the denominators stay."""
         length = int(self.attention_BT[rows_B].sum(dim=1).max())
+        cut = {name: x[rows_B, :length] if name.endswith("_BT") else x[rows_B] for name, x in self._tensors().items()}
         return replace(
             self,
-            token_ids_BT=self.token_ids_BT[rows_B, :length],
-            attention_BT=self.attention_BT[rows_B, :length],
-            response_BT=self.response_BT[rows_B, :length],
-            rollout_logprobs_BT=self.rollout_logprobs_BT[rows_B, :length],
-            rewards_B=self.rewards_B[rows_B],
-            group_B=self.group_B[rows_B],
-            truncated_B=self.truncated_B[rows_B],
-            advantages_BT=self.advantages_BT[rows_B, :length],
-            returns_BT=self.returns_BT[rows_B, :length],
-            pair_B=self.pair_B[rows_B],
-            chosen_B=self.chosen_B[rows_B],
-            corrupted_B=self.corrupted_B[rows_B],
+            **cut,
             signals=self.signals.rows(rows_B, length),
-            token_rewards_BT=None if self.token_rewards_BT is None else self.token_rewards_BT[rows_B, :length],
             images=self.images.rows(rows_B.tolist()) if self.images else None,
             corrupted_images=self.corrupted_images.rows(rows_B.tolist()) if self.corrupted_images else None,
         )
 
+    def only(self, role: Role) -> Batch:
+        """Return the batch with the responses of all other roles masked out, and with this role's denominators."""
+        if role == "main" and not self.denominators.others:
+            return self
+        mine_B1 = (self.role_B == ROLES.index(role)).unsqueeze(1)
+        return replace(self, response_BT=self.response_BT & mine_B1, denominators=self.denominators.of(role))
+
     def to(self, device: torch.device) -> Batch:
-        """This batch on another device."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name in self.__slots__
-            if isinstance(value := getattr(self, name), Tensor)
-        }
+        """Return this batch on another device."""
+        moved = {name: x.to(device, non_blocking=True) for name, x in self._tensors().items()}
         return replace(
             self,
             **moved,
@@ -228,26 +192,37 @@ class Batch:
         )
 
     def recounted(self) -> Batch:
-        """This batch with denominators counted over exactly its own sequences (the start of an optimizer step)."""
-        lengths_B = self.response_BT.sum(dim=1)
+        """Return this batch with denominators counted over exactly its own sequences (the start of a step)."""
+        counts: dict[Role, Denominators] = {role: self._count(number) for number, role in enumerate(ROLES)}
+        others = {role: count for role, count in counts.items() if role != "main" and self._has(role)}
+        return replace(self, denominators=replace(counts["main"], others=others))
+
+    def _has(self, role: Role) -> bool:
+        return bool((self.role_B == ROLES.index(role)).any())
+
+    def _count(self, role: int) -> Denominators:
+        mine_B = self.role_B == role
+        lengths_B = self.response_BT.sum(dim=1) * mine_B
         corrupted_lengths_B = lengths_B[self.corrupted_B]
-        return replace(
-            self,
-            denominators=Denominators(
-                sequences=max(int((lengths_B > 0).sum()), 1),
-                tokens=max(int(lengths_B.sum()), 1),
-                stopped=int(((lengths_B > 0) & ~self.truncated_B).sum()),
-                pairs=max(int((self.chosen_B & (self.pair_B >= 0)).sum()), 1),
-                corrupted_sequences=max(int((corrupted_lengths_B > 0).sum()), 1),
-                corrupted_tokens=max(int(corrupted_lengths_B.sum()), 1),
-                completion_limit=self.denominators.completion_limit,
-            ),
+        return Denominators(
+            sequences=max(int((lengths_B > 0).sum()), 1),
+            tokens=max(int(lengths_B.sum()), 1),
+            stopped=int(((lengths_B > 0) & ~self.truncated_B).sum()),
+            lists=max(int((self.chosen_B & mine_B).sum()), 1),
+            corrupted_sequences=max(int((corrupted_lengths_B > 0).sum()), 1),
+            corrupted_tokens=max(int(corrupted_lengths_B.sum()), 1),
+            completion_limit=self.denominators.completion_limit,
         )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors with a row a sequence, by field name; the suffix names their dimensions."""
+        named = ((name, getattr(self, name)) for name in self.__slots__ if name.endswith(("_B", "_BT")))
+        return {name: value for name, value in named if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """What a rule returns for one micro-batch: sums divided by global denominators, so that micro-batches add up."""
+    """The loss of one micro-batch: sums divided by the step's denominators, so that micro-batches add up."""
 
     loss: Tensor
     """Scalar, differentiable: what the learner back-propagates."""

@@ -1,4 +1,4 @@
-"""Every error rlkl raises on purpose. Each is also the standard-library error a caller would expect."""
+"""The errors that rlkl raises on purpose. Each is also the standard-library error that a caller would expect."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 class RlklError(Exception):
-    """Root of the tree. ``exit_code`` is what the command line ends with."""
+    """Base of all errors of rlkl. ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class InputError(RlklError, ValueError):
-    """The user gave something that cannot work: a recipe, a path, a data file, a reward. Nothing was computed."""
+    """The input cannot work: a recipe, a path, a data file or a reward. Nothing was computed."""
 
     exit_code = 2
 
@@ -27,7 +27,7 @@ class DataError(InputError):
 
 
 class RewardInputError(InputError):
-    """A reward cannot be imported, or asks for an argument that nobody can give it."""
+    """A reward cannot be imported, or has a parameter that rlkl cannot fill."""
 
 
 class CheckpointError(InputError):
@@ -35,7 +35,7 @@ class CheckpointError(InputError):
 
 
 class RunInUseError(InputError):
-    """Another process writes into the run folder, or may do so. The message names it."""
+    """Another process writes into the run folder, or may do so. The message names the process."""
 
 
 class SaveError(RlklError, OSError):
@@ -54,7 +54,8 @@ class MissingSignalError(InputError, KeyError):
         super().__init__(rule, signal, hint)  # the same arguments, so that it survives the way between processes
 
     def __str__(self) -> str:
-        return f"update rule '{self.rule}' needs the signal {self.signal}, which nobody supplies. {self.hint}".strip()
+        needed = f"update rule '{self.rule}' needs the signal {self.signal}, which this learner cannot compute."
+        return f"{needed} {self.hint}".strip()
 
 
 class RewardError(RlklError, RuntimeError):
@@ -86,7 +87,7 @@ class ActorDiedError(RlklError, RuntimeError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest choice where there is one, then all of them (at most 20).
+    """Return the end of an error message: the nearest choice if there is one, then all choices (at most 20).
 
     >>> did_you_mean("anwser", ["prompt", "answer"])
     "did you mean 'answer'? There are: answer, prompt"

@@ -1,4 +1,4 @@
-"""What travels between data, rollout workers, rewards and updates. Plain Python: no torch, no ray.
+"""Values that are passed between data, rollout workers, rewards and updates. Plain Python: no torch, no ray.
 
 A worked example, one prompt sampled twice::
 
@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
+Role = Literal["main", "replay"]
+"""Why a sequence is in a batch. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
@@ -37,7 +40,7 @@ class Image:
 class Prompt:
     """One row of the data source, already tokenized.
 
-    ``id`` is stable across runs (it seeds the sampling); ``text`` is what ``token_ids`` were made from, chat template
+    ``id`` is stable across runs (it seeds the sampling); ``text`` is the text of ``token_ids``, chat template
     included; ``columns`` holds every column of the row, for rewards. ``answers``: in a preference data set, the token
     ids of the chosen and of the rejected answer, turn end or end of sequence included. ``images``: its pictures in the
     order in which ``token_ids`` mentions them; each has as many placeholder ids as the model sees tokens of it.
@@ -53,11 +56,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What an engine sampled for one prompt.
+    """A completion that an engine sampled for one prompt, or an answer from a data set.
 
-    ``token_ids`` are the sampled ids as they came, end-of-sequence id included where one was sampled; ``logprobs`` are
-    the sampler's log-probabilities of exactly those ids (nats, at the sampling temperature, full vocabulary), None
-    where nobody sampled them: an answer from a data set.
+    ``token_ids`` are the sampled ids, unchanged, with the end-of-sequence id if one was sampled. ``logprobs`` are the
+    sampler's log-probabilities of exactly these ids (nats, at the sampling temperature, full vocabulary); None for an
+    answer from a data set.
     ``text`` is their decoding without special tokens, without the turn end, and up to the first stop text.
     """
 
@@ -75,8 +78,8 @@ class Completion:
 class Rollout:
     """A scored completion: ``reward`` is the weighted sum that updates see, ``components`` the raw rewards by name.
 
-    A reward of NaN stands for none: a reward function failed, or all abstained. Such a rollout is recorded, and rules
-    never see it.
+    A reward of NaN means that there is none: a reward function failed, or all abstained. Such a rollout is recorded,
+    but rules never see it.
     """
 
     sample_index: int
@@ -85,15 +88,15 @@ class Rollout:
     components: Mapping[str, float]
     weights_version: int
     draw: int = 0
-    """Which draw of a prompt it was sampled for, counted over the whole run: all rollouts of a group share it."""
+    """Number of the draw of a prompt that it was sampled for, over the whole run; equal for all rollouts of a group."""
     raw_reward: float | None = None
-    """The weighted sum before normalisation; None where it is ``reward`` itself."""
+    """The weighted sum before normalisation; None if there is no normalisation."""
     monitors: Mapping[str, float] = field(default_factory=dict)
-    """Rewards that are watched and not optimised, by name."""
+    """Rewards that are recorded but not optimised, by name."""
     token_rewards: tuple[float, ...] = ()
-    """The part of ``reward`` that single tokens of the completion earned; empty where none did."""
+    """The part of ``reward`` that was given to single tokens; empty if none was."""
     tags: tuple[str, ...] = ()
-    """What reward functions said about it."""
+    """Words that reward functions attached to it."""
     failed: tuple[str, ...] = ()
     """The reward functions that failed on it."""
 
@@ -111,13 +114,13 @@ class RolloutGroup:
     rollouts: tuple[Rollout, ...]
 
     def scored(self) -> RolloutGroup:
-        """The group without the rollouts that have no reward."""
+        """Return the group without the rollouts that have no reward."""
         return RolloutGroup(prompt=self.prompt, rollouts=tuple(rollout for rollout in self.rollouts if rollout.scored))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A sequence that engine and learner both score, to see that they hold the same weights."""
+    """A sequence whose log-probs engine and learner both compute, to prove that they hold the same weights."""
 
     token_ids: tuple[int, ...]
     images: tuple[Image, ...] = ()
@@ -125,12 +128,24 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One sequence that an update chose to train on. ``group`` numbers its prompt within the step, from 0."""
+    """One sequence to train on. ``group`` numbers its prompt within the step, from 0."""
 
     prompt: Prompt
     rollout: Rollout
     group: int
-    pair: int | None = None
-    """Number of its chosen-rejected pair within the step, where the rule compares two sequences."""
-    chosen: bool = False
-    """The preferred one of its pair."""
+    role: Role = "main"
+    weight: float = 1.0
+    """Factor on the sequence's loss: an importance weight, or a weight of distributionally robust training."""
+    list: int | None = None
+    """Number of the list of compared sequences within the step that this one belongs to; None: it belongs to none."""
+    rank: int = 0
+    """Place in its list: 0 is the preferred sequence."""
+
+    def __new__(cls, **fields: Any) -> Example:
+        """Raise TypeError for fields of an earlier version, with their new names."""
+        if old := sorted(fields.keys() & {"pair", "chosen"}):
+            raise TypeError(
+                f"Example has no field {' or '.join(old)}: use list (the pair's number) and rank (0 for the chosen "
+                "sequence, 1 for the rejected one)"
+            )
+        return object.__new__(cls)

@@ -58,11 +58,13 @@ def make_batch(
         truncated_B=truncated_B,
         advantages_BT=torch.zeros(response_BT.shape),
         returns_BT=torch.zeros(response_BT.shape),
-        pair_B=torch.full((len(lengths),), -1),
-        chosen_B=torch.zeros(len(lengths), dtype=torch.bool),
+        role_B=torch.zeros(len(lengths), dtype=torch.int64),
+        weight_B=torch.ones(len(lengths)),
+        list_B=torch.full((len(lengths),), -1),
+        rank_B=torch.zeros(len(lengths), dtype=torch.int64),
         corrupted_B=corrupted_B,
         progress=0.0,
-        denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=COMPLETION_LIMIT),
+        denominators=Denominators(sequences=1, tokens=1, completion_limit=COMPLETION_LIMIT),
         signals=Signals(
             {
                 Signal.PROXIMAL_LOGPROBS: pad(draw(1)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkl.batch import Batch, Denominators, ImageInputs
+from rlkl.batch import ROLES, Batch, Denominators, ImageInputs
 from rlkl.data.vision import PictureProcessor, image_inputs
 from rlkl.seeds import derive_seed
 from rlkl.types import Example
@@ -20,9 +22,10 @@ def pack(
     progress: float = 0.0,
     pictures: PictureProcessor | None = None,
 ) -> Batch:
-    """Right-padded tensors of some examples, at least one. Denominators count all of them.
+    """Turn at least one example into right-padded tensors. Denominators count all of them.
 
-    ``pictures`` cuts the prompts' pictures into patches; a picture that several sequences share is cut once.
+    Tensors of `Batch` that are not made here start as zeros: `PolicyUpdate.credit` fills them. ``pictures`` cuts the
+    prompts' pictures into patches; a picture that several sequences share is cut once.
     """
     assert examples, "an empty batch has no tensors"
     prompts = [example.prompt.token_ids for example in examples]
@@ -39,24 +42,46 @@ def pack(
         response_BT[row, len(prompt) : len(sequence)] = True
         if completion.logprobs is not None:
             rollout_logprobs_BT[row, len(prompt) : len(sequence)] = torch.tensor(completion.logprobs)
+    made: dict[str, Any] = {
+        "token_ids_BT": token_ids_BT,
+        "attention_BT": attention_BT,
+        "response_BT": response_BT,
+        "rollout_logprobs_BT": rollout_logprobs_BT,
+        "truncated_B": torch.tensor([completion.finish_reason == "length" for completion in completions]),
+        "corrupted_B": torch.zeros(len(examples), dtype=torch.bool),
+        **_example_columns(examples),
+    }
+    made |= zero_tensors(shape, without=made)
     return Batch(
-        token_ids_BT=token_ids_BT,
-        attention_BT=attention_BT,
-        response_BT=response_BT,
-        rollout_logprobs_BT=rollout_logprobs_BT,
-        rewards_B=torch.tensor([example.rollout.reward for example in examples], dtype=torch.float32),
-        group_B=torch.tensor([example.group for example in examples]),
-        truncated_B=torch.tensor([completion.finish_reason == "length" for completion in completions]),
-        advantages_BT=torch.zeros(shape, dtype=torch.float32),
-        returns_BT=torch.zeros(shape, dtype=torch.float32),
-        pair_B=torch.tensor([-1 if example.pair is None else example.pair for example in examples]),
-        chosen_B=torch.tensor([example.chosen for example in examples]),
-        corrupted_B=torch.zeros(len(examples), dtype=torch.bool),
+        **made,
         progress=progress,
-        denominators=Denominators(sequences=1, tokens=1, pairs=1, completion_limit=completion_limit),
+        denominators=Denominators(sequences=1, tokens=1, completion_limit=completion_limit),
         images=_images(examples, pictures),
         token_rewards_BT=_token_rewards(examples, shape),
     ).recounted()
+
+
+def zero_tensors(shape: tuple[int, int], *, without: Collection[str]) -> dict[str, Tensor]:
+    """Return float32 zeros for each tensor of a `Batch` of ``shape`` (B, T) that is required and not in ``without``."""
+    required = [one.name for one in fields(Batch) if one.default is MISSING and one.default_factory is MISSING]
+    size_of = {"_BT": shape, "_B": shape[:1]}
+    return {
+        name: torch.zeros(size_of[suffix])
+        for name in required
+        if name not in without and (suffix := name[name.rfind("_") :]) in size_of
+    }
+
+
+def _example_columns(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Return the numbers of each example, ``[B]`` each."""
+    return {
+        "rewards_B": torch.tensor([example.rollout.reward for example in examples], dtype=torch.float32),
+        "group_B": torch.tensor([example.group for example in examples]),
+        "role_B": torch.tensor([ROLES.index(example.role) for example in examples]),
+        "weight_B": torch.tensor([example.weight for example in examples], dtype=torch.float32),
+        "list_B": torch.tensor([-1 if example.list is None else example.list for example in examples]),
+        "rank_B": torch.tensor([example.rank for example in examples]),
+    }
 
 
 def _token_rewards(examples: Sequence[Example], shape: tuple[int, int]) -> Tensor | None:
@@ -93,7 +118,7 @@ def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -
 def micro_batches(batch: Batch, max_tokens: int) -> list[Tensor]:
     """Row numbers of each forward pass: rows of like length together, at most ``max_tokens`` with their padding.
 
-    The two sequences of a pair stay together. A sequence or pair longer than ``max_tokens`` goes alone.
+    The sequences of a list stay together. A sequence or list longer than ``max_tokens`` goes alone.
     """
     lengths = batch.attention_BT.sum(dim=1).tolist()
     units = sorted(_units(batch), key=lambda rows: -max(lengths[row] for row in rows))
@@ -108,8 +133,8 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[Tensor]:
 
 
 def _units(batch: Batch) -> list[list[int]]:
-    """Rows that must share a micro-batch: each pair's two, and every other row by itself."""
+    """Rows that must share a micro-batch: those of each list, and every other row by itself."""
     units: dict[int, list[int]] = {}
-    for row, pair in enumerate(batch.pair_B.tolist()):
-        units.setdefault(pair if pair >= 0 else -1 - row, []).append(row)
+    for row, number in enumerate(batch.list_B.tolist()):
+        units.setdefault(number if number >= 0 else -1 - row, []).append(row)
     return list(units.values())

@@ -1,4 +1,4 @@
-"""Advantages: of completions relative to the others of their prompt, and of tokens relative to a value function.
+"""Compute advantages: of completions within the group of their prompt, or of tokens relative to a value function.
 
 Shapes: B sequences, T tokens. ``group_B`` numbers each sequence's prompt (any integers, any order, groups of any size).
 Sums run in float64, where the mean of equal float32 rewards is exact: a group of equal rewards gets exactly zero.
@@ -20,12 +20,12 @@ WHITENING_EPSILON = 1e-8
 
 
 def group_mean_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
-    """Reward minus the mean reward of its group (Dr. GRPO, arXiv 2503.20783)."""
+    """Subtract the mean reward of its group from each reward (Dr. GRPO, arXiv 2503.20783)."""
     return _deviations(rewards_B, group_B).deviation_B.float()
 
 
 def group_std_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
-    """(reward - mean) / (std + 1e-4) within its group (GRPO, arXiv 2402.03300); std divides by n - 1."""
+    """Compute (reward - mean) / (std + 1e-4) within each group (GRPO, arXiv 2402.03300); std divides by n - 1."""
     group = _deviations(rewards_B, group_B)
     squares_B = _group_sums(group.deviation_B.square(), group.index_B)
     std_B = (squares_B / (group.size_B - 1).clamp(min=1)).sqrt()
@@ -33,7 +33,7 @@ def group_std_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
 
 
 def leave_one_out_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
-    """Reward minus the mean reward of the other members of its group (RLOO, arXiv 2402.14740)."""
+    """Subtract the mean reward of the other members of its group from each reward (RLOO, arXiv 2402.14740)."""
     group = _deviations(rewards_B, group_B)
     # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
     return (group.deviation_B * group.size_B / (group.size_B - 1).clamp(min=1)).float()
@@ -42,11 +42,12 @@ def leave_one_out_advantages(rewards_B: Tensor, group_B: Tensor) -> Tensor:
 def generalized_advantages(
     rewards_BT: Tensor, values_BT: Tensor, response_BT: Tensor, *, discount: float, gae_lambda: float
 ) -> Tensor:
-    """Generalized advantage estimates (arXiv 1506.02438, eq. 16), zero outside the response.
+    """Compute generalized advantage estimates (arXiv 1506.02438, eq. 16), zero outside the response.
 
-    ``rewards_BT[t]`` is what token t earns, ``values_BT[t]`` the value of the state in which it is chosen. A token's
-    successor is the next response token, so tokens between two parts of a response (a tool's answer) are stepped over.
-    The state after the last response token is worth 0. Plus ``values_BT``, the estimates are a critic's lambda-returns.
+    ``rewards_BT[t]`` is the reward for token t. ``values_BT[t]`` is the value of the state in which token t is chosen.
+    A token's successor is the next response token, so the tokens between two parts of a response (a tool's answer) are
+    skipped. The state after the last response token has value 0. The estimates plus ``values_BT`` are the
+    lambda-returns that a critic trains on.
     """
     advantages_BT = torch.zeros_like(rewards_BT)
     next_advantage_B = next_value_B = torch.zeros_like(rewards_BT[:, 0])
@@ -60,7 +61,7 @@ def generalized_advantages(
 
 
 def whitened(x_BT: Tensor, response_BT: Tensor) -> Tensor:
-    """``x_BT`` shifted and scaled to mean 0 and variance 1 (population) over all response tokens, zero elsewhere.
+    """Shift and scale ``x_BT`` to mean 0 and variance 1 (population) over all response tokens; zero elsewhere.
 
     Equal values become exactly zero; a batch without response tokens stays zero.
     """
@@ -78,7 +79,7 @@ class _Deviations(NamedTuple):
 
 
 def _deviations(rewards_B: Tensor, group_B: Tensor) -> _Deviations:
-    """Each reward minus its group's mean, the group's size, and groups renumbered from 0."""
+    """Return each reward minus its group's mean, the group's size, and the groups numbered from 0."""
     index_B = torch.unique(group_B, return_inverse=True)[1]
     rewards_B = rewards_B.double()
     size_B = _group_sums(torch.ones_like(rewards_B), index_B)
@@ -86,5 +87,5 @@ def _deviations(rewards_B: Tensor, group_B: Tensor) -> _Deviations:
 
 
 def _group_sums(x_B: Tensor, index_B: Tensor) -> Tensor:
-    """The sum over its group, at each member. ``index_B`` lies in [0, B)."""
+    """Return the sum over its group for each member. ``index_B`` lies in [0, B)."""
     return torch.zeros_like(x_B).index_add(0, index_B, x_B)[index_B]

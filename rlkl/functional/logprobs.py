@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens from hidden states, without the logits of a whole batch.
+"""Compute log-probabilities and entropies of tokens from hidden states, without the logits of a whole batch.
 
 Shapes: N tokens (of any sequences), C tokens of one chunk, H hidden size, V vocabulary.
 """
@@ -30,14 +30,14 @@ def chunked_logprobs_and_entropy(
     chunk_tokens: int,
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target token and entropy of its distribution, ``softmax(head(hidden) / temperature)``.
+    """Compute log-probability and entropy of ``softmax(head(hidden) / temperature)`` at each target token.
 
-    Logits exist for ``chunk_tokens`` tokens at a time: the backward pass computes them again, chunk by chunk, so memory
-    is O(chunk_tokens * V) in both directions. Logits are raised to float32 before the softmax.
+    Logits exist for ``chunk_tokens`` tokens at a time. The backward pass computes them again, chunk by chunk, so both
+    passes need memory of O(chunk_tokens * V). Logits are cast to float32 before the softmax.
 
     Returns:
-        ``logprobs_N`` and ``entropy_N`` in nats, float32, with gradient to ``hidden_NH`` and to whatever parameters
-        ``head`` uses. ``entropy_N`` is zeros without gradient unless ``with_entropy``.
+        ``logprobs_N`` and ``entropy_N`` in nats, float32, with gradient to ``hidden_NH`` and to the parameters
+        of ``head``. ``entropy_N`` is zeros without gradient unless ``with_entropy``.
     """
     score = partial(_score_chunk, head, temperature=temperature, with_entropy=with_entropy)
     logprobs, entropies = [], []
@@ -63,7 +63,7 @@ def _score_chunk(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedScores:
-    """What `chunked_scores_against_reference` computes beside log-probabilities; the rest of `TokenScores` is zero."""
+    """Quantities to compute beside log-probabilities; the others of `TokenScores` are zero."""
 
     entropy: bool = False
     kl_reference_to_policy: bool = False
@@ -90,11 +90,11 @@ def chunked_scores_against_reference(
     temperature: float,
     chunk_tokens: int,
 ) -> TokenScores:
-    """Log-probs and entropy as `chunked_logprobs_and_entropy`, and KLs between reference and policy.
+    """Compute log-probs and entropy as `chunked_logprobs_and_entropy` does, and KLs between reference and policy.
 
-    ``hidden`` and ``heads`` are the policy's, then the reference's; the reference is a constant. Chunks are half as
-    long as without a reference, since each holds the logits of two models: peak memory then stays near that of
-    log-probabilities alone (``benchmarks/exact_kl_memory.py``).
+    ``hidden`` and ``heads`` are those of the policy and of the reference, in this order; no gradient flows into the
+    reference. A chunk holds the logits of two models, so it has half as many tokens. Peak memory then stays near that
+    of log-probabilities alone (``benchmarks/exact_kl_memory.py``).
     """
     score = partial(_score_chunk_against_reference, heads, wanted, temperature)
     size = max(chunk_tokens // 2, 1)

@@ -1,4 +1,4 @@
-"""Training a value function. Shapes: B sequences, T tokens.
+"""Losses of a value function. Shapes: B sequences, T tokens.
 
 Values and targets must be finite everywhere (see `rlkl.functional.reduce.masked`).
 """
@@ -12,22 +12,22 @@ from torch import Tensor
 
 
 class ValueLoss(NamedTuple):
-    """``loss_BT`` float32; ``clipped_BT`` bool: the clip took the gradient away there."""
+    """``loss_BT`` float32; ``clipped_BT`` bool: the clip removed the gradient."""
 
     loss_BT: Tensor
     clipped_BT: Tensor
 
 
 def squared_value_loss(values_BT: Tensor, returns_BT: Tensor) -> ValueLoss:
-    """(value - return)^2 / 2."""
+    """Return (value - return)^2 / 2."""
     loss_BT = 0.5 * (values_BT - returns_BT).square()
     return ValueLoss(loss_BT, torch.zeros_like(loss_BT, dtype=torch.bool))
 
 
 def clipped_value_loss(values_BT: Tensor, proximal_values_BT: Tensor, returns_BT: Tensor, *, clip: float) -> ValueLoss:
-    """The larger of the squared losses of the value and of the value held within ``clip`` of its start.
+    """Return the larger of two squared losses: of the value, and of the value clipped to within ``clip`` of its start.
 
-    A value that has moved towards its return by more than ``clip`` gets no gradient; one that moved away from it keeps
+    A value that has moved towards its return by more than ``clip`` gets no gradient. A value that has moved away keeps
     its full gradient (OpenAI Baselines' PPO2; the PPO paper has no such clip). A value within ``clip`` of its start
     never counts as clipped, although rounding can make its second loss the larger one.
     """
@@ -40,9 +40,9 @@ def clipped_value_loss(values_BT: Tensor, proximal_values_BT: Tensor, returns_BT
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, response_BT: Tensor) -> float:
-    """1 - Var(return - value) / Var(return) over the response tokens: 1 is perfect, 0 no better than a constant.
+    """Return 1 - Var(return - value) / Var(return) over the response tokens: 1 is perfect, 0 no better than a constant.
 
-    0 where the returns do not vary.
+    Return 0 if the returns do not vary.
     """
     returns_N = returns_BT[response_BT].double()
     residuals_N = returns_N - values_BT[response_BT].double()

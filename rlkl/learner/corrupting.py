@@ -1,4 +1,4 @@
-"""Corrupted pictures for a batch: one for each picture and draw of a prompt, shared by its rollouts."""
+"""Make corrupted pictures for a batch: one for each picture and draw of a prompt, shared by its rollouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlkl.updates.settings import CorruptionSettings
 
 
 def build_corruption(settings: CorruptionSettings, saliency: Saliency | None = None) -> Corruption:
-    """The corruption that ``settings`` describe. ``saliency`` is asked for by that kind alone."""
+    """Return the corruption that ``settings`` describe. Only the kind ``saliency`` needs ``saliency``."""
     match settings.kind:
         case "patches":
             return lambda picture, generator: mask_patches(picture, generator, settings.fraction, settings.cell)
@@ -27,13 +27,13 @@ def build_corruption(settings: CorruptionSettings, saliency: Saliency | None = N
         case "noise":
             return lambda picture, generator: add_noise(picture, generator, settings.noise_std)
         case "saliency":
-            assert saliency is not None, "the learner hands in the policy's attention"
+            assert saliency is not None, "the learner passes the policy's attention"
             return lambda picture, generator: mask_salient(picture, saliency(picture), settings.fraction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrupted:
-    """A batch with its corrupted pictures, and these pictures by group, to look at."""
+    """A batch with its corrupted pictures, and these pictures by group, for people to look at."""
 
     batch: Batch
     pictures: dict[int, tuple[Image, ...]]
@@ -41,7 +41,7 @@ class Corrupted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrupter:
-    """Corrupts pictures as the recipe says; the seed of each draw derives from the run's."""
+    """Corrupts pictures by the recipe's settings; the seed of each draw derives from the run's seed."""
 
     settings: CorruptionSettings
     pictures: PictureProcessor
@@ -49,7 +49,7 @@ class Corrupter:
     saliency: Saliency | None = None
 
     def corrupt(self, batch: Batch, examples: Sequence[Example]) -> Corrupted:
-        """``batch``, packed from ``examples``, with corrupted pictures. Sequences without a picture stay unmarked."""
+        """Add corrupted pictures to ``batch``, which was packed from ``examples``; mark the sequences that have one."""
         by_group: dict[int, tuple[Image, ...]] = {}
         for example in examples:
             if example.prompt.images and example.group not in by_group:

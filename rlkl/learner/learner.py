@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkl.batch import NEEDS_REFERENCE, Batch, LossOutput, Signal, Signals
+from rlkl.batch import Batch, LossOutput
 from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
@@ -27,6 +27,7 @@ from rlkl.learner.signals import (
     differentiable_signals,
     frozen_corrupted_logprobs,
     frozen_heads,
+    frozen_model_signals,
     frozen_token_signals,
 )
 from rlkl.learner.state import LearnerState
@@ -34,6 +35,7 @@ from rlkl.learner.stepping import Optimization, trained_parameters
 from rlkl.models.policy import Policy, build_reference
 from rlkl.models.saliency import received_attention
 from rlkl.recipe import Recipe
+from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
 from rlkl.types import Completion, Example, Image, Probe, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
@@ -41,14 +43,16 @@ from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
-    """A recipe whose names have been resolved: both paths are folders or Hugging Face names."""
+    """A recipe with its models resolved: paths are folders or Hugging Face names."""
 
     recipe: Recipe
     model_path: str
     reference_path: str | None = None
-    """Where the reference's weights come from; None: it is the policy as it was before training."""
+    """The reference's weights; None: the policy as it was before training."""
+    frozen_paths: Mapping[str, str] = field(default_factory=dict)
+    """The weights of the recipe's other frozen models, by name."""
     stop_token_ids: tuple[int, ...] = ()
-    """Where the sampler stops; the saved policy names them in its generation settings. Empty: the model's own."""
+    """Tokens that end a completion; the saved policy names them in its generation settings. Empty: the model's own."""
 
 
 class Learner:
@@ -61,13 +65,11 @@ class Learner:
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
         self._device = learner_device(self._section.device)
         self._update: PolicyUpdate = build_update(recipe.update)
-        check_supplied(self._update)
+        check_supplied(self._update, spec.frozen_paths)
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
         self.policy.stop_at(spec.stop_token_ids)
         heads = self._update.build_heads(_shape(self.policy, spec))
-        wants_reference = _needs_reference(self._update, heads) or self._section.track_reference_kl
-        reference = build_reference(self.policy, spec.model_path, spec.reference_path) if wants_reference else None
-        self._models = Models(policy=self.policy, reference=reference, heads=heads)
+        self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads), heads=heads)
         self._optimization = Optimization(trained_parameters(self.policy, heads), self._section, heads)
         self._state = LearnerState(optimization=self._optimization, update=self._update)
         self._signals = SignalSettings(
@@ -102,10 +104,7 @@ class Learner:
             self.policy, batch, self._signals, device=self._device, entropy=True
         )
         frozen = {Signal.PROXIMAL_LOGPROBS: proximal_BT}
-        if self._models.reference is not None:
-            frozen[Signal.REFERENCE_LOGPROBS], _ = frozen_token_signals(
-                self._models.reference, batch, self._signals, device=self._device, entropy=False
-            )
+        frozen |= frozen_model_signals(self._models, batch, self._signals, self._update, device=self._device)
         if Signal.PROXIMAL_HEADS in self._update.needs:
             frozen[Signal.PROXIMAL_HEADS] = self._frozen_heads(batch)
         corrupted_s = 0.0
@@ -128,10 +127,18 @@ class Learner:
         self._prepared |= self._update.batch_metrics(self._batch)
         return self._prepared
 
-    def _reference_kl(self, batch: Batch, left_out: Sequence[Example]) -> dict[str, float]:
-        """Mean of log pi - log pi_ref over everything sampled; for rollouts that are left out, log pi is the sampler's.
+    def _frozen_models(self, spec: LearnerSpec, heads: Heads | None) -> dict[str, Scorer]:
+        """Load the frozen models that the rule's signals, its heads or the KL metrics need."""
+        needed = set(frozen_models(self._update.needs))
+        if self._section.track_reference_kl or (heads is not None and heads.reads is HeadInput.REFERENCE_LAYERS):
+            needed.add(REFERENCE)
+        paths = {REFERENCE: spec.reference_path, **spec.frozen_paths}
+        return {name: build_reference(self.policy, spec.model_path, paths[name]) for name in sorted(needed)}
 
-        An empty response counts neither as a sequence nor as a token.
+    def _reference_kl(self, batch: Batch, left_out: Sequence[Example]) -> dict[str, float]:
+        """Return the mean of log pi - log pi_ref over all samples; an empty response does not count.
+
+        For rollouts that are not trained on, log pi is the sampler's.
         """
         gap_BT = batch.signals[Signal.PROXIMAL_LOGPROBS] - batch.signals[Signal.REFERENCE_LOGPROBS]
         gap = float(gap_BT[batch.response_BT].sum())
@@ -152,7 +159,7 @@ class Learner:
         return pack(examples, completion_limit=limit, progress=progress, pictures=self._pictures)
 
     def _build_corrupter(self) -> Corrupter | None:
-        """For a rule that corrupts pictures. Where it looks is asked of the policy as it is then."""
+        """Build what corrupts pictures, if the rule needs it. Saliency comes from the policy at the time of use."""
         if self._update.corruption is None:
             return None
         if self._pictures is None:
@@ -171,22 +178,22 @@ class Learner:
         return Corrupter(settings=self._update.corruption, pictures=pictures, seed=self._recipe.seed, saliency=saliency)
 
     def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
-        """The corrupted pictures of the prepared batch, by group."""
+        """Return the corrupted pictures of the prepared batch, by group."""
         return self._corrupted_pictures
 
     def _frozen_heads(self, batch: Batch) -> Tensor:
-        """What the heads say at the start of the step; before anything was trained, they may start over."""
+        """Compute the heads' output at the start of the step; dead heads are re-initialised before the first one."""
         heads = self._models.heads
         assert heads is not None
         while True:
-            said_BTK = frozen_heads(self._models, batch, self._signals, device=self._device)
-            if self._optimization.steps > 0 or not heads.redraw(said_BTK[batch.response_BT]):
-                return said_BTK
+            heads_BTK = frozen_heads(self._models, batch, self._signals, device=self._device)
+            if self._optimization.steps > 0 or not heads.redraw(heads_BTK[batch.response_BT]):
+                return heads_BTK
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        """The rule's per-token columns of the prepared batch: one entry an example, one number a response token.
+        """Return the rule's per-token columns of the prepared batch: a tuple an example, a number a response token.
 
-        A response that the rule credits with nothing (``mask_truncated``) has its numbers too.
+        Responses that the rule took out of the training (``mask_truncated``) are included.
         """
         if self._batch is None or self._sampled_BT is None:
             return {}
@@ -254,7 +261,7 @@ class Learner:
 
     def _loss(self, micro: Batch) -> LossOutput:
         own = differentiable_signals(self._models, micro, self._signals, self._update)
-        return self._update.loss(micro, micro.signals.merged(own))
+        return self._update.loss(micro.only("main"), micro.signals.merged(own))
 
     @torch.no_grad()
     def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
@@ -273,7 +280,7 @@ class Learner:
     def release(self) -> None:
         """Free the memory of everything but the policy. No step can follow."""
         self._optimization.release()
-        self._models = replace(self._models, reference=None)
+        self._models = replace(self._models, frozen={})
 
     def move(self, device: torch.device) -> None:
         """Compute log-probs on another device from now on. The optimizer stays where it is: no step can follow."""
@@ -304,11 +311,6 @@ def _shape(policy: Policy, spec: LearnerSpec) -> ModelShape:
     )
 
 
-def _needs_reference(update: PolicyUpdate, heads: Heads | None) -> bool:
-    by_heads = heads is not None and heads.reads is HeadInput.REFERENCE_LAYERS
-    return by_heads or bool(update.needs & NEEDS_REFERENCE)
-
-
 def _means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
@@ -325,9 +327,9 @@ def _sampled(examples: Sequence[Example]) -> bool:
 
 
 def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[str, float]:
-    """How the policy at the start of the step stands to the sampler and to the reference.
+    """Compare the policy at the start of the step with the sampler.
 
-    On answers that nobody sampled only the entropy means anything: log-ratios estimate a KL on the policy's own tokens.
+    Stored answers give the entropy only: log-ratios estimate a KL on the policy's own samples alone.
     """
     mask_BT, counts = batch.response_BT, batch.denominators
     proximal_BT = batch.signals[Signal.PROXIMAL_LOGPROBS]

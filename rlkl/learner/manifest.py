@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: name, size and checksum of each of its files.
 
-The learner may run on another machine than the program that declares a checkpoint complete. Both look at the files for
-themselves, and what they see must agree.
+The learner may run on another machine than the program that declares a checkpoint complete. Both read the files, and
+must see the same.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _THREADS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedFile:
-    """One file as somebody saw it on disk."""
+    """Size and checksum of one file on disk."""
 
     size: int
     sha256: str
 
 
 def list_files(folder: Path) -> dict[str, SavedFile]:
-    """Sync every file under ``folder`` to disk, read it back, and return what is there by path from ``folder``."""
+    """Sync every file under ``folder`` to disk, read it back, and return their sizes and checksums by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
     with ThreadPoolExecutor(_THREADS) as pool:
         files = pool.map(_read, paths)
@@ -36,7 +36,7 @@ def list_files(folder: Path) -> dict[str, SavedFile]:
 
 
 def differences(expected: Mapping[str, SavedFile], seen: Mapping[str, SavedFile]) -> list[str]:
-    """Return a sentence for each expected file that is not seen as it should be; empty if all are."""
+    """Return a sentence for each expected file that is missing or differs."""
     return [
         f"{name} is missing"
         if name not in seen
@@ -49,7 +49,7 @@ def differences(expected: Mapping[str, SavedFile], seen: Mapping[str, SavedFile]
 
 
 def missing(folder: Path) -> list[str]:
-    """Return what names and sizes show to be missing from a checkpoint, without reading its files; empty if nothing."""
+    """Return a sentence for each file of a checkpoint that is missing or has another size; contents are not read."""
     try:
         expected = read_manifest(folder)
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def damaged(folder: Path) -> list[str]:
-    """Return what is missing from a checkpoint or has changed since it was written; reads every file."""
+    """Return a sentence for each file of a checkpoint that is missing or has changed; reads every file."""
     return missing(folder) or differences(read_manifest(folder), list_files(folder))
 
 

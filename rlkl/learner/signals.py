@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlkl.batch import DIFFERENTIABLE, NEEDS_REFERENCE, Batch, ImageInputs, Signal, Signals
+from rlkl.batch import Batch, ImageInputs
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import (
@@ -17,10 +18,8 @@ from rlkl.functional.logprobs import (
     chunked_logprobs_and_entropy,
     chunked_scores_against_reference,
 )
+from rlkl.signals import POLICY, REFERENCE, Signal, Signals
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
-
-SUPPLIED = frozenset(Signal)
-"""What this learner can compute. Of corrupted pictures only where there are pictures; set-up looks at the data."""
 
 
 class Scorer(Protocol):
@@ -35,16 +34,22 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """What signals are computed from; a rule that needs none has no reference and no heads."""
+    """The models that signals are computed with: those that the rule and the recipe need, and no others."""
 
     policy: Scorer
-    reference: Scorer | None
+    frozen: Mapping[str, Scorer]
+    """By name; ``reference`` is the policy as it was before training, or the recipe's ``model.reference``."""
     heads: Heads | None
+
+    @property
+    def reference(self) -> Scorer | None:
+        """The reference, if it is kept."""
+        return self.frozen.get(REFERENCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalSettings:
-    """How signals are computed, whatever the rule."""
+    """Settings of the computation of signals, equal for all rules."""
 
     temperature: float
     """Logits are divided by it, as the sampler did."""
@@ -53,12 +58,32 @@ class SignalSettings:
     micro_batch_tokens: int
 
 
-def check_supplied(update: PolicyUpdate) -> None:
-    """Raise `MissingSignalError` at set-up when the rule needs a signal that this learner cannot compute."""
-    for signal in sorted(update.needs - SUPPLIED, key=lambda signal: signal.name):
-        raise MissingSignalError(
-            update.rule, signal.name, f"The learner supplies {', '.join(sorted(s.name for s in SUPPLIED))}."
-        )
+def check_supplied(update: PolicyUpdate, frozen: Collection[str] = ()) -> None:
+    """Raise `MissingSignalError` at set-up if the rule needs a signal that this learner cannot compute.
+
+    ``frozen``: names in the recipe's ``models``. Signals of corrupted pictures also need pictures, which set-up checks.
+    """
+    for signal in sorted(update.needs, key=lambda signal: signal.name):
+        if reason := _missing(signal, {REFERENCE, *frozen}):
+            raise MissingSignalError(update.rule, signal.name, reason)
+
+
+def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
+    """Return why the learner cannot compute a signal, or None."""
+    if signal.frozen_model is not None and signal.model not in frozen:
+        return f"The recipe names no model {signal.model}. Add it: models: {{{signal.model}: {{path: ...}}}}"
+    kinds = {
+        "logprobs": signal.model == POLICY or (signal.moment == "step_start" and signal.view == "clean"),
+        "entropy": signal.model == POLICY and signal.is_live and signal.view == "clean",
+        "heads": signal.model == POLICY and signal.view == "clean",
+        "kl_to_policy": signal.model != POLICY and signal.is_live and signal.view == "clean",
+        "kl_from_policy": signal.model != POLICY and signal.is_live and signal.view == "clean",
+    }
+    if signal.quantity not in kinds:
+        return f"The quantities are {', '.join(kinds)}."
+    if not kinds[signal.quantity]:
+        return "rlkl/signals.py lists the combinations of quantity, model, view and moment."
+    return None
 
 
 def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entropy: bool) -> tuple[Tensor, Tensor]:
@@ -89,7 +114,7 @@ def corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings) ->
 
 @torch.no_grad()
 def frozen_corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
-    """The same for a whole batch, without gradient."""
+    """Compute `corrupted_logprobs` for a whole batch, without gradient."""
     logprobs_BT = torch.zeros(batch.response_BT.shape)
     for rows_B in micro_batches(batch, settings.micro_batch_tokens):
         micro_BT = corrupted_logprobs(model, batch.rows(rows_B).to(device), settings).cpu()
@@ -106,7 +131,7 @@ def pad_to(x_BT: Tensor, length: int) -> Tensor:
 def frozen_token_signals(
     model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same for a whole batch, without gradient; the result stands where the batch stands."""
+    """Compute `token_signals` for a whole batch, without gradient; the result is on the batch's device."""
     logprobs_BT = torch.zeros(batch.response_BT.shape)
     entropy_BT = torch.zeros(batch.response_BT.shape)
     for rows_B in micro_batches(batch, settings.micro_batch_tokens):
@@ -118,53 +143,82 @@ def frozen_token_signals(
     return logprobs_BT, entropy_BT
 
 
+def frozen_model_signals(
+    models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate, *, device: torch.device
+) -> dict[Signal, Tensor]:
+    """Compute the log-probs of the frozen models that the rule needs, and of the reference if it is kept."""
+    wanted = {REFERENCE: Signal.REFERENCE_LOGPROBS} | {
+        signal.model: signal for signal in update.needs if signal.frozen_model is not None and not signal.is_live
+    }
+    return {
+        wanted[name]: frozen_token_signals(model, batch, settings, device=device, entropy=False)[0]
+        for name, model in models.frozen.items()
+        if name in wanted
+    }
+
+
 def differentiable_signals(models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate) -> Signals:
-    """The signals with gradient that a rule needs, for one micro-batch."""
+    """Compute the live signals that a rule needs, for one micro-batch, with gradient."""
+    needs = {signal for signal in update.needs if signal.is_live}
     predicted = batch.response_BT[:, 1:]
     hidden_BTH = models.policy.hidden(batch.token_ids_BT, batch.images)
     hidden_NH, targets_N = hidden_BTH[:, :-1][predicted], batch.token_ids_BT[:, 1:][predicted]
+    entropy = Signal.POLICY_ENTROPY in needs
     values: dict[Signal, Tensor] = {}
-    if update.needs & NEEDS_REFERENCE & DIFFERENTIABLE:
-        assert models.reference is not None
+    for (name, top_k), signals in _kl_signals(needs, update.kl_top_k).items():
         with torch.no_grad():
-            reference_NH = models.reference.hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
+            frozen_NH = models.frozen[name].hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
+        quantities = {signal.quantity for signal in signals}
         scores = chunked_scores_against_reference(
-            (hidden_NH, reference_NH),
-            (models.policy.head, models.reference.head),
+            (hidden_NH, frozen_NH),
+            (models.policy.head, models.frozen[name].head),
             targets_N,
             WantedScores(
-                entropy=Signal.POLICY_ENTROPY in update.needs,
-                kl_reference_to_policy=Signal.KL_REFERENCE_TO_POLICY in update.needs,
-                kl_policy_to_reference=Signal.KL_POLICY_TO_REFERENCE in update.needs,
-                top_k=update.kl_top_k,
+                entropy=entropy and not values,
+                kl_reference_to_policy="kl_to_policy" in quantities,
+                kl_policy_to_reference="kl_from_policy" in quantities,
+                top_k=top_k,
             ),
             temperature=settings.temperature,
             chunk_tokens=settings.chunk_tokens,
         )
-        logprobs_N, entropy_N = scores.logprobs_N, scores.entropy_N
-        values[Signal.KL_REFERENCE_TO_POLICY] = _spread(scores.kl_reference_to_policy_N, predicted)
-        values[Signal.KL_POLICY_TO_REFERENCE] = _spread(scores.kl_policy_to_reference_N, predicted)
-    else:
+        if not values:
+            values[Signal.POLICY_LOGPROBS] = _spread(scores.logprobs_N, predicted)
+            values[Signal.POLICY_ENTROPY] = _spread(scores.entropy_N, predicted)
+        found = {
+            "kl_to_policy": scores.kl_reference_to_policy_N,
+            "kl_from_policy": scores.kl_policy_to_reference_N,
+        }
+        values |= {signal: _spread(found[signal.quantity], predicted) for signal in signals}
+    if not values:
         logprobs_N, entropy_N = chunked_logprobs_and_entropy(
             hidden_NH,
             models.policy.head,
             targets_N,
             temperature=settings.temperature,
             chunk_tokens=settings.chunk_tokens,
-            with_entropy=Signal.POLICY_ENTROPY in update.needs,
+            with_entropy=entropy,
         )
-    if Signal.CORRUPTED_LOGPROBS in update.recomputed:
-        values[Signal.CORRUPTED_LOGPROBS] = corrupted_logprobs(models.policy, batch, settings)
-    values[Signal.POLICY_LOGPROBS] = _spread(logprobs_N, predicted)
-    values[Signal.POLICY_ENTROPY] = _spread(entropy_N, predicted)
+        values[Signal.POLICY_LOGPROBS] = _spread(logprobs_N, predicted)
+        values[Signal.POLICY_ENTROPY] = _spread(entropy_N, predicted)
+    if (corrupted := Signal("logprobs", view="corrupted")) in needs:
+        values[corrupted] = corrupted_logprobs(models.policy, batch, settings)
     if models.heads is not None:
         values[Signal.HEADS] = _heads(models, batch, hidden_BTH)
-    return Signals({name: x_BT for name, x_BT in values.items() if name in update.needs}, update.rule)
+    return Signals({signal: x_BT for signal, x_BT in values.items() if signal in needs}, update.rule)
+
+
+def _kl_signals(needs: Collection[Signal], top_k: int | None) -> dict[tuple[str, int | None], list[Signal]]:
+    """Group the exact KLs by model and tokens compared: each group needs one pass over the logits of two models."""
+    groups: dict[tuple[str, int | None], list[Signal]] = {}
+    for signal in sorted((signal for signal in needs if signal.is_kl), key=lambda one: (one.model, one.quantity)):
+        groups.setdefault((signal.model, signal.top_k or top_k), []).append(signal)
+    return groups
 
 
 @torch.no_grad()
 def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
-    """What the heads say with the weights as they are, ``[B, T, K]``, for a whole batch."""
+    """Compute the heads' output with the current weights, ``[B, T, K]``, for a whole batch."""
     parts: list[tuple[Tensor, Tensor]] = []
     for rows_B in micro_batches(batch, settings.micro_batch_tokens):
         micro = batch.rows(rows_B).to(device)
@@ -184,16 +238,16 @@ def _heads(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
     """
     assert models.heads is not None
     if models.heads.reads is HeadInput.TOKENS:
-        said_BTK = models.heads(batch.token_ids_BT)
+        heads_BTK = models.heads(batch.token_ids_BT)
     elif models.heads.reads is HeadInput.REFERENCE_LAYERS:
         assert models.reference is not None
         with torch.no_grad():
             layers_BTLH = models.reference.layers(batch.token_ids_BT, batch.images)
-        said_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
+        heads_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
     else:
         assert hidden_BTH is not None
-        said_BTK = F.pad(models.heads(hidden_BTH[:, :-1]), (0, 0, 1, 0))
-    return torch.where(batch.response_BT.unsqueeze(-1), said_BTK, 0.0)
+        heads_BTK = F.pad(models.heads(hidden_BTH[:, :-1]), (0, 0, 1, 0))
+    return torch.where(batch.response_BT.unsqueeze(-1), heads_BTK, 0.0)
 
 
 def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:

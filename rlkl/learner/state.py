@@ -1,4 +1,4 @@
-"""The learner's own part of a checkpoint: trained parameters, optimizer, and the numbers that a rule keeps."""
+"""The learner's part of a checkpoint: trained parameters, optimizer, and the state of the rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE_FILE = "learner.pt"
 
 @dataclass(slots=True, kw_only=True)
 class LearnerState:
-    """All that a resume needs beside the model that the run started from."""
+    """The state that a resume needs beside the model that the run started from."""
 
     optimization: Optimization
     update: PolicyUpdate
@@ -40,7 +40,7 @@ class LearnerState:
         )
 
     def restore(self, folder: Path, device: torch.device) -> None:
-        """Take up the state that `save` wrote; raises `CheckpointError` if it is of another model."""
+        """Load the state that `save` wrote; raises `CheckpointError` if it is of another model."""
         path, trained = folder / STATE_FILE, self.optimization.trained
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)

@@ -1,4 +1,4 @@
-"""Optimizer steps: what is trained, the optimizer over it, and the way back when a training step fails."""
+"""Optimizer steps: the trained parameters, their optimizer, and undoing a step that fails."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Optimization:
         self.steps, self._torn = steps, False
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The parameters by name, and their optimizer state as ``name/exp_avg``."""
+        """Return the parameters by name, and their optimizer state as ``name/exp_avg``."""
         found: dict[str, Tensor] = dict(self.trained)
         for name, parameter in self.trained.items():
             found |= {f"{name}/{key}": tensor for key, tensor in self.optimizer.state.get(parameter, {}).items()}
@@ -130,7 +130,7 @@ class Optimization:
 
 
 def trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Parameter]:
-    """The parameters that are trained: ``policy.`` and ``heads.`` before their names."""
+    """Return the trained parameters, with ``policy.`` or ``heads.`` before their names."""
     named: Iterable[tuple[str, nn.Parameter]] = policy.named_parameters()
     trained = {f"policy.{name}": p for name, p in named if p.requires_grad}
     if heads is not None:
@@ -141,7 +141,7 @@ def trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Para
 def build_optimizer(
     trained: Mapping[str, nn.Parameter], section: LearnerSection, heads: Heads | None
 ) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, not on norms and biases; heads name their own, and their learning rate."""
+    """Return AdamW with weight decay on matrices only. Heads name their own decay and scale of the learning rate."""
     groups = _groups(trained, "policy.", weight_decay=section.weight_decay, lr_scale=1.0)
     if heads is not None:
         groups += _groups(trained, "heads.", weight_decay=heads.weight_decay, lr_scale=heads.lr_scale)

@@ -70,7 +70,7 @@ def _commit_of(name: str) -> str:
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
-    """The files that transformers loads, in its order of preference; others may lie beside them."""
+    """Yield the weight files that transformers loads, by its order of preference; the folder may hold others."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             yield folder / name
@@ -83,7 +83,7 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 
 
 def _digest(file: Path) -> str:
-    """The digest of a file's content, kept for a large file that has not changed since it was read."""
+    """Return the digest of a file's content. A large file is read again only if it has changed."""
     stamp = _stamp(file)
     if stamp[0] < _SMALL:
         return _read(file)
@@ -105,7 +105,7 @@ def _digest(file: Path) -> str:
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size, times of content and of status (nanoseconds), and inode: a copy over the file changes one of them."""
+    """Return size, modification and status times (nanoseconds), and inode: overwriting the file changes one of them."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

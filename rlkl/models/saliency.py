@@ -1,4 +1,4 @@
-"""Where a vision tower looks: the attention that each part of a picture receives, as a grid."""
+"""Measure the attention that each part of a picture receives in a vision tower."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers.vision_utils import get_vision_window_index
 
 @torch.no_grad()
 def received_attention(tower: Any, patches_PD: Tensor, grid_3: Tensor) -> np.ndarray:
-    """Attention that each merged cell of one picture receives, ``[rows, columns]``: what ``mask_salient`` wants.
+    """Return the attention that each merged cell of one picture receives, ``[rows, columns]``, for ``mask_salient``.
 
-    Mean over the heads, the queries and the blocks that attend to the whole picture; a patch's attention to itself is
-    left out, and the patches of a merged cell are added up. ``tower``: that of a Qwen2-VL or Qwen2.5-VL.
+    It is the mean over heads, queries and the blocks that attend to the whole picture, without a patch's attention to
+    itself, summed over the patches of a merged cell. ``tower`` is the vision tower of a Qwen2-VL or Qwen2.5-VL.
     """
     received: list[Tensor] = []
 
@@ -38,7 +38,7 @@ def received_attention(tower: Any, patches_PD: Tensor, grid_3: Tensor) -> np.nda
 
 
 def _received(attention: Any, hidden_PH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """For each patch the mean weight, over heads and other patches, that these give it."""
+    """Return the mean attention weight that each patch receives from the other patches, averaged over heads."""
     query_PNH, key_PNH, _ = attention.qkv(hidden_PH).reshape(len(hidden_PH), 3, attention.num_heads, -1).unbind(1)
     query_PNH, key_PNH = apply_rotary_pos_emb_vision(query_PNH, key_PNH, *rotary)
     scores_NPP = torch.einsum("qnh,knh->nqk", query_PNH.float(), key_PNH.float()) * attention.scaling
@@ -47,7 +47,7 @@ def _received(attention: Any, hidden_PH: Tensor, rotary: tuple[Tensor, Tensor]) 
 
 
 def _order(tower: Any, grid_3: Tensor) -> Tensor:
-    """Where each merged cell of the picture, row by row, stands in the tower, which sorts them by window."""
+    """Return the tower's index of each merged cell, row by row: the tower sorts the cells by window."""
     cells = int(grid_3.prod()) // tower.spatial_merge_size**2
     if not hasattr(tower, "window_size"):
         return torch.arange(cells)

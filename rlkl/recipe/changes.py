@@ -1,4 +1,4 @@
-"""Comparing the recipe of a run with the recipe that goes on with it."""
+"""Compare the recipe of a run with the recipe that resumes it."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ MAY_CHANGE = (
     "checkpoint",
     "cluster",
 )
-"""Keys, and sections, that a resume may change: where and how a run computes, what it records, and how long it is."""
+"""Keys and sections that a resume may change: where and how the run computes, what it records, and its length."""
 
 BOUND_BY_CONTENT = {
     "model.path": "model",
     "model.reference": "reference",
+    "models": "models",
     "update.rule": "rule",
     "data.source": "data",
     "data.subset": "data",
@@ -53,12 +54,12 @@ BOUND_BY_CONTENT = {
     "rewards[].function": "rewards",
     "rewards[].settings": "rewards",
 }
-"""Keys that refer to something with a hash of its own, and the name of the hash: files may move if they stay equal."""
+"""Keys whose target is hashed, with the name of the hash: files may move if their contents stay equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One key with two values. A section counts as one value where it does not have the same keys."""
+    """One key with two values. Sections with different keys are compared as one value."""
 
     key: str
     before: Any
@@ -73,7 +74,7 @@ class Change:
         return re.sub(r"\[\d+\]", "[]", self.key)
 
     def is_within(self, key: str) -> bool:
-        """Whether the changed key is ``key`` or lies in that section."""
+        """Return whether the changed key is ``key`` or is in that section."""
         return self.schema_key == key or self.schema_key.startswith((f"{key}.", f"{key}["))
 
     @property
@@ -83,7 +84,7 @@ class Change:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Every key whose value differs, in the order of ``now``; the order of keys within a section does not count."""
+    """Return every key whose value differs, in the order of ``now``; the order of keys within a section is ignored."""
     return list(_changes(before, now, ""))
 
 
@@ -105,9 +106,9 @@ def _are_sections(value: Any) -> bool:
 
 
 def plain_values(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON gives it back.
+    """Return the recipe as plain JSON values.
 
-    Raises `RecipeError` for a value that JSON does not hold; `rlkl.recipe.io.dump_recipe` names its key.
+    Raises `RecipeError` for a value that JSON cannot hold; `rlkl.recipe.io.dump_recipe` names its key.
     """
     try:
         return json.loads(json.dumps(recipe.model_dump()))
@@ -116,9 +117,9 @@ def plain_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with every local path that it names made absolute, so that it can be read from any folder.
+    """Make every local path in the recipe absolute, so that it can be used from any folder.
 
-    Paths in the settings of a reward stay as they are: only the reward knows which of them are paths.
+    Paths in the settings of a reward stay as they are: only the reward knows which of its settings are paths.
     """
     run, model, data = recipe.run, recipe.model, recipe.data
     changed: dict[str, Any] = {
@@ -129,6 +130,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
                 "reference": None if model.reference is None else absolute_if_local(model.reference),
             }
         ),
+        "models": {
+            name: section.model_copy(update={"path": absolute_if_local(section.path)})
+            for name, section in recipe.models.items()
+        },
         "data": data.model_copy(update={"source": absolute_if_local(data.source)}),
         "rewards": [
             reward.model_copy(update={"function": _absolute_reference(reward.function)}) for reward in recipe.rewards
@@ -139,7 +144,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def absolute_if_local(path: str) -> str:
-    """The absolute path of a file or folder that is there; other names (of a hub, of a task) as they are."""
+    """Make the path of an existing file or folder absolute; leave other names (of a hub or a task) as they are."""
     local = Path(path).expanduser()
     return str(local.absolute()) if local.exists() else path
 

@@ -1,6 +1,6 @@
 """YAML by the core schema of YAML 1.2: ``1e-4`` is a number, ``off`` is text, and a key given twice is an error.
 
-Text is written so that a reader of YAML 1.1 takes it for text as well.
+Text is written so that readers of YAML 1.1 read it as text, too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Turns pydantic's errors about a recipe into sentences: which key, what value, what was expected, what is near."""
+"""Turn pydantic's errors into sentences: the key, the value, what was expected, and the nearest key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -18,7 +18,7 @@ _LONGEST_VALUE = 80
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """The section that was checked, and where it stands in the recipe."""
+    """The section that was checked, and its key in the recipe."""
 
     section: type[Section]
     at: str
@@ -26,7 +26,7 @@ class _Root:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an error is: the dotted key as the user wrote it, as the schema names it, and the sections around it."""
+    """The place of an error: the dotted key as written, its name in the schema, and the sections around it."""
 
     written: str
     schema_name: str
@@ -34,7 +34,7 @@ class _Place:
 
 
 def explain(error: ValidationError, source: str, root: _Root | None = None) -> str:
-    """All problems, one a line; ``source`` names the file. ``root``: the section that was checked, if not all."""
+    """List all problems, one a line. ``source`` names the file; ``root`` is the section that was checked."""
     root = root or _Root(Recipe, "")
     keys = {key.name: key for key in describe_keys(root.section, f"{root.at}.".lstrip("."))}
     problems = list(dict.fromkeys(_problem(detail, keys, root) for detail in error.errors()))
@@ -44,12 +44,12 @@ def explain(error: ValidationError, source: str, root: _Root | None = None) -> s
 
 
 def explain_outside(error: ValidationError, source: str, section: type[Section]) -> str:
-    """The same for the settings of a rule from outside."""
+    """List all problems in the settings of a custom rule."""
     return explain(error, source, _Root(section, "update"))
 
 
 def explain_whole(error: ValidationError, source: str, section: type[Section]) -> str:
-    """The same for a recipe that is not `Recipe`."""
+    """List all problems in a recipe of another class than `Recipe`."""
     return explain(error, source, _Root(section, ""))
 
 
@@ -61,15 +61,15 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     if kind == "missing":
         described = keys[place.schema_name].description if place.schema_name in keys else "a section"
         return f"{place.written} is missing: {described}"
-    if kind == "union_tag_not_found":
-        return f"{place.written}.rule is missing: expected {keys[place.schema_name + '.rule'].expects}"
-    if kind == "union_tag_invalid":
-        got = detail["input"]["rule"]
-        return f"{place.written}.rule = {got!r}: expected {keys[place.schema_name + '.rule'].expects}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tag = str(detail.get("ctx", {}).get("discriminator", "")).strip("'")
+        own = place.schema_name if f"{place.schema_name}.{tag}" in keys else f"{place.schema_name}[]"
+        found = f" = {detail['input'][tag]!r}" if kind == "union_tag_invalid" else " is missing"
+        return f"{place.written}.{tag}{found}: expected {keys[f'{own}.{tag}'].expects}"
     got = f"{place.written} = {_shortened(detail['input'])}"
     if kind == "value_error":
         reason = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
-        if place.sections:  # a rule about a whole section; its keys are named in the reason
+        if place.sections:  # a check of a whole section; the reason names its keys
             return f"{place.written}: {reason}".removeprefix(": ")
         return f"{got}: {reason}"
     if place.schema_name in keys:
@@ -85,7 +85,11 @@ def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
     """Follow pydantic's location through the schema, leaving out the names it inserts for members of a union."""
     sections: tuple[type[Section], ...] = (root.section,)
     written = schema_name = root.at
+    names_section = False  # the next part is a name of the user's, not a key of the schema
     for position, part in enumerate(loc):
+        if names_section:
+            written, schema_name, names_section = f"{written}.{part}", f"{schema_name}.<name>", False
+            continue
         if isinstance(part, int):
             written, schema_name = f"{written}[{part}]", f"{schema_name}[]"
             continue
@@ -97,6 +101,7 @@ def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
         written, schema_name = f"{written}.{part}".lstrip("."), f"{schema_name}.{part}".lstrip(".")
         if fields:
             sections = tuple(child for field in fields for child in sections_in(field.annotation))
+            names_section = any(get_origin(field.annotation) is dict for field in fields) and bool(sections)
     return _Place(written, schema_name.removesuffix("[]"), sections)
 
 

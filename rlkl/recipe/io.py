@@ -1,4 +1,4 @@
-"""Reading and writing recipes: YAML, ``section.key=value`` overrides, and errors that name the key."""
+"""Read and write recipes: YAML, ``section.key=value`` overrides, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlkl.updates.custom import is_outside, settings_class
 _S = TypeVar("_S", bound=Section)
 _PACKAGED = Path(__file__).resolve().parents[1] / "built_in_recipes"
 _BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
-"""An installed package brings the recipes along (setup.py); a source tree has them in ``recipes/``."""
+"""An installed package holds the recipes (setup.py); a source tree has them in ``recipes/``."""
 _OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\[\d+\]|\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -39,7 +39,7 @@ def load_recipe(path: str | Path, *overrides: str) -> Recipe:
 
 
 def load_section(section: type[_S], path: str | Path, *overrides: str) -> _S:
-    """The same for another command's recipe, whose keys ``section`` holds."""
+    """Read the recipe of another command; ``section`` is its schema. Otherwise like `load_recipe`."""
     values, source = read_values(path, *overrides)
     try:
         return section.model_validate(values)
@@ -48,7 +48,7 @@ def load_section(section: type[_S], path: str | Path, *overrides: str) -> _S:
 
 
 def read_values(path: str | Path, *overrides: str) -> tuple[dict[str, Any], str]:
-    """What a recipe says with the overrides applied, unchecked, and how messages call it."""
+    """Read a recipe and apply overrides without checking the values; return them, and the recipe's name in messages."""
     file = _find(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def read_values(path: str | Path, *overrides: str) -> tuple[dict[str, Any], str]
 
 
 def load_rewards_only(functions: Sequence[str], *overrides: str) -> Recipe:
-    """A recipe of nothing but rewards, for scoring data that are there already.
+    """Build a recipe that only has rewards, to score existing data.
 
     Args:
         functions: As in ``rewards[].function``.
@@ -93,7 +93,7 @@ def recipe_from(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 def _with_outside_rule(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """The values with ``update`` checked by the settings of the rule from outside that it names, if it names one."""
+    """If ``update`` names a custom rule, check it against the rule's settings; return all values."""
     update = values.get("update")
     if not isinstance(update, dict) or not is_outside(update.get("rule")):
         return values
@@ -105,7 +105,7 @@ def _with_outside_rule(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def dump_recipe(recipe: Section) -> str:
-    """A recipe as YAML with every default written out; what loaded it reads the same recipe back."""
+    """Write a recipe as YAML with all defaults; reading it gives an equal recipe."""
     return write_yaml(recipe.model_dump())
 
 
@@ -130,7 +130,7 @@ def _find(path: str | Path) -> Path:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one value in place; sections on the way are made where the file leaves them out."""
+    """Set one value in place; create the sections on the way that the file leaves out."""
     match = _OVERRIDE.fullmatch(override)
     if match is None:
         raise RecipeError(f"override '{override}': expected section.key=value, as in learner.lr=1e-4")

@@ -22,18 +22,18 @@ class Key:
 
     name: str
     expects: str
-    """In words: ``a number > 0 or null``."""
+    """The allowed values in words: ``a number > 0 or null``."""
     default: str
-    """As one would write it in YAML, or `REQUIRED`."""
+    """The default in YAML, or `REQUIRED`."""
     description: str
     rules: tuple[str, ...] = ()
     """For a key of ``update``: the rules that have it."""
 
 
 def describe_keys(section: type[Section] = Recipe, prefix: str = "") -> list[Key]:
-    """All keys in the order of the schema. A key that several update rules share comes once.
+    """List all keys in the order of the schema. A key that several update rules share is listed once.
 
-    ``section`` may be one that stands in the recipe at ``prefix`` (``update.``).
+    ``prefix`` is the key of ``section`` in the recipe (``update.``).
     """
     keys: dict[str, Key] = {}
     for key in _walk(section, prefix, ()):
@@ -42,7 +42,7 @@ def describe_keys(section: type[Section] = Recipe, prefix: str = "") -> list[Key
 
 
 def sections_in(annotation: Any) -> tuple[type[Section], ...]:
-    """The sections an annotation can hold, seen through ``Annotated``, ``X | None``, unions and lists."""
+    """Return the sections that an annotation can hold, also within ``Annotated``, ``X | None``, unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return (annotation,)
     return tuple(section for argument in get_args(annotation) for section in sections_in(argument))
@@ -60,12 +60,12 @@ def _walk(section: type[Section], prefix: str, rules: tuple[str, ...]) -> Iterat
                 rules=rules,
             )
         for child in children:
-            separator = "[]." if get_origin(field.annotation) is list else "."
+            separator = {list: "[].", dict: ".<name>."}.get(get_origin(field.annotation), ".")
             yield from _walk(child, prefix + name + separator, rules_of(child) or rules)
 
 
 def rules_of(section: type[Section]) -> tuple[str, ...]:
-    """The rule names of a section of update settings; empty for any other section."""
+    """Return the rule names of a section of update settings; empty for any other section."""
     if "rule" not in section.model_fields:
         return ()
     return get_args(section.model_fields["rule"].annotation)

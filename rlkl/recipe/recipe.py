@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rlkl.recipe.sections import (
     CheckpointSection,
     ClusterSection,
     DataSection,
+    FrozenModelSection,
     LearnerSection,
     ModelSection,
     RolloutSection,
@@ -36,6 +38,9 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, description="Every random draw of the run derives from it.")
     steps: int = Field(default=100, ge=1, description="Training steps (rollout, reward, learner, publish).")
     model: ModelSection = Field(description="The policy.")
+    models: dict[str, FrozenModelSection] = Field(
+        default_factory=dict, description="Further frozen models by name, for terms and rules: {teacher: {path: ...}}."
+    )
     data: DataSection = Field(description="Where prompts come from.")
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="Sampling.")
     rewards: list[RewardSection] = Field(
@@ -74,6 +79,17 @@ class Recipe(Section):
                 "(data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
             )
         return self
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _names_are_free(cls, models: dict[str, FrozenModelSection]) -> dict[str, FrozenModelSection]:
+        for name in models:
+            if name in ("policy", "reference") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"{name!r} cannot name a model: use small letters, digits and _, and not policy or reference (the "
+                    "reference is set by model.reference)"
+                )
+        return models
 
     @model_validator(mode="after")
     def _minibatches_hold_groups(self) -> Recipe:

@@ -1,4 +1,4 @@
-"""Recipe sections for rewards: one reward, and the sum of all of them."""
+"""Recipe sections for rewards: one reward, and the sum of all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODES_WITH = {
     "cpus": ("actor",),
     "gpus": ("actor",),
 }
-"""Keys of a reward that only some modes have a use for."""
+"""Keys of a reward that only some modes use."""
 
 _PROCESS_KEYS = ("workers", "timeout_s", "memory_mb")
 """Mode ``auto`` runs a reward in a process if one of these is set."""
@@ -85,7 +85,7 @@ class RewardSection(Section):
 
     @property
     def place(self) -> Place:
-        """Where it runs: the mode, or what ``auto`` chooses."""
+        """Where it runs: the mode, or the choice of ``auto``."""
         if self.mode != "auto":
             return self.mode
         quick = self.function.startswith(_INLINE_PREFIXES)
@@ -93,7 +93,7 @@ class RewardSection(Section):
 
     @property
     def deadline_s(self) -> float | None:
-        """Limit for one call in seconds; None: there is none."""
+        """Limit for one call in seconds; None: no limit."""
         return self.timeout_s or (DEADLINE_S if self.place in ("process", "actor") else None)
 
     def _is_set(self, key: str) -> bool:
@@ -101,7 +101,7 @@ class RewardSection(Section):
 
     @model_validator(mode="after")
     def _fits_the_mode(self) -> RewardSection:
-        """Refuse what would do nothing."""
+        """Refuse settings that would have no effect."""
         for key, modes in _MODES_WITH.items():
             if self.mode not in modes and self._is_set(key):
                 value = getattr(self, key)

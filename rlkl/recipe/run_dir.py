@@ -25,12 +25,12 @@ class HasRun(Protocol):
 
 
 def new_run_dir(recipe: HasRun, *, resumable: bool = True) -> Path:
-    """Return the unused folder that a new run would get; make nothing.
+    """Return the unused folder that a new run would get, without creating it.
 
-    That is ``run.dir``, else ``runs/<name>``, or ``runs/<name>-2`` and so on where it is taken.
+    It is ``run.dir`` if that is set, else ``runs/<name>``, or ``runs/<name>-2`` and so on if that is taken.
 
     Raises `InputError` if ``run.dir`` was spelled out and already holds something: a run never overwrites another.
-    ``resumable``: the message may advise to go on with that other run.
+    ``resumable``: the message may advise to resume that other run.
     """
     if recipe.run.dir is not None:
         chosen = Path(recipe.run.dir)
@@ -73,7 +73,7 @@ def write_recipe(run_dir: Path, text: str) -> None:
 
 
 def recipe_path(run_dir: Path) -> Path:
-    """The resolved recipe of an earlier run; raises `CheckpointError` when ``run_dir`` holds none."""
+    """Return the path of an earlier run's resolved recipe; raises `CheckpointError` if ``run_dir`` has none."""
     path = run_dir / RECIPE_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -99,7 +99,7 @@ def _claim(folder: Path) -> RunLock | None:
         lock = lock_run_dir(folder)
     except OSError as error:
         raise InputError(f"the run folder {folder} cannot be made ({error}); choose another with run.dir") from error
-    if _is_taken(folder):  # a run came and went between the look and the lock
+    if _is_taken(folder):  # another run used the folder between the check and the lock
         lock.release()
         return None
     return lock
@@ -111,7 +111,7 @@ def _taken(folder: Path, *, resumable: bool) -> InputError:
 
 
 def _is_taken(folder: Path) -> bool:
-    """Whether a folder holds something that a new run must not overwrite: not a lock, and not a run without a step."""
+    """Return whether a folder holds files that a new run must not overwrite. A lock or a run without a step may go."""
     if not folder.is_dir():
         return folder.exists()
     files = {path.name: path for path in folder.iterdir() if path.name != LOCK_FILE}

@@ -77,6 +77,14 @@ class ModelSection(Section):
         return self.lora is not None and self.dtype != "float32"
 
 
+class FrozenModelSection(Section):
+    """A frozen model beside policy and reference. Rules and terms refer to it by its name."""
+
+    path: str = Field(
+        description="Hugging Face name, local folder, or built-in base model, of the policy's vocabulary."
+    )
+
+
 class DataSection(Section):
     """Where prompts come from."""
 

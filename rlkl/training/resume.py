@@ -48,14 +48,16 @@ def newest(run_dir: Path, recipe: Recipe) -> Saved:
     return Saved(run_dir=run_dir, checkpoint=checkpoint, state=state)
 
 
-def origin_of(recipe: Recipe, model_path: str, reference_path: str | None) -> dict[str, str]:
+def origin_of(
+    recipe: Recipe, model_path: str, reference_path: str | None, frozen_paths: Mapping[str, str]
+) -> dict[str, str]:
     """Hash the models and the rule that a run starts from, by the names of `rlkl.recipe.changes.BOUND_BY_CONTENT`."""
     found = {"model": model_fingerprint(model_path)}
     if reference_path is not None:
         found["reference"] = model_fingerprint(reference_path)
     if isinstance(recipe.update, OutsideSettings):
         found["rule"] = _rule_fingerprint(recipe.update)
-    return found
+    return found | {f"models.{name}": model_fingerprint(path) for name, path in frozen_paths.items()}
 
 
 def columns_of(source: PromptSource) -> dict[str, str]:
@@ -95,6 +97,7 @@ def check_origin(saved: Saved, now: Mapping[str, str], recipe: Recipe) -> None:
         ("model", "model.path", recipe.model.path, "model"),
         ("reference", "model.reference", recipe.model.reference, "model"),
         ("rule", "update.rule", recipe.update.rule, "rule"),
+        *((f"models.{name}", f"models.{name}.path", section.path, "model") for name, section in recipe.models.items()),
     ):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -165,6 +168,8 @@ def _is_free(saved: Saved, change: Change) -> bool:
     if change.may_happen:
         return True
     name = next((name for key, name in BOUND_BY_CONTENT.items() if change.is_within(key)), None)
+    if change.is_within("models"):
+        name = change.key.removesuffix(".path")  # models.teacher
     if name in ("data", "rewards"):
         return True
     return name is not None and name in saved.state.fingerprints

@@ -109,12 +109,13 @@ def _prepare(
         check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     model_path = resolve_model(recipe.model.path)
     reference_path = _resolve_reference(recipe, model_path)
+    frozen_paths = _resolve_models(recipe, model_path)
     tokenizer = _load_tokenizer(model_path)
     _check_sizes(model_path, recipe)
     pictures = load_picture_processor(model_path, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
-    columns, origin = columns_of(source), origin_of(recipe, model_path, reference_path)
+    columns, origin = columns_of(source), origin_of(recipe, model_path, reference_path, frozen_paths)
     if saved is not None:
         check_data(saved, source, columns, recipe)
         check_origin(saved, origin, recipe)
@@ -128,6 +129,7 @@ def _prepare(
             recipe=recipe,
             model_path=model_path,
             reference_path=reference_path,
+            frozen_paths=frozen_paths,
             stop_token_ids=engine.stop_token_ids,
         ),
         engine=engine,
@@ -183,7 +185,7 @@ def _build_update(recipe: Recipe) -> PolicyUpdate:
     """Return the recipe's rule; raise if this learner cannot compute what it needs, or not on the wanted device."""
     check_device(recipe)
     update = build_update(recipe.update)
-    check_supplied(update)
+    check_supplied(update, recipe.models)
     return update
 
 
@@ -229,17 +231,28 @@ def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:
 
 
 def _resolve_reference(recipe: Recipe, model_path: str) -> str | None:
-    """The folder behind ``model.reference``; raises `InputError` when it is no model of the policy's vocabulary."""
+    """Return the folder of ``model.reference``; raise `InputError` if it is no model of the policy's vocabulary."""
     if recipe.model.reference is None:
         return None
-    path = resolve_model(recipe.model.reference)
-    sizes = [
-        _config(name, key).get_text_config().vocab_size for key, name in (("path", model_path), ("reference", path))
-    ]
-    if sizes[0] != sizes[1]:
+    return _same_vocabulary("model.reference", recipe.model.reference, recipe, model_path)
+
+
+def _resolve_models(recipe: Recipe, model_path: str) -> dict[str, str]:
+    """Return the folders of ``models``; raise `InputError` if one is no model of the policy's vocabulary."""
+    return {
+        name: _same_vocabulary(f"models.{name}.path", section.path, recipe, model_path)
+        for name, section in recipe.models.items()
+    }
+
+
+def _same_vocabulary(key: str, value: str, recipe: Recipe, model_path: str) -> str:
+    path = resolve_model(value)
+    own = _config(model_path, "model.path").get_text_config().vocab_size
+    other = _config(path, key).get_text_config().vocab_size
+    if own != other:
         raise InputError(
-            f"model.reference = {recipe.model.reference!r} has {sizes[1]} token ids, the policy at model.path = "
-            f"{recipe.model.path!r} has {sizes[0]}; a KL needs one vocabulary, so name a model of the same family"
+            f"{key} = {value!r} has {other} token ids, the policy at model.path = {recipe.model.path!r} has {own}; a "
+            "KL needs one vocabulary, so name a model of the same family"
         )
     return path
 
@@ -248,7 +261,7 @@ def _config(path: str, key: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"model.{key} = {path!r}: its config.json cannot be read ({error})") from error
+        raise InputError(f"{key} = {path!r}: its config.json cannot be read ({error})") from error
 
 
 def _load_tokenizer(model_path: str) -> Any:
@@ -270,7 +283,7 @@ def _check_sizes(model_path: str, recipe: Recipe) -> None:
     """Refuse more actors than this machine can hold, and sequences that are longer than the model allows."""
     check_own_machine(recipe, model_path)
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    config = _config(model_path, "path")
+    config = _config(model_path, "model.path")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise RecipeError(
@@ -296,7 +309,7 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         pixels=recipe.data.pixels,
         adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
         freeze_vision=recipe.model.freeze_vision,
-        image_token_id=getattr(_config(model_path, "path"), "image_token_id", None),
+        image_token_id=getattr(_config(model_path, "model.path"), "image_token_id", None),
     )
 
 

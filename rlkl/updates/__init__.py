@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rlkl.updates.custom import OutsideSettings, rule_of
+from rlkl.updates.terms import build_terms
 
 if TYPE_CHECKING:
     from rlkl.updates.base import PolicyUpdate
@@ -22,7 +23,16 @@ RULES = {
 
 
 def build_update(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:
-    """The rule that ``update.rule`` names, with its settings."""
+    """Build the rule that ``update.rule`` names, with its settings and the terms of ``update.terms``."""
+    rule = _build_rule(settings)
+    if not settings.terms:
+        return rule
+    from rlkl.updates.terms.composed import WithTerms
+
+    return WithTerms(rule, build_terms(settings.terms))
+
+
+def _build_rule(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:
     if isinstance(settings, OutsideSettings):
         return rule_of(settings)(settings)
     module, _, name = RULES[settings.rule].partition(":")

@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.batch import Batch, LossOutput
+from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
 from rlkl.updates.settings import CorruptionSettings, RuleSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What a head must know of the policy beside which it stands."""
+    """Properties of the policy that the heads of a rule are built for."""
 
     path: str
     """Where the policy's weights came from: a separate critic starts from them too."""
@@ -31,14 +32,14 @@ class ModelShape:
 
 
 class HeadInput(Enum):
-    """What the learner feeds to a rule's heads, at the place that predicts the token (so never the token itself)."""
+    """The input of a rule's heads, at the position that predicts the token (so never the token itself)."""
 
     POLICY_HIDDEN = "policy_hidden"
     """``[B, T, H]``: the policy's last hidden states; gradient flows on into the policy."""
     REFERENCE_LAYERS = "reference_layers"
     """``[B, T, L, H]``: the frozen reference's hidden states after each block, the last after the final norm."""
     TOKENS = "tokens"
-    """``[B, T]``: the token ids, for a head with a backbone of its own. It must shift by itself."""
+    """``[B, T]``: the token ids, for a head with its own backbone. The head must shift its output by one."""
 
 
 class Heads(nn.Module, ABC):
@@ -54,21 +55,26 @@ class Heads(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, K]`` float32 from what `reads` names."""
 
-    def redraw(self, said_NK: Tensor) -> bool:
-        """Before the first optimizer step: draw bad first weights anew, seeing what they say on the first batch.
+    def redraw(self, heads_NK: Tensor) -> bool:
+        """Re-initialise dead heads before the first optimizer step; return True to be called with the new outputs.
 
-        True asks to be shown what the new ones say. Called only for a rule that needs ``Signal.PROXIMAL_HEADS``.
+        ``heads_NK`` is the output on the first batch. Called only for a rule that needs ``Signal.PROXIMAL_HEADS``.
         """
         return False
 
 
 class PolicyUpdate(ABC):
-    """How rollouts become a loss.
+    """Turns rollouts into a loss.
 
-    The learner calls, in this order: `build_heads` once; then per step `select` on the scored groups, `credit` on the
-    packed batch (frozen signals already in ``batch.signals``), `batch_metrics` on what that gave, `loss` on each
-    micro-batch, and `observe`.
-    A rule holds its settings, and at most a few numbers that `state` hands out: no weights, no device.
+    One instance lives in the driver and one in the learner; they share nothing but the settings.
+
+    - In the driver: `check_model` once; per step `select` on the scored groups; `alarms` on the records.
+    - In the learner: `build_heads` once; per step `credit` on the packed batch (frozen signals are in
+      ``batch.signals``), `batch_metrics` and `token_columns` on the credited batch, `loss` on each micro-batch, and
+      `observe`. `state` and `load_state` at checkpoints.
+
+    So `select` and `alarms` must depend on nothing but the settings and their arguments. A rule holds its settings, and
+    in the learner a few numbers that `state` returns: no weights, no device.
     """
 
     rule: ClassVar[str]
@@ -89,17 +95,12 @@ class PolicyUpdate(ABC):
 
     @property
     def kl_top_k(self) -> int | None:
-        """Exact KLs over the reference's k likeliest tokens and one bucket for the rest; None: the whole vocabulary."""
+        """Tokens that exact KLs compare if their signal names none; None: the whole vocabulary."""
         return None
 
     @property
-    def recomputed(self) -> frozenset[Signal]:
-        """Of the frozen signals in `needs`, those to compute anew in each pass, with gradient."""
-        return frozenset()
-
-    @property
     def corruption(self) -> CorruptionSettings | None:
-        """How to corrupt pictures for ``Signal.CORRUPTED_LOGPROBS``."""
+        """Settings for corrupting pictures, for signals whose view is ``corrupted``; None: the rule needs none."""
         return None
 
     def check_model(self, *, is_multimodal: bool) -> None:  # noqa: B027 - most rules train every model
@@ -110,7 +111,7 @@ class PolicyUpdate(ABC):
         return None
 
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
-        """Which rollouts train. Pure Python; all of them unless a rule says otherwise."""
+        """Choose the rollouts to train on; all of them by default. Pure Python."""
         return [
             Example(prompt=group.prompt, rollout=rollout, group=number)
             for number, group in enumerate(groups)
@@ -122,29 +123,29 @@ class PolicyUpdate(ABC):
         return batch
 
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
-        """Metrics of a credited batch that are no sums over its micro-batches (an explained variance)."""
+        """Return metrics of the whole credited batch that are not sums over micro-batches (an explained variance)."""
         return {}
 
     def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Per-token numbers ``[B, T]`` of a credited batch that belong beside its samples (masks), by column name."""
+        """Return per-token numbers ``[B, T]`` of a credited batch for the sample files (masks), by column name."""
         return {}
 
     def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most rules have nothing to note
-        """Take note of a finished step's metrics (an adaptive KL coefficient does)."""
+        """Note a finished step's metrics, for example to steer a KL coefficient."""
 
     def alarms(self, records: Sequence[Mapping[str, float]]) -> Mapping[str, str]:
-        """Name -> warning, for whatever in a run's step records (oldest first) speaks of trouble with this rule.
+        """Return warnings by name if a run's step records (oldest first) show a problem of this rule.
 
-        Asked after each step, with the records from the run's first step on; the loop tells each once when it sets in.
+        Called after each step with all records since the run's first step. The loop prints a warning when it begins.
         """
         return {}
 
     def state(self) -> dict[str, float]:
-        """What a resumed run must know beside the settings."""
+        """Return the numbers that a resumed run needs beside the settings."""
         return {}
 
     def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most rules have no state
-        """Take up what `state` handed out."""
+        """Restore the numbers that `state` returned."""
 
     @abstractmethod
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rlkl.schema import Section
+from rlkl.updates.terms.custom import TermEntry
 
 KlEstimator = Literal["k1", "k2", "k3"]
 KlPlacement = Literal["loss", "reward"]
@@ -99,6 +100,9 @@ class RuleSettings(Section):
     """Whether completions that the policy did not sample will do: chosen and rejected ones from a data set."""
 
     filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
+    terms: list[TermEntry] = Field(
+        default_factory=list, description="Terms to add to the rule's loss: kl, masked_kl, entropy, or your own."
+    )
 
     @property
     def keeps_reference(self) -> bool:

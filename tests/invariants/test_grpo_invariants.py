@@ -55,6 +55,7 @@ LEARNED: dict[Signal, int | slice] = {
     Signal.POLICY_LOGPROBS: 0,
     Signal.HEADS: slice(1, 3),
     Signal.CORRUPTED_LOGPROBS: 3,
+    Signal("logprobs", view="corrupted"): 3,
     Signal.KL_REFERENCE_TO_POLICY: 4,
 }
 """Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
@@ -86,7 +87,7 @@ def example() -> Batch:
     )
     pair_B = torch.tensor([0, -1, 0, 1, 1, -1, -1])
     chosen_B = torch.tensor([True, False, False, False, True, False, False])
-    batch = replace(batch, pair_B=pair_B, chosen_B=chosen_B).recounted()
+    batch = replace(batch, list_B=pair_B, rank_B=(~chosen_B).long()).recounted()
     heads_BTK = torch.stack([random_logprobs(batch.response_BT, seed=seed) for seed in (4, 5)], dim=-1)
     return with_frozen(batch, {Signal.PROXIMAL_HEADS: heads_BTK})
 
@@ -250,7 +251,7 @@ def test_zero_advantages_give_the_policy_exactly_no_gradient(settings: UpdateSet
 
 @pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, SparsePoSettings)], ids=name)
 def test_without_a_preference_there_is_exactly_no_gradient(settings: UpdateSettings) -> None:
-    batch = replace(example(), pair_B=torch.full((7,), -1)).recounted()
+    batch = replace(example(), list_B=torch.full((7,), -1)).recounted()
     assert not evaluate(settings, prepared(settings, batch), learned_of(batch)).gradient_BTK.any()
 
 

@@ -172,6 +172,18 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="One term larger than the others by orders of magnitude: its coefficient decides the run.",
     ),
     MetricDefinition(
+        key="term/sequences",
+        unit="sequences",
+        formula="Trained sequences of the step; only with update.terms.",
+        bad="Far below the sequences sampled: most were filtered out.",
+    ),
+    MetricDefinition(
+        key="term/<name>",
+        unit="as the term defines it",
+        formula="A metric of a term of update.terms: kl_reference_nats is the KL of kl_reference, nats per token.",
+        bad="A KL that grows step after step: raise the term's coef.",
+    ),
+    MetricDefinition(
         key="optim/grad_norm",
         unit="L2 norm",
         formula="Global norm of the gradient before clipping: mean over the step's optimizer steps.",

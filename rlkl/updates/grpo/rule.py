@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimization (arXiv 2402.03300) and five variants of it; equations in ``grpo.md``.
+"""Group Relative Policy Optimization (arXiv 2402.03300) and five variants of it; equations in README.md.
 
 The completions of one prompt are compared with each other: the advantage of each is its reward relative to its group's.
 The policy descends a surrogate of -advantage * ratio, where ratio = policy / proximal, plus ``kl_coef`` times a KL to
@@ -20,12 +20,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlkl.batch import Batch, Denominators, LossOutput, Signal, Signals
-from rlkl.functional import advantages, kl, reduce, surrogate
+from rlkl.batch import Batch, Denominators, LossOutput
+from rlkl.functional import advantages, reduce, surrogate
+from rlkl.functional.kl import kl_policy_to_reference_k1
 from rlkl.functional.reduce import masked
+from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
-from rlkl.updates.settings import Advantage, Aggregation, GrpoSettings, KlEstimator, Ratio
+from rlkl.updates.settings import Advantage, Aggregation, GrpoSettings, Ratio
+from rlkl.updates.terms.kl import Kl
+from rlkl.updates.terms.settings import KlSettings
 
 ADVANTAGES: dict[Advantage, Callable[[Tensor, Tensor], Tensor]] = {
     "group_std": advantages.group_std_advantages,
@@ -43,11 +47,6 @@ WEIGHTS: dict[Aggregation, Callable[[Tensor, Denominators], Tensor]] = {
     "sequence_sum": reduce.sequence_sum_weights,
     "sequence_sum_over_limit": reduce.sequence_sum_over_limit_weights,
 }
-KL_ESTIMATORS: dict[KlEstimator, Callable[[Tensor, Tensor], Tensor]] = {
-    "k1": kl.kl_policy_to_reference_k1,
-    "k2": kl.kl_policy_to_reference_k2,
-    "k3": kl.kl_policy_to_reference_k3,
-}
 
 
 class Grpo(PolicyUpdate):
@@ -58,7 +57,7 @@ class Grpo(PolicyUpdate):
     def __init__(self, settings: GrpoSettings) -> None:
         self.settings = settings
         self.choices = settings.choices()
-        self.kl_estimator = KL_ESTIMATORS[settings.estimator()]
+        self.kl = Kl(KlSettings(coef=settings.kl_coef, estimator=settings.estimator()), self._weights)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -92,18 +91,20 @@ class Grpo(PolicyUpdate):
         """KL(policy || reference) of each sampled response, with the weights that began the step."""
         proximal_BT = masked(batch.signals[Signal.PROXIMAL_LOGPROBS], batch.response_BT)
         reference_BT = masked(batch.signals[Signal.REFERENCE_LOGPROBS], batch.response_BT)
-        return self.kl_estimator(proximal_BT, reference_BT).sum(dim=1)
+        return kl_policy_to_reference_k1(proximal_BT, reference_BT).sum(dim=1)
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """Return the weight ``[B, T]`` of each token's loss, by the variant's aggregation."""
+        weights_BT = WEIGHTS[self.choices.aggregation](batch.response_BT, batch.denominators)
+        return weights_BT * batch.weight_B.unsqueeze(1)
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Terms ``policy`` and, with a KL in the loss, ``kl``. Metrics are fractions of the step's response tokens."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
-        weight_BT = WEIGHTS[self.choices.aggregation](batch.response_BT, batch.denominators)
         policy = self._surrogate(batch, signals, policy_BT)
-        terms = {"policy": (weight_BT * policy.loss_BT).sum()}
+        terms = {"policy": (self._weights(batch) * policy.loss_BT).sum()}
         if self.settings.kl_coef > 0 and self.settings.kl_placement == "loss":
-            reference_BT = masked(signals[Signal.REFERENCE_LOGPROBS], batch.response_BT)
-            kl_BT = self.kl_estimator(policy_BT, reference_BT)
-            terms["kl"] = self.settings.kl_coef * (weight_BT * kl_BT).sum()
+            terms["kl"] = self.kl.loss(batch, signals.merged(Signals({Signal.POLICY_LOGPROBS: policy_BT})))
         tokens = batch.denominators.tokens
         return LossOutput(
             loss=torch.stack(list(terms.values())).sum(),

@@ -1,4 +1,4 @@
-"""Perception-Aware Policy Optimization (arXiv 2507.06448), as its released code computes it; see ``papo.md``.
+"""Perception-Aware Policy Optimization (arXiv 2507.06448), as its released code computes it; see README.md.
 
 GRPO or a variant of it, and three terms more. The policy is rewarded for answering otherwise when its image is
 corrupted (minus gamma times a k3 of clean against corrupted), and, since that can be had by odd tokens too, its sampled
@@ -14,16 +14,18 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.batch import Batch, LossOutput
 from rlkl.functional import perception, reduce, surrogate
 from rlkl.functional.reduce import masked
-from rlkl.updates.grpo.rule import WEIGHTS, Grpo
+from rlkl.signals import Signal, Signals
+from rlkl.updates.grpo.rule import Grpo
 from rlkl.updates.papo.loss_hacking import FIRST_STEPS, loss_hacking_alarms
 from rlkl.updates.settings import CorruptionSettings, PapoSettings
 
@@ -39,11 +41,12 @@ class Papo(Grpo):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        return super().needs | {Signal.CORRUPTED_LOGPROBS}
+        return super().needs | {Signal.CORRUPTED_LOGPROBS, self._trained_view}
 
     @property
-    def recomputed(self) -> frozenset[Signal]:
-        return frozenset({Signal.CORRUPTED_LOGPROBS}) if self.settings.recompute else frozenset()
+    def _trained_view(self) -> Signal:
+        """The corrupted log-probs of the loss: computed in each pass with ``recompute``, else once a step."""
+        return replace(Signal.CORRUPTED_LOGPROBS, moment="live" if self.settings.recompute else "step_start")
 
     @property
     def corruption(self) -> CorruptionSettings:
@@ -68,7 +71,7 @@ class Papo(Grpo):
         output = super().loss(batch, signals)
         image_BT = batch.response_BT & batch.corrupted_B.unsqueeze(1)
         clean_BT = masked(signals[Signal.POLICY_LOGPROBS], image_BT)
-        corrupted_BT = masked(signals[Signal.CORRUPTED_LOGPROBS], image_BT)
+        corrupted_BT = masked(signals[self._trained_view], image_BT)
         if not self.settings.recompute:
             corrupted_BT = corrupted_BT.detach()
         kl_BT = perception.kl_clean_to_corrupted_k3(clean_BT, corrupted_BT)
@@ -89,9 +92,9 @@ class Papo(Grpo):
 
     def _own_terms(self, batch: Batch, kl_BT: Tensor, clean_BT: Tensor, corrupted_BT: Tensor) -> dict[str, Tensor]:
         settings, annealing = self.settings, self.annealing(batch.progress)
-        weight_BT = WEIGHTS[self.choices.aggregation](batch.response_BT, batch.denominators)
+        weight_BT = self._weights(batch)
         # The entropies are token means whatever the aggregation, as in the authors' code.
-        mean_BT = reduce.token_mean_weights(batch.response_BT, batch.denominators)
+        mean_BT = reduce.token_mean_weights(batch.response_BT, batch.denominators) * batch.weight_B.unsqueeze(1)
         return {
             "perception": -annealing * settings.perception_coef * (weight_BT * kl_BT).sum(),
             "entropy": -annealing * settings.entropy_coef * (mean_BT * clean_BT).sum(),

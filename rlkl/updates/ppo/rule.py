@@ -1,4 +1,4 @@
-"""Proximal Policy Optimization (arXiv 1707.06347) with generalized advantages (arXiv 1506.02438); see ``ppo.md``.
+"""Proximal Policy Optimization (arXiv 1707.06347) with generalized advantages (arXiv 1506.02438); see README.md.
 
 Each token is an action. It earns -kl_coef * log(proximal / reference) and the rewards given to it by name; the last one
 besides what is left of the sequence's reward.
@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.batch import Batch, LossOutput
 from rlkl.errors import RecipeError
 from rlkl.functional import advantages, reduce, surrogate, values
 from rlkl.functional.kl import AdaptiveKl, kl_policy_to_reference_k1
 from rlkl.functional.reduce import masked
+from rlkl.signals import Signal, Signals
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
 from rlkl.updates.settings import PpoSettings
 
@@ -178,20 +179,21 @@ class Ppo(PolicyUpdate):
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Terms ``policy`` and, with a critic, ``value``: means over the step's response tokens."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
-        weight_BT = reduce.token_mean_weights(batch.response_BT, batch.denominators)
+        mean_BT = reduce.token_mean_weights(batch.response_BT, batch.denominators)
+        weight_BT = mean_BT * batch.weight_B.unsqueeze(1)
         log_ratio_BT = surrogate.token_log_ratio(policy_BT, signals[Signal.PROXIMAL_LOGPROBS], batch.response_BT)
         policy = surrogate.clipped_surrogate(
             log_ratio_BT, batch.advantages_BT, lower=1 - self.settings.clip, upper=1 + self.settings.clip
         )
         terms = {"policy": (weight_BT * policy.loss_BT).sum()}
         metrics = {
-            "update/clip_fraction_low": (weight_BT * policy.clipped_low_BT).sum(),
-            "update/clip_fraction_high": (weight_BT * policy.clipped_high_BT).sum(),
+            "update/clip_fraction_low": (mean_BT * policy.clipped_low_BT).sum(),
+            "update/clip_fraction_high": (mean_BT * policy.clipped_high_BT).sum(),
         }
         if self.settings.critic != "none":
             value = self._value_loss(batch, signals)
             terms["value"] = self.settings.value_coef * (weight_BT * value.loss_BT).sum()
-            metrics["update/value_clip_fraction"] = (weight_BT * value.clipped_BT).sum()
+            metrics["update/value_clip_fraction"] = (mean_BT * value.clipped_BT).sum()
         return LossOutput(
             loss=torch.stack(list(terms.values())).sum(),
             terms={name: term.detach() for name, term in terms.items()},

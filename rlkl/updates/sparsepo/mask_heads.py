@@ -66,9 +66,9 @@ class MaskHeads(Heads):
         masks = [mask(x.float()) for mask in self.masks]
         return torch.stack([masks[0], masks[-1]], dim=-1)
 
-    def redraw(self, said_NK: Tensor) -> bool:
+    def redraw(self, heads_NK: Tensor) -> bool:
         """Draw heads anew that switch off nearly everything: through a dead ReLU they would never learn."""
-        dead = [k for k in range(len(self.masks)) if (said_NK[:, k] == 0).float().mean() > DEAD_FRACTION]
+        dead = [k for k in range(len(self.masks)) if (heads_NK[:, k] == 0).float().mean() > DEAD_FRACTION]
         if not dead or self.draws >= MOST_DRAWS:
             return False
         self._draw(dead)

@@ -1,27 +1,29 @@
-"""Sparse token-level preference optimisation (arXiv 2410.05102), DPO, TDPO1 and MaPO; equations in ``sparsepo.md``.
+"""Sparse token-level preference optimisation (arXiv 2410.05102), DPO, TDPO1 and MaPO; equations in README.md.
 
 A policy learns from pairs of responses to one prompt. Each token's log-ratio to the reference and each token's
 KL(reference || policy) enter what a response is worth with a weight of their own, the two masks. What tells the
 variants apart is where the masks come from: constants (DPO, TDPO1), the reference's activations (MaPO), or heads that
 are trained on the reference's hidden states and can switch tokens off (SparsePO).
 
-Shapes: B sequences, T tokens, P pairs, K = 2 masks (reward, KL) or what the heads say instead.
+Shapes: B sequences, T tokens, P pairs, K = 2 masks (reward, KL) or the heads' outputs.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rlkl.batch import Batch, LossOutput, Signal, Signals
+from rlkl.batch import Batch, LossOutput
 from rlkl.functional import preference
 from rlkl.functional.preference import TokenMasks
 from rlkl.functional.reduce import masked
 from rlkl.seeds import derive_seed
+from rlkl.signals import Signal, Signals
 from rlkl.types import Example, Rollout, RolloutGroup
 from rlkl.updates.base import Heads, ModelShape, PolicyUpdate
 from rlkl.updates.settings import SparsePoSettings
@@ -41,7 +43,7 @@ class SparsePo(PolicyUpdate):
     def needs(self) -> frozenset[Signal]:
         needs = {Signal.POLICY_LOGPROBS, Signal.REFERENCE_LOGPROBS}
         if self.settings.mask != "none":
-            needs.add(Signal.KL_REFERENCE_TO_POLICY)
+            needs.add(self._kl)
         if self.trains_masks:
             needs.add(Signal.HEADS)
         if self.trains_masks or self.settings.mask == "mapo":
@@ -49,8 +51,8 @@ class SparsePo(PolicyUpdate):
         return frozenset(needs)
 
     @property
-    def kl_top_k(self) -> int | None:
-        return self.settings.kl_top_k
+    def _kl(self) -> Signal:
+        return replace(Signal.KL_REFERENCE_TO_POLICY, top_k=self.settings.kl_top_k)
 
     def build_heads(self, model: ModelShape) -> Heads | None:
         if self.settings.mask == "mapo":
@@ -71,8 +73,8 @@ class SparsePo(PolicyUpdate):
             if best.completion.token_ids != worst.completion.token_ids:
                 pair = len(examples) // 2
                 examples += [
-                    Example(prompt=group.prompt, rollout=rollout, group=number, pair=pair, chosen=rollout is best)
-                    for rollout in (best, worst)
+                    Example(prompt=group.prompt, rollout=rollout, group=number, list=pair, rank=rank)
+                    for rank, rollout in enumerate((best, worst))
                 ]
         return examples
 
@@ -89,13 +91,14 @@ class SparsePo(PolicyUpdate):
         log_ratio_BT = policy_BT - masked(signals[Signal.REFERENCE_LOGPROBS], batch.response_BT)
         kl_BT = torch.zeros_like(log_ratio_BT)
         if self.settings.mask != "none":
-            kl_BT = masked(signals[Signal.KL_REFERENCE_TO_POLICY], batch.response_BT)
+            kl_BT = masked(signals[self._kl], batch.response_BT)
         masks = self._masks(batch, signals, Signal.HEADS if self.trains_masks else Signal.PROXIMAL_HEADS)
         rewards_B = preference.implicit_rewards(log_ratio_BT, kl_BT, masks, beta=self.settings.beta)
-        chosen_P, rejected_P = preference.pair_rows(batch.pair_B, batch.chosen_B)
+        chosen_P, rejected_P = preference.pair_rows(batch.list_B, batch.rank_B)
         margin_P = rewards_B[chosen_P] - rewards_B[rejected_P]
-        pairs = batch.denominators.pairs
-        terms = {"preference": preference.preference_losses(margin_P).sum() / pairs}
+        pairs = batch.denominators.lists
+        losses_P = preference.preference_losses(margin_P) * batch.weight_B[chosen_P]
+        terms = {"preference": losses_P.sum() / pairs}
         if self.trains_masks and self.settings.l1_reward + self.settings.l1_kl > 0:
             terms["l1"] = self._l1(masks, torch.cat([chosen_P, rejected_P])) / pairs
         lengths_B = batch.response_BT.sum(dim=1)
@@ -115,17 +118,17 @@ class SparsePo(PolicyUpdate):
             metrics={name: value.detach() for name, value in metrics.items()},
         )
 
-    def _masks(self, batch: Batch, signals: Signals, said: Signal) -> TokenMasks:
+    def _masks(self, batch: Batch, signals: Signals, heads: Signal) -> TokenMasks:
         """Zero outside the response; a term that ``masked_terms`` leaves out has 1 inside."""
         response_BT = batch.response_BT
         ones_BT = response_BT.float()
         if self.settings.mask in ("none", "ones"):
             return TokenMasks(ones_BT, ones_BT if self.settings.mask == "ones" else torch.zeros_like(ones_BT))
-        said_BTK = torch.where(response_BT.unsqueeze(-1), signals[said], 0.0)
+        heads_BTK = torch.where(response_BT.unsqueeze(-1), signals[heads], 0.0)
         if self.trains_masks:
-            reward_BT, kl_BT = said_BTK.unbind(dim=-1)
+            reward_BT, kl_BT = heads_BTK.unbind(dim=-1)
         else:
-            reward_BT = kl_BT = preference.activation_mask(said_BTK, response_BT)
+            reward_BT = kl_BT = preference.activation_mask(heads_BTK, response_BT)
         return TokenMasks(
             ones_BT if self.settings.masked_terms == "kl" else reward_BT,
             ones_BT if self.settings.masked_terms == "reward" else kl_BT,

@@ -152,7 +152,7 @@ def test_what_both_responses_begin_with_cancels() -> None:
 def test_pairs_are_found_in_any_order_of_rows() -> None:
     pair_B = torch.tensor([7, -1, 2, 2, 7])
     chosen_B = torch.tensor([False, True, True, False, True])
-    chosen_P, rejected_P = pair_rows(pair_B, chosen_B)
+    chosen_P, rejected_P = pair_rows(pair_B, (~chosen_B).long())
     assert (chosen_P.tolist(), rejected_P.tolist()) == ([2, 4], [3, 0])
 
 

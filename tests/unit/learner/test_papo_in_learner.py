@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,7 +62,8 @@ class Watched(Papo):
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         self.clean.append(signals[Signal.POLICY_LOGPROBS])
-        self.corrupted.append(signals[Signal.CORRUPTED_LOGPROBS])
+        moment = "live" if self.settings.recompute else "step_start"
+        self.corrupted.append(signals[replace(Signal.CORRUPTED_LOGPROBS, moment=moment)])
         return super().loss(batch, signals)
 
 

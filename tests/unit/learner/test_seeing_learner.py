@@ -192,8 +192,9 @@ def test_corrupted_log_probs_are_of_the_start_of_the_step_unless_recomputed(mode
         update, found = learner._update, seen.setdefault(recompute, [])
         loss = update.loss
 
-        def watched(batch, signals, loss=loss, found=found):
-            corrupted_BT = signals[Signal.CORRUPTED_LOGPROBS]
+        def watched(batch, signals, loss=loss, found=found, recompute=recompute):
+            moment = "live" if recompute else "step_start"
+            corrupted_BT = signals[replace(Signal.CORRUPTED_LOGPROBS, moment=moment)]
             policy_BT = signals[Signal.POLICY_LOGPROBS].detach().clone()
             found.append((corrupted_BT.detach().clone(), corrupted_BT.requires_grad, policy_BT))
             return loss(batch, signals)

@@ -224,11 +224,11 @@ def test_best_and_worst_train_and_the_rest_has_no_token_columns(tmp_path: Path):
     run = trainer(tmp_path, update={"rule": "sparsepo"}, steps=1)
     run.run()
 
-    assert [(e.pair, e.chosen, e.rollout.reward) for e in backend_of(run).trained[0]] == [
-        (0, True, 1.0),
-        (0, False, 0.0),
-        (1, True, 1.0),
-        (1, False, 0.0),
+    assert [(e.list, e.rank, e.rollout.reward) for e in backend_of(run).trained[0]] == [
+        (0, 0, 1.0),
+        (0, 1, 0.0),
+        (1, 0, 1.0),
+        (1, 1, 0.0),
     ]
     taken, left_out = (
         {(e.group, e.rollout.sample_index) for e in found[0]}
@@ -262,8 +262,8 @@ def test_stored_pairs_train_without_anything_sampled_or_published(tmp_path: Path
     backend = backend_of(run)
     assert backend.requests == []
     assert backend.published == [(1, 0), (2, 0)]  # without a probe: there is nobody to answer it
-    assert [(e.group, e.pair, e.chosen) for e in backend.trained[0]] == [
-        (pair, pair, chosen) for pair in range(4) for chosen in (True, False)
+    assert [(e.group, e.list, e.rank) for e in backend.trained[0]] == [
+        (pair, pair, rank) for pair in range(4) for rank in (0, 1)
     ]
     one, other = backend.trained[0][:2]
     assert one.prompt.text == f"{one.rollout.completion.text}+0="

@@ -35,7 +35,13 @@ def golden_batch(advantage: float = 1.0) -> Batch:
 
 def run(settings: PapoSettings | GrpoSettings, batch: Batch, policy_BT: Tensor, corrupted_BT: Tensor) -> Run:
     policy_BT, corrupted_BT = policy_BT.clone().requires_grad_(), corrupted_BT.clone().requires_grad_()
-    own = Signals({Signal.POLICY_LOGPROBS: policy_BT, Signal.CORRUPTED_LOGPROBS: corrupted_BT})
+    own = Signals(
+        {
+            Signal.POLICY_LOGPROBS: policy_BT,
+            Signal.CORRUPTED_LOGPROBS: corrupted_BT,
+            Signal("logprobs", view="corrupted"): corrupted_BT,
+        }
+    )
     output = build_update(settings).loss(batch, batch.signals.merged(own))
     to_policy, to_corrupted = torch.autograd.grad(output.loss, (policy_BT, corrupted_BT), allow_unused=True)
     return Run(output, to_policy, to_corrupted)

@@ -36,7 +36,7 @@ def paired_batch(padding: int = 0) -> Batch:
         lengths=[3, 2, 6, 1, 0, 5, 4], rewards=[1, 0, 1, 0, 0, 1, 0], groups=[0, 0, 1, 2, 1, 2, 3], padding=padding
     )
     chosen_B = torch.tensor([True, False, True, False, False, True, False])
-    return replace(batch, pair_B=torch.tensor([0, 0, 1, 2, 1, 2, -1]), chosen_B=chosen_B).recounted()
+    return replace(batch, list_B=torch.tensor([0, 0, 1, 2, 1, 2, -1]), rank_B=(~chosen_B).long()).recounted()
 
 
 def signals_of(batch: Batch, *, channels: int = 2) -> Signals:
@@ -125,7 +125,7 @@ def test_swapping_the_pairs_turns_the_margin_around() -> None:
     batch = paired_batch()
     signals = signals_of(batch)
     ours = run(SparsePoSettings(beta=0.4), batch, signals).metrics
-    swapped = run(SparsePoSettings(beta=0.4), replace(batch, chosen_B=~batch.chosen_B), signals).metrics
+    swapped = run(SparsePoSettings(beta=0.4), replace(batch, rank_B=1 - batch.rank_B), signals).metrics
     assert ours["update/preference_margin"] == -swapped["update/preference_margin"] != 0
     assert ours["update/chosen_length_gap"] == -swapped["update/chosen_length_gap"] == ((3 - 2) + 6 + (5 - 1)) / 3
     assert ours["update/preference_accuracy"] + swapped["update/preference_accuracy"] == 1
@@ -134,7 +134,7 @@ def test_swapping_the_pairs_turns_the_margin_around() -> None:
 def shared_first_token() -> tuple[Batch, Signals]:
     """One pair whose responses begin alike: same log-ratio, KL and mask at the first token; the second ones differ."""
     batch = make_batch(lengths=[2, 2], rewards=[1, 0], groups=[0, 0])
-    batch = replace(batch, pair_B=torch.tensor([0, 0]), chosen_B=torch.tensor([True, False])).recounted()
+    batch = replace(batch, list_B=torch.tensor([0, 0]), rank_B=torch.tensor([0, 1])).recounted()
 
     def spread(values: list[list[float]]) -> Tensor:
         return torch.zeros(2, 4).masked_scatter(batch.response_BT, torch.tensor(values))
@@ -172,7 +172,7 @@ def test_a_shared_beginning_does_not_cancel_under_mapo() -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_without_any_pair_the_loss_is_zero(mask: TokenMask) -> None:
-    batch = replace(paired_batch(), pair_B=torch.full((7,), -1)).recounted()
+    batch = replace(paired_batch(), list_B=torch.full((7,), -1)).recounted()
     signals = with_gradient(signals_of(batch), Signal.POLICY_LOGPROBS)
     output = run(SparsePoSettings(mask=mask, l1_reward=1.0), batch, signals)
     assert output.loss.item() == 0
@@ -197,7 +197,7 @@ def test_l1_sums_masks_over_both_responses_and_counts_a_common_mask_once() -> No
 
 def test_mask_metrics_are_means_over_sequences_and_tokens() -> None:
     batch = make_batch(lengths=[3, 2], rewards=[1, 0], groups=[0, 0])
-    batch = replace(batch, pair_B=torch.tensor([0, 0]), chosen_B=torch.tensor([True, False])).recounted()
+    batch = replace(batch, list_B=torch.tensor([0, 0]), rank_B=torch.tensor([0, 1])).recounted()
     said_BTK = torch.zeros(2, 5, 2)
     said_BTK[0, 2:, 0] = torch.tensor([0.0, 2.0, 0.0])
     said_BTK[1, 2:4, 0] = torch.tensor([1.0, 0.5])
@@ -281,8 +281,8 @@ def group_of(rewards: list[float], order: list[int], *, version: int = 0, ids: l
     return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[index] for index in order))
 
 
-def picked(examples: list[Example]) -> list[tuple[int, int, int | None, bool]]:
-    return [(e.group, e.rollout.sample_index, e.pair, e.chosen) for e in examples]
+def picked(examples: list[Example]) -> list[tuple[int, int, int | None, int]]:
+    return [(e.group, e.rollout.sample_index, e.list, e.rank) for e in examples]
 
 
 def test_best_and_worst_are_paired_in_any_order_and_ties_are_left_out() -> None:
@@ -290,7 +290,7 @@ def test_best_and_worst_are_paired_in_any_order_and_ties_are_left_out() -> None:
     uniform, close = group_of([1.0, 1.0], [0, 1]), group_of([0.5, 0.6], [0, 1])
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         groups = [uniform, group_of([0.2, 0.9, 0.1, 0.3], order), close, group_of([0.0, 1.0], [1, 0])]
-        assert picked(rule.select(groups)) == [(1, 1, 0, True), (1, 2, 0, False), (3, 1, 1, True), (3, 0, 1, False)]
+        assert picked(rule.select(groups)) == [(1, 1, 0, 0), (1, 2, 0, 1), (3, 1, 1, 0), (3, 0, 1, 1)]
     assert rule.select([group_of([], []), group_of([1.0], [0]), uniform]) == []
 
 
@@ -328,7 +328,7 @@ def pairs(*, count: int = 4, decisive: int = 7, seed: int = 0) -> list[Example]:
             rollout = Rollout(
                 sample_index=0, completion=completion, reward=float(chosen), components={}, weights_version=0
             )
-            found.append(Example(prompt=prompt, rollout=rollout, group=pair, pair=pair, chosen=chosen))
+            found.append(Example(prompt=prompt, rollout=rollout, group=pair, list=pair, rank=int(not chosen)))
     return found
 
 

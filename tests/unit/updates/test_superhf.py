@@ -108,7 +108,10 @@ def test_rewards_do_not_enter_the_loss() -> None:
 
 
 def test_the_exact_kl_may_be_cut_to_the_likeliest_tokens() -> None:
-    assert SuperHf(SuperHfSettings(kl_top_k=64)).kl_top_k == 64
+    assert SuperHf(SuperHfSettings(kl_top_k=64)).needs == {
+        Signal.POLICY_LOGPROBS,
+        Signal("kl_to_policy", "reference", top_k=64),
+    }
     assert SuperHf(SuperHfSettings()).kl_top_k is None
 
 

@@ -1,0 +1,56 @@
+"""The interface of a loss term."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from rlkl.batch import Batch
+from rlkl.signals import Signal, Signals
+from rlkl.updates.terms.settings import TermSettings
+
+
+class Term(ABC):
+    """A part of the loss that can be added to any rule. It runs in the learner, holds no weights and no device.
+
+    Its loss is a sum over the response tokens of a micro-batch, divided by ``batch.denominators``. So micro-batches and
+    ranks add up. Call `rlkl.functional.reduce.masked` on each signal before any arithmetic.
+    """
+
+    Settings: ClassVar[type[TermSettings]] = TermSettings
+    """The keys of a custom term in ``update.terms``; the term is constructed as ``Term(settings)``."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @property
+    def default_name(self) -> str:
+        """Name of the curve ``loss/<name>`` if the recipe gives none."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Signal]:
+        """The signals that `loss` reads."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, signals: Signals) -> Tensor:
+        """Return the term of one micro-batch, a differentiable scalar, coefficient included."""
+
+    def metrics(self, batch: Batch, signals: Signals) -> Mapping[str, Tensor]:
+        """Return detached sums over the micro-batch, logged as ``term/<name>_<key>``."""
+        return {}
+
+    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most terms have no state
+        """Note the metrics of a finished step: those of `metrics` under their own keys, and ``sequences``."""
+
+    def state(self) -> dict[str, float]:
+        """Return the numbers that a resumed run needs beside the settings."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most terms have no state
+        """Restore the numbers that `state` returned."""

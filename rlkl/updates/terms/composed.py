@@ -1,0 +1,97 @@
+"""A rule with further loss terms: what `rlkl.updates.build_update` returns if the recipe has ``update.terms``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rlkl.batch import Batch, LossOutput
+from rlkl.errors import LearnerError
+from rlkl.signals import Signal, Signals
+from rlkl.types import Example, RolloutGroup
+from rlkl.updates.base import Heads, ModelShape, PolicyUpdate
+from rlkl.updates.settings import CorruptionSettings
+from rlkl.updates.terms.base import Term
+
+
+class WithTerms(PolicyUpdate):
+    """Passes all calls on to ``rule``, and adds the ``terms`` to its loss."""
+
+    def __init__(self, rule: PolicyUpdate, terms: Mapping[str, Term]) -> None:
+        super().__init__(rule.settings)
+        self.inner = rule
+        self.terms = dict(terms)
+        self.rule = rule.rule  # pyright: ignore[reportAttributeAccessIssue] - per instance: the name for messages
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return self.inner.needs.union(*(term.needs for term in self.terms.values()))
+
+    @property
+    def kl_top_k(self) -> int | None:
+        return self.inner.kl_top_k
+
+    @property
+    def corruption(self) -> CorruptionSettings | None:
+        return self.inner.corruption
+
+    def check_model(self, *, is_multimodal: bool) -> None:
+        self.inner.check_model(is_multimodal=is_multimodal)
+
+    def build_heads(self, model: ModelShape) -> Heads | None:
+        return self.inner.build_heads(model)
+
+    def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
+        return self.inner.select(groups)
+
+    def credit(self, batch: Batch) -> Batch:
+        return self.inner.credit(batch)
+
+    def batch_metrics(self, batch: Batch) -> dict[str, float]:
+        return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}
+
+    def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.inner.token_columns(batch)
+
+    def alarms(self, records: Sequence[Mapping[str, float]]) -> Mapping[str, str]:
+        return self.inner.alarms(records)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        self.inner.observe(metrics)
+        if "term/sequences" in metrics:  # a step that trained on something
+            for name, term in self.terms.items():
+                prefix = f"term/{name}_"
+                own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+                term.observe({**own, "sequences": metrics["term/sequences"]})
+
+    def state(self) -> dict[str, float]:
+        own = {f"term/{name}/{key}": v for name, term in self.terms.items() for key, v in term.state().items()}
+        return {**self.inner.state(), **own}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        self.inner.load_state({key: value for key, value in state.items() if not key.startswith("term/")})
+        for name, term in self.terms.items():
+            prefix = f"term/{name}/"
+            term.load_state({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
+
+    def loss(self, batch: Batch, signals: Signals) -> LossOutput:
+        """Add the terms to the rule's loss; raises `LearnerError` if a term has the name of one of the rule's own."""
+        output = self.inner.loss(batch, signals)
+        if both := sorted(output.terms.keys() & self.terms.keys()):
+            raise LearnerError(
+                f"update.terms: the rule {self.rule} has a term named {both[0]} itself, and both would share the curve "
+                f"loss/{both[0]}; give the added term another name (update.terms[].name)"
+            )
+        losses = {name: term.loss(batch, signals) for name, term in self.terms.items()}
+        metrics = {
+            f"term/{name}_{key}": value
+            for name, term in self.terms.items()
+            for key, value in term.metrics(batch, signals).items()
+        }
+        return LossOutput(
+            loss=output.loss + torch.stack(list(losses.values())).sum(),
+            terms={**output.terms, **{name: value.detach() for name, value in losses.items()}},
+            metrics={**output.metrics, **metrics},
+        )

@@ -1,0 +1,95 @@
+"""The settings of loss terms, as recipes hold them in ``update.terms``. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlkl.schema import Section
+
+Estimator = Literal["exact", "k1", "k2", "k3"]
+Direction = Literal["policy_to_model", "model_to_policy"]
+
+
+class TermSettings(Section):
+    """Keys that every term has."""
+
+    term: str = Field(description="The term.")
+    name: str | None = Field(
+        default=None, pattern=r"[a-z][a-z0-9_]*", description="Name of its curve, loss/<name>; left out: from the term."
+    )
+    coef: float = Field(default=0.1, description="Weight of the term in the loss.")
+
+
+class KlSettings(TermSettings):
+    """KL between the policy and a frozen model, added to the loss."""
+
+    term: Literal["kl"] = Field(default="kl", description="The term.")
+    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
+    to: str = Field(default="reference", description="The frozen model: reference, or a name of models.")
+    direction: Direction = Field(
+        default="policy_to_model", description="KL(policy || model), or KL(model || policy), which covers the model."
+    )
+    estimator: Estimator = Field(
+        default="exact", description="Over the vocabulary, or from the sampled token: k1, k2 or k3 (docs/kl.md)."
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="exact: over the model's k likeliest tokens and a tail; null: the vocabulary."
+    )
+    free_nats: float = Field(default=0.0, ge=0, description="Nats per token that cost nothing.")
+    target: float | None = Field(
+        default=None, gt=0, description="Nats per sequence that coef is steered to; null keeps coef fixed."
+    )
+    horizon: int = Field(default=10_000, ge=1, description="Sequences over which the steering acts.")
+
+    @model_validator(mode="after")
+    def _estimator_fits(self) -> KlSettings:
+        if self.estimator != "exact" and self.top_k is not None:
+            raise ValueError(f"top_k = {self.top_k} is for estimator = exact; {self.estimator} reads one token only")
+        if self.estimator != "exact" and self.direction == "model_to_policy":
+            raise ValueError(
+                f"estimator = {self.estimator} with direction = model_to_policy: k1, k2 and k3 estimate KL(policy || "
+                "model) from the policy's own samples. Take estimator: exact"
+            )
+        if self.target is not None and self.coef == 0:
+            raise ValueError(
+                f"target = {self.target:g} with coef = 0: the coefficient is steered by factors, so it has to start "
+                "above 0"
+            )
+        return self
+
+
+class MaskedKlSettings(TermSettings):
+    """Exact KL to a frozen model at some of the response's tokens only."""
+
+    term: Literal["masked_kl"] = Field(default="masked_kl", description="The term.")
+    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
+    to: str = Field(default="reference", description="The frozen model: reference, or a name of models.")
+    direction: Direction = Field(
+        default="model_to_policy", description="KL(policy || model), or KL(model || policy), which covers the model."
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="Over the model's k likeliest tokens and a tail; null: the vocabulary."
+    )
+    token_ids: list[int] = Field(default_factory=list, description="Sampled tokens that the mask names.")
+    keep: Literal["others", "named"] = Field(
+        default="others", description="Count the KL at all other tokens, or at the named ones only."
+    )
+
+    @model_validator(mode="after")
+    def _mask_names_tokens(self) -> MaskedKlSettings:
+        if not self.token_ids:
+            raise ValueError("token_ids is empty: name the token ids of the mask, or take term: kl for all tokens")
+        return self
+
+
+class EntropySettings(TermSettings):
+    """Entropy of the policy's next-token distribution."""
+
+    term: Literal["entropy"] = Field(default="entropy", description="The term.")
+    coef: float = Field(default=0.01, description="Above 0 raises the entropy (a bonus), below 0 lowers it.")
+
+
+BuiltInTerm = Annotated[KlSettings | MaskedKlSettings | EntropySettings, Field(discriminator="term")]
+"""The settings of a built-in term, by its name."""
