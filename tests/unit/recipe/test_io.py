@@ -176,7 +176,12 @@ def test_keys_are_few_and_each_is_described() -> None:
     for rule in RULES:
         assert sum(not key.rules or rule in key.rules for key in plain) < 125, f"a recipe for {rule} has too many keys"
     assert [key.name for key in keys if not key.description.endswith((".", ")"))] == []
-    assert [key.name for key in keys if key.default == REQUIRED] == ["model.path", "models.<name>.path", "data.source", "rewards[].function"]
+    assert [key.name for key in keys if key.default == REQUIRED] == [
+        "model.path",
+        "models.<name>.path",
+        "data.source",
+        "rewards[].function",
+    ]
     lr = next(key for key in keys if key.name == "learner.lr")
     assert (lr.expects, lr.default) == ("a number >= 0", "1e-06")
     assert next(key for key in keys if key.name == "model.lora.rank").default == "16"
