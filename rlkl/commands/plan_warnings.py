@@ -1,4 +1,4 @@
-"""Settings that are allowed and do not mean what one may think. Each check yields sentences: what, why, what to do."""
+"""Warnings about settings that may not do what you expect: the keys, the effect, and what to set instead."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Iterator
 
 from rlkl.recipe import Recipe
 from rlkl.system.machine import Machine
-from rlkl.updates.cautions import RunFacts, warnings_about_rule
+from rlkl.updates.base_settings import RunFacts
 
 _LARGE_LR = 5e-5
 _LARGE_LORA_LR = 1e-3
 
 
 def warnings_about(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
-    """Everything worth saying about a recipe, most serious first."""
+    """List all warnings about a recipe, the most serious first."""
     return (
-        *warnings_about_rule(recipe.update, _facts(recipe)),
+        *recipe.update.warnings(_facts(recipe)),
+        *_on_terms(recipe),
         *_on_rollouts(recipe, machine),
         *_on_optimisation(recipe),
         *_on_records(recipe),
@@ -33,6 +34,24 @@ def _facts(recipe: Recipe) -> RunFacts:
         minibatches=recipe.learner.minibatches,
         tracks_reference_kl=recipe.learner.track_reference_kl,
     )
+
+
+def _on_terms(recipe: Recipe) -> Iterator[str]:
+    """Warn about terms that repeat what the rule does, name no model of the recipe, or weigh nothing."""
+    own = getattr(recipe.update, "kl_coef", 0)
+    for number, term in enumerate(recipe.update.terms):
+        key, to = f"update.terms[{number}]", getattr(term, "to", None)
+        if to == "reference" and own > 0:
+            yield (
+                f"{key} is a KL to the reference, and update.rule = {recipe.update.rule} has one of its own "
+                f"(update.kl_coef = {own:g}): both act. Set one of the two to 0"
+            )
+        if term.coef == 0:
+            yield f"{key}.coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
+    named = {getattr(term, "to", None) for term in recipe.update.terms}
+    for name in sorted(recipe.models.keys() - named):
+        if ":" not in recipe.update.rule and not any(":" in term.term for term in recipe.update.terms):
+            yield f"models.{name} is named, but no term uses it. Add update.terms: [{{term: kl, to: {name}}}]"
 
 
 def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:

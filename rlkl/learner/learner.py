@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkl.batch import Batch, LossOutput
+from rlkl.batch import ROLES, Batch, LossOutput
 from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
@@ -117,7 +117,7 @@ class Learner:
             )
             corrupted_s = time.perf_counter() - started
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
-        self._batch, self._sampled_BT = self._update.credit(batch), batch.response_BT
+        self._batch, self._sampled_BT = self._credited(batch), batch.response_BT
         sampled = _sampled(examples)
         self._prepared = _state_metrics(batch, entropy_BT, sampled=sampled)
         if sampled and self._models.reference is not None:
@@ -126,6 +126,14 @@ class Learner:
             self._prepared["time/corrupted_s"] = corrupted_s
         self._prepared |= self._update.batch_metrics(self._batch)
         return self._prepared
+
+    def _credited(self, batch: Batch) -> Batch:
+        """Let the rule credit its own sequences; those of other roles keep their response."""
+        credited = self._update.credit(batch.only("main"))
+        if not batch.denominators.others:
+            return credited
+        others_B1 = (batch.role_B != ROLES.index("main")).unsqueeze(1)
+        return replace(credited, response_BT=credited.response_BT | (batch.response_BT & others_B1)).recounted()
 
     def _frozen_models(self, spec: LearnerSpec, heads: Heads | None) -> dict[str, Scorer]:
         """Load the frozen models that the rule's signals, its heads or the KL metrics need."""

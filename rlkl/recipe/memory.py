@@ -33,7 +33,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
     parameters = sum(_count_parameters(file) for file in files)
     # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
     trained_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0) if recipe.model.lora is None else 4
-    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.keeps_reference)
+    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.needs_reference_model)
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     gib = parameters / 2**30
     return MemoryEstimate(

@@ -41,6 +41,7 @@ _RULES = register(
         ),
         base=_base,
         own_settings=RuleSettings,
+        own_settings_name="rlkl.updates.settings.RuleSettings",
         with_reference=lambda: OutsideSettings,
     )
 )

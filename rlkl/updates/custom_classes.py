@@ -23,6 +23,8 @@ class CustomKind:
     """Loads the class that a custom one must extend."""
     own_settings: type[Section]
     """The class that its ``Settings`` must extend."""
+    own_settings_name: str
+    """Where users import that class from."""
     with_reference: Callable[[], type[Section]]
     """The settings class with the reference among its keys."""
     arrived: dict[str, type] = field(default_factory=dict)
@@ -69,8 +71,9 @@ class CustomKind:
             raise RecipeError(f"{named}: {found.__name__} does not define {', '.join(missing)}")
         own: Any = vars(found).get("Settings", getattr(found, "Settings", None))
         if not (isinstance(own, type) and issubclass(own, self.own_settings)):
-            expected = f"{self.own_settings.__module__}.{self.own_settings.__qualname__}"
-            raise RecipeError(f"{named}: {found.__name__}.Settings is {own!r}; expected a subclass of {expected}")
+            raise RecipeError(
+                f"{named}: {found.__name__}.Settings is {own!r}; expected a subclass of {self.own_settings_name}"
+            )
         return found
 
     def _settings_of(self, found: Any) -> type[Section]:

@@ -94,4 +94,4 @@ def test_rules_are_told_apart_in_updates_alone() -> None:
         if tells_rules_apart(node)
     }
     assert {file for file in branching if not file.startswith("rlkl/updates/")} == set()
-    assert branching, "rlkl/updates/cautions.py should have been found"
+    assert branching, "rlkl/updates/custom.py should have been found"

@@ -22,12 +22,24 @@ from rlkl.updates.settings import (
     TokenMask,
     UpdateSettings,
 )
+from rlkl.updates.terms.settings import EntropySettings, KlSettings, MaskedKlSettings
 from tests.builders import make_batch, random_logprobs, with_frozen
+
+TERMS = [
+    KlSettings(coef=0.2, free_nats=0.05),
+    KlSettings(coef=0.2, estimator="k3"),
+    KlSettings(coef=0.2, estimator="k1", target=0.5),
+    MaskedKlSettings(coef=0.5, token_ids=[*range(1, 25)]),
+    EntropySettings(coef=0.1),
+]
 
 RULES: list[UpdateSettings] = [
     *(GrpoSettings(variant=variant) for variant in GRPO_VARIANTS),
     *(GrpoSettings(variant=variant, kl_coef=0.3) for variant in GRPO_VARIANTS),
     GrpoSettings(kl_coef=0.3, kl_estimator="k2"),
+    GrpoSettings(terms=TERMS),
+    PpoSettings(terms=TERMS),
+    SuperHfSettings(terms=TERMS),
     GrpoSettings(kl_coef=0.3, kl_placement="reward"),
     GrpoSettings(variant="rloo", kl_coef=0.3, kl_placement="reward", mask_truncated=True),
     GrpoSettings(variant="gspo", clip_low=0.1, clip_high=0.2, mask_truncated=True),
@@ -45,7 +57,11 @@ RULES: list[UpdateSettings] = [
     SparsePoSettings(mask="sparse_independent", masked_terms="kl"),
 ]
 REWARDS_ALONE: list[UpdateSettings] = [
-    *(s for s in RULES if isinstance(s, GrpoSettings) and not isinstance(s, PapoSettings) and s.kl_coef == 0),
+    *(
+        s
+        for s in RULES
+        if isinstance(s, GrpoSettings) and not isinstance(s, PapoSettings) and s.kl_coef == 0 and not s.terms
+    ),
     PapoSettings(kl_coef=0.0, perception_coef=0.0),
     PpoSettings(critic="none", kl_coef=0.0, gae_lambda=1.0),
 ]
@@ -57,9 +73,11 @@ LEARNED: dict[Signal, int | slice] = {
     Signal.CORRUPTED_LOGPROBS: 3,
     Signal("logprobs", view="corrupted"): 3,
     Signal.KL_REFERENCE_TO_POLICY: 4,
+    Signal.KL_POLICY_TO_REFERENCE: 5,
+    Signal.POLICY_ENTROPY: 6,
 }
 """Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
-COLUMNS = 5
+COLUMNS = 7
 
 
 def name(settings: UpdateSettings) -> str:
@@ -236,7 +254,9 @@ def test_equal_rewards_give_exactly_no_gradient(settings: UpdateSettings) -> Non
     assert not evaluate(settings, batch, learned_of(batch)).gradient_BTK.any()
 
 
-@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, GrpoSettings | PpoSettings)], ids=name)
+@pytest.mark.parametrize(
+    "settings", [s for s in RULES if isinstance(s, GrpoSettings | PpoSettings) and not s.terms], ids=name
+)
 def test_zero_advantages_give_the_policy_exactly_no_gradient(settings: UpdateSettings) -> None:
     """Everything else that pulls at the policy is switched off: the KL in the loss, perception, entropy."""
     others = {"kl_coef": 0.0, "perception_coef": 0.0, "entropy_coef": 0.0, "anneal_to": None}

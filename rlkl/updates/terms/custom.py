@@ -42,6 +42,7 @@ _TERMS = register(
         ),
         base=_base,
         own_settings=TermSettings,
+        own_settings_name="rlkl.updates.terms.settings.TermSettings",
         with_reference=lambda: CustomTermSettings,
     )
 )

@@ -22,8 +22,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_qwen3(tmp_path_factory.mktemp("model") / "untied", tied=False, seed=0))
 
 
-def build(model_path: str, **sections: Any) -> Learner:
-    recipe = Recipe.model_validate(
+def recipe_for(model_path: str, **sections: Any) -> Recipe:
+    return Recipe.model_validate(
         {
             "model": {"path": model_path, **sections.pop("model", {})},
             "data": {"source": "unused.jsonl"},
@@ -31,7 +31,10 @@ def build(model_path: str, **sections: Any) -> Learner:
             **sections,
         }
     )
-    return Learner(LearnerSpec(recipe=recipe, model_path=model_path))
+
+
+def build(model_path: str, **sections: Any) -> Learner:
+    return Learner(LearnerSpec(recipe=recipe_for(model_path, **sections), model_path=model_path))
 
 
 def examples(seed: int = 0, *, reward_scale: float = 1.0) -> list[Example]:

@@ -1,0 +1,99 @@
+"""Settings that all rules share, and the facts of a run that their warnings look at. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rlkl.schema import Section
+from rlkl.updates.terms.custom import TermEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What a rule's settings have to fit: parts of the recipe that are not its own."""
+
+    has_pairs: bool
+    """Answers come with the prompts; nothing is sampled."""
+    has_rewards: bool
+    prompts_per_step: int
+    samples_per_prompt: int
+    max_rounds: int
+    """Draws of prompts until a step is full."""
+    epochs: int
+    minibatches: int
+    tracks_reference_kl: bool
+
+
+class FilterSettings(Section):
+    """Which rollouts of each prompt reach the rule; see `rlkl.updates.filters`."""
+
+    keep: Literal["top_k", "threshold", "top_fraction"] = Field(
+        default="top_k", description="The best few of each prompt, those of at least a reward, or the best share."
+    )
+    value: float = Field(
+        default=1.0, description="How many (top_k), which reward (threshold), or which share (0 to 1)."
+    )
+
+    @model_validator(mode="after")
+    def _value_fits(self) -> FilterSettings:
+        if self.keep == "top_k" and not (self.value >= 1 and self.value.is_integer()):
+            raise ValueError(f"value = {self.value} with keep = top_k: take a whole number of completions, at least 1")
+        if self.keep == "top_fraction" and not 0 < self.value <= 1:
+            raise ValueError(f"value = {self.value} with keep = top_fraction: take a share above 0 and at most 1")
+        if not math.isfinite(self.value):
+            raise ValueError(f"value = {self.value} with keep = threshold: take a finite reward")
+        return self
+
+
+class RuleSettings(Section):
+    """The keys that every rule has."""
+
+    learns_from_pairs: ClassVar[bool] = False
+    """Whether the rule can train on answers that the policy did not sample: pairs from a data set."""
+
+    filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
+    terms: list[TermEntry] = Field(
+        default_factory=list, description="Terms to add to the rule's loss: kl, masked_kl, entropy, or your own."
+    )
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the learner keeps the frozen reference for this rule."""
+        return True
+
+    @property
+    def needs_reference_model(self) -> bool:
+        """Whether the learner keeps the frozen reference: for the rule, or for one of the terms."""
+        return self.keeps_reference or any(getattr(term, "to", None) == "reference" for term in self.terms)
+
+    def warnings(self, run: RunFacts) -> Iterator[str]:
+        """Warn about settings that may not do what one expects in this run. A custom rule may warn, too.
+
+        Each sentence names the keys and their values, the effect, and what to set instead.
+        """
+        return iter(())
+
+    def resolved(self) -> RuleSettings:
+        """Return these settings with every key filled in, for people to read."""
+        return self
+
+
+def most_kept(settings: FilterSettings | None, samples: int) -> int:
+    """Upper bound of a prompt's completions that pass the filter."""
+    if settings is None or settings.keep == "threshold":
+        return samples
+    return min(int(settings.value), samples) if settings.keep == "top_k" else math.ceil(settings.value * samples)
+
+
+def warnings_about_no_reference(run: RunFacts, kl_coef: float) -> Iterator[str]:
+    """Warn if nothing measures how far the policy moves from the reference."""
+    if kl_coef == 0 and not run.tracks_reference_kl:
+        yield (
+            "update.kl_coef = 0 and learner.track_reference_kl = false: no reference model is kept, so nothing holds "
+            "the policy near it and there is no KL curve. learner.track_reference_kl=true logs the KL without using it"
+        )

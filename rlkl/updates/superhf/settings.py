@@ -1,0 +1,48 @@
+"""The settings of SuperHF. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from rlkl.updates.base_settings import FilterSettings, RuleSettings, RunFacts, most_kept, warnings_about_no_reference
+
+
+class SuperHfSettings(RuleSettings):
+    """SuperHF: cross-entropy on the best completions plus KL(reference || policy) (`rlkl.updates.superhf`)."""
+
+    rule: Literal["superhf"] = Field(default="superhf", description="The update rule.")
+    filter: FilterSettings | None = Field(
+        default_factory=lambda: FilterSettings(), description="Which completions are learned from; the best per prompt."
+    )
+    kl_coef: float = Field(default=0.35, ge=0, description="beta: weight of the exact KL(reference || policy).")
+    kl_top_k: int | None = Field(
+        default=None, ge=1, description="KL over the reference's k likeliest tokens and a tail; None: the vocabulary."
+    )
+    compat: bool = Field(
+        default=False,
+        description="As the reference code: KL summed over the optimizer step and one position late, no EOS.",
+    )
+
+    @property
+    def keeps_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    def warnings(self, run: RunFacts) -> Iterator[str]:
+        samples = run.samples_per_prompt
+        kept = most_kept(self.filter, samples)
+        if kept == samples and (self.filter is None or self.filter.keep != "threshold"):
+            yield (
+                f"update.filter keeps every completion of a prompt ({samples}): rewards then decide nothing, and the "
+                "policy only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
+            )
+        sequences = kept * run.prompts_per_step // run.minibatches
+        if self.compat and self.kl_coef > 0 and sequences > 2:
+            yield (
+                f"update.compat sums the KL over up to {sequences} sequences of an optimizer step: update.kl_coef = "
+                f"{self.kl_coef:g} acts as {sequences * self.kl_coef:g}. The paper's main runs had 2 sequences a "
+                "step; raise learner.minibatches"
+            )
+        yield from warnings_about_no_reference(run, self.kl_coef)

@@ -1,0 +1,112 @@
+"""Frozen models by name: their signals from the real learner, against numbers computed without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rlkl.errors import MissingSignalError
+from rlkl.learner.learner import Learner, LearnerSpec
+from tests.models import tiny_qwen3
+from tests.unit.learner.test_learner import examples, recipe_for
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        name: str(tiny_qwen3(folder / name, tied=False, seed=seed)) for seed, name in enumerate(("policy", "teacher"))
+    }
+
+
+def learner_with(paths: dict[str, str], terms: list[dict], **learner: object) -> Learner:
+    models = {"teacher": {"path": paths["teacher"]}}
+    recipe = recipe_for(paths["policy"], update={"rule": "grpo", "terms": terms}, learner=learner, models=models)
+    return Learner(LearnerSpec(recipe=recipe, model_path=paths["policy"], frozen_paths={"teacher": paths["teacher"]}))
+
+
+@torch.no_grad()
+def next_token_logprobs(path: str, batch_ids: Tensor) -> Tensor:
+    return AutoModelForCausalLM.from_pretrained(path)(input_ids=batch_ids).logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"direction": "policy_to_model"}, {"direction": "model_to_policy"}, {"estimator": "k1"}, {"estimator": "k3"}],
+    ids=["exact", "exact reverse", "k1", "k3"],
+)
+def test_the_kl_to_a_teacher_is_that_of_both_models(paths: dict[str, str], settings: dict):
+    term = {"term": "kl", "to": "teacher", "coef": 0.5, **settings}
+    learner = learner_with(paths, [term], track_reference_kl=False)
+    assert learner._models.frozen.keys() == {"teacher"}
+    record = learner.prepare(examples(), step=0)
+    batch = learner._batch
+    assert batch is not None
+    record |= learner.step(0)
+
+    policy, teacher = (next_token_logprobs(paths[name], batch.token_ids_BT)[:, :-1] for name in ("policy", "teacher"))
+    chosen = batch.token_ids_BT[:, 1:, None]
+    p, q = (x.gather(-1, chosen)[..., 0] for x in (policy, teacher))
+    wanted_BT = {
+        "exact": (policy.exp() * (policy - teacher)).sum(-1),
+        "exact reverse": (teacher.exp() * (teacher - policy)).sum(-1),
+        "k1": p - q,
+        "k3": (q - p).exp() - 1 - (q - p),
+    }[settings.get("estimator", "exact") + (" reverse" if settings.get("direction") == "model_to_policy" else "")]
+    mean = float(wanted_BT[batch.response_BT[:, 1:]].mean())
+    assert abs(mean) > 1e-3
+    assert record["term/kl_teacher_nats"] == pytest.approx(mean, rel=1e-3)
+    assert record["loss/kl_teacher"] == pytest.approx(0.5 * mean, rel=1e-3)
+
+
+def test_a_kl_to_reference_and_teacher_at_once_and_the_policy_learns_from_the_teacher(paths: dict[str, str]):
+    terms = [
+        {"term": "kl", "to": "teacher", "direction": "model_to_policy", "coef": 1.0},
+        {"term": "kl", "to": "reference", "coef": 0.01, "top_k": 8},
+        {"term": "entropy", "coef": 0.0},
+    ]
+    learner = learner_with(paths, terms, lr=1e-2)
+    records = [learner.prepare(examples(reward_scale=0.0), step=step) | learner.step(step) for step in range(8)]
+    assert {"loss/kl_teacher", "loss/kl_reference", "loss/entropy_bonus"} <= records[0].keys()
+    assert records[0]["term/kl_reference_nats"] == pytest.approx(0.0, abs=1e-6)
+    assert records[-1]["term/kl_teacher_nats"] < 0.7 * records[0]["term/kl_teacher_nats"]
+    assert records[-1]["term/kl_reference_nats"] > 1e-3
+
+
+def test_the_steered_coefficient_of_a_term_is_in_the_checkpoint(paths: dict[str, str], tmp_path: Path):
+    terms = [{"term": "kl", "to": "teacher", "target": 1e-3, "horizon": 12, "coef": 0.1}]
+    learner, resumed = (learner_with(paths, terms) for _ in range(2))
+    for step in range(2):
+        learner.prepare(examples(step), step=step)
+        learner.step(step)
+    learner.save(tmp_path)
+    resumed.restore(tmp_path)
+
+    last = [one.prepare(examples(2), step=2) | one.step(2) for one in (learner, resumed)]
+    assert last[0] == last[1]
+    assert last[0]["term/kl_teacher_coef"] == pytest.approx(0.1 * 1.2 * 1.2)
+
+
+def test_a_model_that_the_recipe_does_not_name_is_refused_at_set_up(paths: dict[str, str]):
+    recipe = recipe_for(paths["policy"], update={"rule": "grpo", "terms": [{"term": "kl", "to": "teacher"}]})
+    spec = LearnerSpec(recipe=recipe, model_path=paths["policy"])
+    with pytest.raises(
+        MissingSignalError, match=r"rule 'grpo' needs the signal .*teacher.* Add it: models: \{teacher:"
+    ):
+        Learner(spec)
+
+
+def test_replayed_sequences_train_no_rule(paths: dict[str, str]):
+    """The rule's loss sees the main sequences only, and divides by their number."""
+    main = examples()
+    replayed = [replace(example, role="replay", group=example.group + 100) for example in examples(1)]
+    plain, mixed = (learner_with(paths, []) for _ in range(2))
+    record = plain.prepare(main, step=0) | plain.step(0)
+    with_replay = mixed.prepare([*main, *replayed], step=0) | mixed.step(0)
+    assert with_replay["optim/grad_norm"] == pytest.approx(record["optim/grad_norm"], rel=1e-4)
+    assert with_replay["loss/total"] == pytest.approx(record["loss/total"], abs=1e-6)
