@@ -1,17 +1,19 @@
-# make quickstart   install if need be, then train the quickstart recipe (W&B offline)
-# make test         install if need be, then lint, types and all tests
-# make realistic    install if need be, then train every kind of model, and write the table of docs/models.md (hours)
-# make bench        install if need be, then every benchmark
-# make install      only set up .venv
+# make quickstart   train the quickstart recipe (W&B offline)
+# make test         run lint, types, docs and all tests
+# make docs         build the documentation in build/docs/site; a broken link is an error
+# make realistic    train every kind of model and write the table of docs/models.md (hours)
+# make bench        run every benchmark
+# make install      set up .venv
 #
-# PYTHON=python3.12 picks the Python that .venv is made from; ACCELERATOR=cpu or cuda overrides what is detected.
+# Each target sets up .venv first if it is missing or out of date.
+# PYTHON=python3.12 selects the Python for .venv. ACCELERATOR=cpu or ACCELERATOR=cuda overrides the detected one.
 
 SHELL := /usr/bin/env bash
 BIN := .venv/bin
 STAMP := .venv/installed
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: install quickstart test lint realistic bench
+.PHONY: install quickstart test lint docs realistic bench
 
 install: $(STAMP)
 
@@ -29,10 +31,13 @@ lint: $(STAMP)
 
 test: export HF_HUB_OFFLINE = 1
 test: export WANDB_MODE = offline
-test: lint
+test: lint docs
 	$(BIN)/pytest tests --ignore=tests/integration --ignore=tests/realistic
 	$(BIN)/pytest tests/integration
 	$(BIN)/pytest tests/realistic
+
+docs: $(STAMP)
+	$(BIN)/python docs/build_site.py
 
 realistic: $(STAMP)
 	$(BIN)/python -m tests.realistic.matrix

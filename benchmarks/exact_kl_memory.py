@@ -1,6 +1,6 @@
-"""Peak memory of exact KLs over a vocabulary of 150k beside token log-probs alone, forward and backward.
+"""Measure the peak memory of exact KLs over a vocabulary of 150k, relative to token log-probs alone.
 
-Every way has the same ``learner.logits_chunk_tokens``; the chunks of the exact forms are shorter by design. What counts
+All forms have the same ``learner.logits_chunk_tokens``; the chunks of the exact forms are shorter by design. The goal
 is the first ratio: exact KL(reference ‖ policy) at no more than 1.5 times the memory of log-probs alone.
 """
 

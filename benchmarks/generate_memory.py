@@ -1,7 +1,7 @@
-"""Peak memory of sampling with the hf engine at a vocabulary of 150k.
+"""Measure the peak memory of sampling with the hf engine at a vocabulary of 150k.
 
-``all logits`` keeps every step's logits until the end, as ``generate`` does under ``output_logits``; ``engine`` is
-rlkl's, which keeps the log-prob of each drawn token.
+``all logits`` keeps the logits of every step until the end, as ``generate`` does with ``output_logits``; ``engine`` is
+rlkl's engine, which keeps only the log-prob of each sampled token.
 """
 
 from __future__ import annotations

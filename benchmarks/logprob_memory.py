@@ -1,4 +1,4 @@
-"""Peak memory of token log-probs and entropies, forward and backward, at a vocabulary of 150k.
+"""Measure the peak memory of token log-probs and entropies, forward and backward, at a vocabulary of 150k.
 
 ``full`` forms the ``[N, V]`` logits at once, as a plain loss does; ``chunked`` is what the learner uses.
 """

@@ -1,4 +1,4 @@
-"""What a way of computing costs in peak memory, measured in a process of its own so that its peak is its own."""
+"""Measure the peak memory of a computation in a separate process, so that nothing else adds to the peak."""
 
 from __future__ import annotations
 

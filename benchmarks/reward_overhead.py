@@ -1,8 +1,8 @@
-"""What scoring in a process of its own costs: for one score, and for a training step whose generation it runs beside.
+"""Measure the overhead of scoring in a separate process: per score, and per training step with sampling in parallel.
 
-First 10,000 trivial scores through mode process: how long each round trip took beyond the function itself. Then the
-quickstart with a trivial reward inline and in a process, by turns: the step, and what it waited for rewards once the
-last completion was sampled.
+First, 10,000 trivial scores in mode process: the time of a round trip minus the function itself. Then the quickstart
+with a trivial reward, alternately inline and in a process: the time of a step, and its wait for rewards after the last
+completion.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the time of a warmed-up quickstart step goes: generation, reward, learner, publish and proof, the rest."""
+"""Measure the parts of a warmed-up quickstart step: sampling, reward, learner, publish and proof, and the rest."""
 
 from __future__ import annotations
 

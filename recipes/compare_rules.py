@@ -1,10 +1,10 @@
-"""Compare the rules on the world `reviews`: equal sweeps of each rule's KL weight, then the winners over three seeds.
+"""Compare the rules on the world `reviews`: sweep the KL weight of each rule, then run the best weights on three seeds.
 
 python recipes/compare_rules.py sweep RESULTS.json    30 runs of one seed
 python recipes/compare_rules.py final RESULTS.json    18 runs of three other seeds, each scored, with the table printed
 
-Every run is `rlkl train`, in a process of its own; what RESULTS.json has is not run again. Two at a time take both of
-two cores; JOBS=1 in the environment runs one at a time.
+Each run is `rlkl train` in its own process. Runs that RESULTS.json contains are not repeated. Two runs at a time use
+two cores; the environment variable JOBS=1 runs one at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METEOR = "similarity/meteor"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A rule with the key that holds it near its start, swept from its usual value upward in steps of two."""
+    """A rule and the key of its KL weight, swept upward from its usual value by factors of two."""
 
     name: str
     recipe: str
@@ -94,7 +94,7 @@ def run_arm(arm: Arm, weight: float, seed: int, folder: Path) -> tuple[Path, lis
 
 
 def scored(policy: Path, run_dir: Path) -> dict[str, float]:
-    """What a policy writes on all 200 prompts, eight times each; KL from the base model. One seed for all policies."""
+    """Score a policy on all 200 prompts, eight times each, and measure its KL to the base model."""
     overrides = ("steps=1", "learner.lr=0", "rollout.prompts_per_step=200", "model.reference=task:reviews", "seed=99")
     record = train("reviews_grpo", run_dir, f"model.path={policy}", "tracking.similarity_pairs=200", *overrides)[-1]
     return {**{name: record[key] for name, key in FIGURES.items()}, "METEOR": record[METEOR]}

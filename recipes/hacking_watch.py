@@ -1,10 +1,10 @@
-"""How early the hacking watch sees the reviews world's proxy being hacked, and how often it cries wolf.
+"""Measure how early the hacking watch notices a hacked proxy on `reviews`, and how often it gives a false alarm.
 
 python recipes/hacking_watch.py FOLDER
 
 Nine runs of `rlkl train`, one after the other: GRPO without a KL, which hacks the proxy, and two healthy rules, GRPO
-with a KL and PPO, each over three seeds. A run that FOLDER holds is not run again. Prints the tables of
-docs/hacking_watch.md.
+with a KL and PPO, each over three seeds. Runs that FOLDER contains are not repeated. Prints the tables
+of docs/hacking_watch.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEALTHY = (
 
 
 def train(arm: Arm, seed: int, folder: Path) -> Records:
-    """The records of a run. Raises `subprocess.CalledProcessError` if it fails; its log lies beside its folder."""
+    """Train and return the records. Raise `subprocess.CalledProcessError` if it fails; its log is beside its folder."""
     run_dir = folder / f"{arm.name.replace(', ', '_').replace(' ', '_')}-{seed}"
     if not (run_dir / "policy").is_dir():
         command = [sys.executable, "-m", "rlkl", "train", arm.recipe, f"run.dir={run_dir}", f"seed={seed}"]

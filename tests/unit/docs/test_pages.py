@@ -1,0 +1,94 @@
+"""The pages: links lead somewhere, pictures are current and small, and commands are accepted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlkl.recipe.io import load_recipe
+from rlkl.updates import RULES
+from tests.unit.docs.scripts import ROOT, load_script
+
+site = load_script("docs/build_site.py")
+PAGES: list[Path] = site.pages()
+README = (ROOT / "README.md").read_text()
+COMMAND = re.compile(r"^    (?:rlkl (?:train|plan)|launch/submit\.sh) (?!-)(.+?)(?:  +#.*)?$", re.MULTILINE)
+USERS_FILES = {"sums.yaml", "my_recipe.yaml"}
+"""Recipes on the pages that a reader is supposed to have written; the first is on the README itself."""
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_every_page_is_found():
+    assert {"README.md", "CONTRIBUTING.md", "docs/README.md", "rlkl/updates/ppo/README.md"} <= set(map(named, PAGES))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files(page: Path):
+    assert site.broken_links(page) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("[here](page.md), `[code](not_a_link.md)`, [away](https://example.org), [gone](gone.md#part)")
+    assert [message for message in site.broken_links(page) if "gone.md" in message] != []
+    assert [message for message in site.broken_links(page) if "not_a_link" in message] == []
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    linked = {(ROOT / "docs" / target).resolve() for target in site.LINK.findall(index)}
+    assert [named(page) for page in PAGES if page not in linked and page != ROOT / "docs" / "README.md"] == []
+
+
+def test_the_site_names_every_page():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert [named(page) for page in PAGES if named(page) not in navigation] == []
+
+
+def test_the_readme_is_short_and_shows_a_run():
+    assert len(README.split()) < 1200
+    assert README.count("](docs/pictures/") == 1
+
+
+def test_the_architecture_picture_is_current():
+    drawing = load_script("docs/pictures/draw_architecture.py")
+    assert drawing.TARGET.read_text() == drawing.render(yaml.safe_load(drawing.SOURCE.read_text()))
+
+
+def test_pictures_are_small():
+    pictures = [file for file in (ROOT / "docs" / "pictures").iterdir() if file.suffix in (".svg", ".png")]
+    assert len(pictures) > len(RULES)
+    assert [file.name for file in pictures if file.stat().st_size > 100_000] == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rules_page_shows_its_curves_and_the_command_that_draws_them(rule: str):
+    page = (ROOT / "rlkl" / "updates" / rule / "README.md").read_text()
+    assert f"](../../../docs/pictures/{rule}.svg)" in page
+    assert re.search(rf"^    python recipes/rule_curves\.py \S+ docs/pictures/{rule}\.svg$", page, re.MULTILINE)
+
+
+COMMANDS = sorted({command for page in PAGES for command in COMMAND.findall(page.read_text())})
+
+
+def test_commands_are_found():
+    assert "quickstart update.rule=recipes/rule_example.py:Reinforce update.kl_coef=0.05" in COMMANDS
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_recipes_and_keys_of_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    recipe, *overrides = shlex.split(command)
+    if recipe in USERS_FILES:
+        (tmp_path / recipe).write_text(re.findall(r"```yaml\n(# sums\.yaml\n.*?)```", README, re.DOTALL)[0])
+        monkeypatch.chdir(tmp_path)
+    else:
+        monkeypatch.chdir(ROOT)
+    load_recipe(recipe, *overrides)
