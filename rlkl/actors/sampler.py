@@ -21,14 +21,18 @@ class RaySampler:
         self._starts: list[int] = []
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Start sampling one completion a request, in nearly equal parts on all workers."""
+        """Start sampling one completion a request, in nearly equal parts on all workers.
+
+        `finished` must have been called for the requests before.
+        """
+        assert not self._streams, "earlier requests have not been collected"
         parts = share_out(requests, len(self._workers))
         self._starts = list(accumulate((len(part) for part in parts), initial=0))
         self._streams = [worker.stream.remote(part) for worker, part in zip(self._workers, parts, strict=True)]
 
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         """Yield the completions as they finish, with their requests' numbers; each wait has a deadline."""
-        streams, self._streams = self._streams, []
+        streams, starts, self._streams = self._streams, self._starts, []
         arriving = stream_all(streams, who=self._names, what="generate", timeout_s=self._timeout_s)
         for worker, finished in arriving:
-            yield [(self._starts[worker] + number, completion) for number, completion in finished]
+            yield [(starts[worker] + number, completion) for number, completion in finished]

@@ -16,7 +16,7 @@ from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
-from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class, stream
+from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -56,7 +56,7 @@ class RolloutWorker:
         """
         finished: list[tuple[int, Completion]] = []
         handed_over = time.monotonic()
-        for number, completion in stream(self._engine, requests):
+        for number, completion in self._engine.stream(requests):
             finished.append((number, replace(completion, weights_version=self._version)))
             if time.monotonic() - handed_over >= _HAND_OVER_S:
                 yield finished

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -58,6 +58,22 @@ class SignalSettings:
     micro_batch_tokens: int
 
 
+Compute = Callable[["Models", Batch, SignalSettings], Tensor]
+"""Computes a custom signal ``[B, T]`` for one micro-batch, with gradient if it is live; zero outside the response."""
+
+CUSTOM: dict[str, Compute] = {}
+"""Custom quantities by name; see `supply`."""
+
+
+def supply(quantity: str, compute: Compute) -> Signal:
+    """Let the learner compute a quantity of your own, and return its live signal.
+
+    Call it in the file of a rule or a term: the file is imported in the learner's process, too.
+    """
+    CUSTOM[quantity] = compute
+    return Signal(quantity)  # pyright: ignore[reportArgumentType] - the built-in names are a closed list
+
+
 def check_supplied(update: PolicyUpdate, frozen: Collection[str] = ()) -> None:
     """Raise `MissingSignalError` at set-up if the rule needs a signal that this learner cannot compute.
 
@@ -79,8 +95,10 @@ def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
         "kl_to_policy": signal.model != POLICY and signal.is_live and signal.view == "clean",
         "kl_from_policy": signal.model != POLICY and signal.is_live and signal.view == "clean",
     }
+    if signal.quantity in CUSTOM:
+        return None
     if signal.quantity not in kinds:
-        return f"The quantities are {', '.join(kinds)}."
+        return f"The quantities are {', '.join([*kinds, *CUSTOM])}."
     if not kinds[signal.quantity]:
         return "rlkl/signals.py lists the combinations of quantity, model, view and moment."
     return None
@@ -148,13 +166,30 @@ def frozen_model_signals(
 ) -> dict[Signal, Tensor]:
     """Compute the log-probs of the frozen models that the rule needs, and of the reference if it is kept."""
     wanted = {REFERENCE: Signal.REFERENCE_LOGPROBS} | {
-        signal.model: signal for signal in update.needs if signal.frozen_model is not None and not signal.is_live
+        signal.model: signal
+        for signal in update.needs
+        if signal.frozen_model is not None and signal.quantity == "logprobs"
     }
-    return {
+    found = {
         wanted[name]: frozen_token_signals(model, batch, settings, device=device, entropy=False)[0]
         for name, model in models.frozen.items()
         if name in wanted
     }
+    for signal in update.needs:
+        if signal.quantity in CUSTOM and not signal.is_live:
+            found[signal] = _frozen_custom(CUSTOM[signal.quantity], models, batch, settings, device=device)
+    return found
+
+
+@torch.no_grad()
+def _frozen_custom(
+    compute: Compute, models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device
+) -> Tensor:
+    values_BT = torch.zeros(batch.response_BT.shape)
+    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
+        micro_BT = compute(models, batch.rows(rows_B).to(device), settings).cpu()
+        values_BT[rows_B, : micro_BT.shape[1]] = micro_BT
+    return values_BT
 
 
 def differentiable_signals(models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate) -> Signals:
@@ -205,6 +240,9 @@ def differentiable_signals(models: Models, batch: Batch, settings: SignalSetting
         values[corrupted] = corrupted_logprobs(models.policy, batch, settings)
     if models.heads is not None:
         values[Signal.HEADS] = _heads(models, batch, hidden_BTH)
+    for signal in needs:
+        if signal.quantity in CUSTOM:
+            values[signal] = CUSTOM[signal.quantity](models, batch, settings)
     return Signals({signal: x_BT for signal, x_BT in values.items() if signal in needs}, update.rule)
 
 

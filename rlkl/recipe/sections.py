@@ -152,6 +152,10 @@ class DataSection(Section):
         return self
 
 
+_NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+"""Settings of truncated sampling that do nothing. They are no keys of a recipe."""
+
+
 class RolloutSection(Section):
     """Sampling from the policy."""
 
@@ -180,9 +184,6 @@ class RolloutSection(Section):
         default_factory=list,
         description="Texts that end a completion: cut from the text that rewards get; the token ids keep them.",
     )
-    top_p: float = Field(default=1.0, description="Only 1.0 (off): truncation would bias the importance ratio.")
-    top_k: int = Field(default=-1, description="Only -1 (off): truncation would bias the importance ratio.")
-    min_p: float = Field(default=0.0, description="Only 0.0 (off): truncation would bias the importance ratio.")
     max_rounds: int = Field(
         default=1, ge=1, description="Rounds of prompts drawn to fill a step when the rule drops groups; 1: no refill."
     )
@@ -213,17 +214,21 @@ class RolloutSection(Section):
             )
         return self
 
-    @field_validator("top_p", "top_k", "min_p")
+    @model_validator(mode="before")
     @classmethod
-    def _no_truncation(cls, value: float, info: Any) -> float:
-        neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}[info.field_name]
-        if value != neutral:
-            raise ValueError(
-                f"only {neutral} is allowed: with truncated sampling a token's sampling probability is its share of "
-                "the kept tokens, the learner's is its share of the whole vocabulary, so every importance ratio would "
-                "be off by the kept mass. Lower rollout.temperature instead"
-            )
-        return value
+    def _no_truncation(cls, values: Any) -> Any:
+        """Refuse truncated sampling; leave out the neutral values that recipes of earlier versions hold."""
+        if not isinstance(values, dict):
+            return values
+        for key in values.keys() & _NEUTRAL.keys():
+            if values[key] != _NEUTRAL[key]:
+                raise ValueError(
+                    f"{key} = {values[key]!r} is refused: sampling is never truncated. A token's sampling "
+                    "probability would be its share of the kept tokens, the learner's is its share of the whole "
+                    "vocabulary, so every importance ratio would be off by the kept mass. Lower rollout.temperature "
+                    "instead"
+                )
+        return {key: value for key, value in values.items() if key not in _NEUTRAL}
 
 
 class LearnerSection(Section):

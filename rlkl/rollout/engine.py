@@ -55,37 +55,35 @@ class Request:
 
 
 class Engine(Protocol):
-    """An engine hosts one copy of the policy. Constructed as ``Engine(settings)``; used by one thread.
-
-    It may have a ``stream`` too, see `stream`, so that completions can be scored while others are being sampled.
-    """
+    """Hosts one copy of the policy. It is constructed as ``Engine(settings)`` and used by one thread."""
 
     def __init__(self, settings: EngineSettings) -> None: ...
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in order, without text. Log-probs: sampling temperature, full vocabulary, nats."""
+        """Return one completion a request, in order, without text.
+
+        Log-probs are in nats, at the sampling temperature, over the full vocabulary.
+        """
+        ...
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yield the completions as they finish, each with its request's number, so that scoring can begin early."""
         ...
 
     def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
-        """Log-probabilities at temperature 1 of each token after the first, given those before it."""
+        """Return the log-probabilities at temperature 1 of each token after the first, given those before it."""
         ...
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
-        """Take in new weights by their checkpoint names; returns the engine's own parameters that none reached.
+        """Load new weights by their checkpoint names; return the engine's parameters that none of them reached.
 
         With `EngineSettings.adapter` these are adapters, by their names in a peft file.
         """
         ...
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
-        """The parameters that can still be read back, to say which one is wrong after a failed proof."""
+        """Return the parameters that can be read back, to find the wrong one after a failed proof."""
         ...
-
-
-def stream(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-    """Completions as they finish, each with its request's number; all at once from an engine without ``stream``."""
-    own = getattr(engine, "stream", None)
-    return iter(enumerate(engine.generate(requests))) if own is None else own(requests)
 
 
 ENGINES = {
@@ -96,9 +94,9 @@ ENGINES = {
 
 
 def engine_class(name: str) -> type[Engine]:
-    """The class behind ``rollout.engine``: a name of `ENGINES` or ``package.module:Class``.
+    """Return the class that ``rollout.engine`` names: a name of `ENGINES`, or ``package.module:Class``.
 
-    Raises `RecipeError` when there is no such engine.
+    Raises `RecipeError` if there is no such engine, or if it has no `Engine.stream`.
     """
     module, colon, attribute = ENGINES.get(name, name).partition(":")
     if not colon:
@@ -106,6 +104,12 @@ def engine_class(name: str) -> type[Engine]:
             f"rollout.engine = {name!r} is unknown; expected one of {', '.join(ENGINES)}, or package.module:Class"
         )
     try:
-        return getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"rollout.engine = {name!r} cannot be imported: {error}") from error
+    if not hasattr(found, "stream"):
+        raise RecipeError(
+            f"rollout.engine = {name!r} has no method stream; add it: it yields (number, completion) as completions "
+            "finish (rlkl.rollout.engine.Engine), for example enumerate(self.generate(requests))"
+        )
+    return found

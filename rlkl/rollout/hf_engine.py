@@ -88,7 +88,7 @@ class HfEngine:
         return [completion for _, completion in self.stream(requests)]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """See `rlkl.rollout.engine.stream`; chunk by chunk."""
+        """See `Engine.stream`; chunk by chunk."""
         chunks = [requests[start : start + _ROWS_PER_CALL] for start in range(0, len(requests), _ROWS_PER_CALL)]
         return enumerate(completion for chunk in chunks for completion in self._generate_chunk(chunk))
 

@@ -106,7 +106,7 @@ class VllmEngine:
         return [completions[number] for number in range(len(requests))]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """See `rlkl.rollout.engine.stream`. Whoever takes the completions has no part in how they are batched."""
+        """See `Engine.stream`. The speed of the caller does not change how vLLM batches requests."""
         from vllm import SamplingParams
 
         parameters = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlkl.data.answers import find_turn_end
+from rlkl.errors import RolloutError
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
 from rlkl.rewards.function.arguments import State
@@ -99,7 +100,8 @@ class SampledGroups:
 
 
 def _rollout(sample_index: int, completion: Completion, score: Scored, draw: int) -> Rollout:
-    assert completion.weights_version is not None, "the worker names the version that it sampled with"
+    if completion.weights_version is None:
+        raise RolloutError("a completion came without the version of the weights that it was sampled with")
     return Rollout(
         sample_index=sample_index,
         completion=completion,

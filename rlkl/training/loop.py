@@ -26,7 +26,7 @@ from rlkl.updates.base import PolicyUpdate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """The end of a run. ``exit_code``: 0 done, 128 + signal number if it was interrupted (its state is saved)."""
+    """The end of a run. ``exit_code``: 0 done, 128 + signal number if it was interrupted and saved."""
 
     run_dir: Path
     status: Literal["done", "interrupted"]
@@ -39,8 +39,8 @@ class RunResult:
 class Trainer:
     """A run whose parts are ready. ``step`` is the number of finished steps, and the index of the next one.
 
-    The learner decides which step is the last finished one: the step whose change is in its weights. An error at any
-    point of a step, before or after the weights moved, leaves a checkpoint of that step.
+    The learner decides which step is the last finished one: its change is in the weights. An error at any point of a
+    step leaves a checkpoint of that step.
     """
 
     recipe: Recipe
@@ -63,8 +63,8 @@ class Trainer:
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
-        recipe, source, hands, rewards = self.recipe, self.source, self.hands, self.rewards
-        collector = build_collector(recipe, hands.sampler, rewards, self.tokenizer, prompts=len(source))
+        recipe, source, hands = self.recipe, self.source, self.hands
+        collector = build_collector(recipe, hands.sampler, self.rewards, self.tokenizer, prompts=len(source))
         self.selector = Selector(recipe=recipe, source=source, collector=collector, update=self.update)
         self.publisher = Publisher(recipe=recipe, weights=hands.weights, source=source, tokenizer=self.tokenizer)
         self.watch = Watch(samples=self.run_dir / "samples")
@@ -74,7 +74,7 @@ class Trainer:
             hands=hands,
             publisher=self.publisher,
             source=source,
-            rewards=rewards,
+            rewards=self.rewards,
             tracker=self.tracker,
             processor=self.processor,
             recipe_values=self.recipe_values,
@@ -89,10 +89,12 @@ class Trainer:
                 stopped_by = stop.signal_number if self.step < self.recipe.steps else None
                 policy_dir = self.saver.export() if stopped_by is None else None
             except (Exception, SystemExit) as error:
-                error.add_note(self.saver.advice(self.step, self._rescue()))
+                problem = self._rescue()
+                error.add_note(self.saver.advice(self.step, problem))
                 raise
         self.tracker.finish(RunSummary(interrupted=stopped_by is not None, policy_dir=policy_dir))
-        return self._result("done", 0) if stopped_by is None else self._result("interrupted", 128 + stopped_by)
+        status, exit_code = ("done", 0) if stopped_by is None else ("interrupted", 128 + stopped_by)
+        return RunResult(run_dir=self.run_dir, status=status, exit_code=exit_code, metrics=self.metrics)
 
     def resume(self, checkpoint: Path, state: LoopState) -> None:
         """Continue from a checkpoint."""
@@ -118,7 +120,6 @@ class Trainer:
             learned = self.hands.learner.learn(selection, step=self.step, probes=before, samples=samples)
         with clock.time("publish"):
             synced = self.publisher.publish(self.step + 1, probes)
-
         timed = clock.metrics(rollouts=selection.rollout_count, tokens=selection.token_count)
         self.metrics = {**selection.metrics, **learned.metrics, **synced, **timed}
         alarms = self.update.alarms([*self.tracker.records, self.metrics])
@@ -147,6 +148,3 @@ class Trainer:
         except (RlklError, OSError, RuntimeError, ValueError, TypeError) as error:
             return error
         return None
-
-    def _result(self, status: Literal["done", "interrupted"], exit_code: int) -> RunResult:
-        return RunResult(run_dir=self.run_dir, status=status, exit_code=exit_code, metrics=self.metrics)

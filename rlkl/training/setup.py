@@ -303,7 +303,8 @@ def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: in
         stop_token_ids=_stop_token_ids(model_path, tokenizer, recipe.data.chat_template_kwargs),
         stop=tuple(recipe.rollout.stop),
         vllm=recipe.rollout.vllm,
-        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,  # the backend knows who shares the GPU
+        # The placement lowers it later if several actors share a GPU.
+        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,
         kv_cache_gib=recipe.rollout.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,

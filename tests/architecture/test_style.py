@@ -95,3 +95,7 @@ def test_rules_are_told_apart_in_updates_alone() -> None:
     }
     assert {file for file in branching if not file.startswith("rlkl/updates/")} == set()
     assert branching, "rlkl/updates/custom.py should have been found"
+
+
+def test_the_loop_is_short() -> None:
+    assert len((ROOT / "rlkl" / "training" / "loop.py").read_text().splitlines()) <= 150

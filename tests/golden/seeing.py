@@ -47,6 +47,9 @@ class SeeingEngine:
         of_prompts = (list(found) for _, found in groupby(requests, key=lambda request: request.prompt_token_ids))
         return [completion for found in of_prompts for completion in self._completions(found)]
 
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        return iter(enumerate(self.generate(requests)))
+
     @torch.no_grad()
     def _completions(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """All samples of one prompt."""

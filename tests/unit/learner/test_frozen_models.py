@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlkl.errors import MissingSignalError
 from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.recipe.io import recipe_from
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for
 
@@ -110,3 +111,44 @@ def test_replayed_sequences_train_no_rule(paths: dict[str, str]):
     with_replay = mixed.prepare([*main, *replayed], step=0) | mixed.step(0)
     assert with_replay["optim/grad_norm"] == pytest.approx(record["optim/grad_norm"], rel=1e-4)
     assert with_replay["loss/total"] == pytest.approx(record["loss/total"], abs=1e-6)
+
+
+RULE_WITH_A_SIGNAL = """
+import torch
+from rlkl.batch import LossOutput
+from rlkl.functional.reduce import masked, token_mean_weights
+from rlkl.signals import Signal
+from rlkl.updates.base import PolicyUpdate
+
+{code}
+FROZEN = Signal("top_logprob", moment="step_start")
+
+
+class Sharpen(PolicyUpdate):
+    needs = frozenset({{TOP, FROZEN}})
+
+    def loss(self, batch, signals):
+        weights_BT = token_mean_weights(batch.response_BT, batch.denominators)
+        loss = -(weights_BT * masked(signals[TOP], batch.response_BT)).sum()
+        gap = (weights_BT * masked(signals[TOP] - signals[FROZEN], batch.response_BT)).abs().sum()
+        return LossOutput(loss=loss, terms={{"top": loss.detach()}}, metrics={{"rule/gap": gap.detach()}})
+"""
+PAGE = Path(__file__).parents[3] / "docs" / "your_own_rule.md"
+
+
+def test_a_rule_brings_a_signal_of_its_own(paths: dict[str, str], tmp_path: Path):
+    """With the code of docs/your_own_rule.md; no file of rlkl changes."""
+    section = PAGE.read_text().partition("## A signal of your own")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    file = tmp_path / "sharpen.py"
+    file.write_text(RULE_WITH_A_SIGNAL.format(code=code))
+    recipe = recipe_from(
+        {
+            **recipe_for(paths["policy"], learner={"lr": 1e-2}).model_dump(exclude={"update"}),
+            "update": {"rule": f"{file}:Sharpen"},
+        }
+    )
+    learner = Learner(LearnerSpec(recipe=recipe, model_path=paths["policy"]))
+    records = [learner.prepare(examples(), step=step) | learner.step(step) for step in range(5)]
+    assert records[0]["rule/gap"] == pytest.approx(0.0, abs=1e-6)
+    assert records[-1]["loss/top"] < 0.7 * records[0]["loss/top"]

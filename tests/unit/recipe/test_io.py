@@ -114,7 +114,7 @@ def test_a_clip_of_null_survives_the_dump_and_one_left_out_stays_out(
         ("rewards=[{weight: 2}]", "rewards[0].function is missing: path/to/file.py:function, "),
         ("update.rule=gpro", "update.rule = 'gpro': expected grpo"),
         ("update.clip_lo=1", "update.clip_lo: unknown key. Did you mean update.clip_low"),
-        ("rollout.top_p=0.9", "rollout.top_p = 0.9: only 1.0 is allowed: with truncated sampling"),
+        ("rollout.top_p=0.9", "rollout: top_p = 0.9 is refused: sampling is never truncated"),
         ("learner.minibatches=33", "learner.minibatches = 33 exceeds rollout.prompts_per_step = 32; "),
         ("update={kl_estimator: k1}", "update: kl_estimator = k1 does nothing in the loss"),
     ],

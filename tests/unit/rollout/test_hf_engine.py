@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlkl.errors import RecipeError
-from rlkl.rollout.engine import EngineSettings, Request, engine_class, stream
+from rlkl.rollout.engine import EngineSettings, Request, engine_class
 from rlkl.types import Probe
 from tests.models import tiny_qwen3
 
@@ -50,14 +50,21 @@ def test_tokens_depend_on_the_seed_and_not_on_the_batch(model_path: Path):
 def test_completions_stream_with_the_numbers_of_their_requests(model_path: Path):
     from rlkl.rollout.hf_engine import HfEngine
 
-    class NoStream:
-        def generate(self, requests):
-            return engine.generate(requests)
-
     engine = HfEngine(settings(model_path))
     whole = list(enumerate(engine.generate(requests(80))))
-    assert list(stream(engine, requests(80))) == whole
-    assert list(stream(NoStream(), requests(80))) == whole  # pyright: ignore[reportArgumentType]
+    assert list(engine.stream(requests(80))) == whole
+
+
+class NoStream:
+    """An engine of an earlier version."""
+
+    def generate(self, requests):
+        return []
+
+
+def test_an_engine_without_stream_is_refused_with_what_to_add():
+    with pytest.raises(RecipeError, match=r"has no method stream; add it: .*enumerate\(self\.generate\(requests\)\)"):
+        engine_class(f"{__name__}:NoStream")
 
 
 def test_log_probs_are_those_of_the_scored_sequence(model_path: Path):

@@ -67,7 +67,7 @@ class ScriptedHands:
                 token_ids=self._answers[pick],
                 logprobs=(-1.0, -1.0),
                 finish_reason="stop",
-                weights_version=self.published[-1][0],
+                weights_version=self.published[-1][0] if self.published else 0,
             )
             for pick in picked
         ]
