@@ -63,7 +63,7 @@ ARMS = (
 
 
 def scored(policy: str, run_dir: Path) -> dict[str, float]:
-    """What a policy answers to questions that it was not trained on, eight times each; one seed for all policies."""
+    """Sample a policy's answers to held-out questions, eight each; one seed for all policies."""
     overrides = ("steps=1", "learner.lr=0", f"rollout.prompts_per_step={TEST_ROWS}", "seed=99")
     further = ("data.source=task:shapes/test", "model.reference=task:shapes", "update={rule: papo}", PROBES)
     record = train("shapes_papo", run_dir, f"model.path={policy}", *overrides, *further)[-1]

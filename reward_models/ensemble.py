@@ -100,7 +100,7 @@ class Ensemble:
         return self._combined(await asyncio.gather(*map(_finished, answers)))
 
     def _answer(self, member: _Member, arguments: Mapping[str, Any]) -> Any:
-        """What a member says: a score, or in a batch a list of them, some perhaps still to be awaited."""
+        """Return a member's score, or a list of scores for a batch; await those that are coroutines."""
         if not self._is_batch or member.is_batch:
             return member.call(arguments)
         count = len(next(arguments[name] for name in ("completions", "prompts") if name in arguments))
@@ -210,7 +210,7 @@ class _Member:
 
 
 def _built(function: Any, settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """What is called for a score: an instance of a class, or a function with its settings filled in."""
+    """Build a member: an instance of a class, or a function with its settings filled in."""
     found = _IMPORTER.callable_at(function) if isinstance(function, str) else function
     if not callable(found):
         raise RewardInputError(f"Ensemble: a member's 'function' is {found!r}; expected a reference or a callable")

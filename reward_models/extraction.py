@@ -30,13 +30,13 @@ def last_number(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` holds, braces balanced; None where there is none or it is not closed."""
+    r"""Return the content of the last ``\boxed{...}`` with balanced braces; None if there is none or it is not closed."""
     contents = all_boxed(text)
     return contents[-1].strip() if contents else None
 
 
 def all_boxed(text: str) -> list[str]:
-    r"""What each closed, outermost ``\boxed{...}`` holds, in order."""
+    r"""Return the content of each closed, outermost ``\boxed{...}``, in order."""
     contents: list[str] = []
     position = 0
     while (start := _BOXED.search(text, position)) is not None:
@@ -77,7 +77,7 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Where the brace closes that was opened just before ``start``; escaped braces do not count."""
+    """Return the position of the brace that closes the one just before ``start``; escaped braces do not count."""
     depth = 1
     position = start
     while position < len(text):

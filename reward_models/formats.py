@@ -122,7 +122,7 @@ _FLAGS = {"ignore_case": "i", "multiline": "m", "dot_all": "s"}
 
 @dataclass(kw_only=True, eq=False)
 class Regex:
-    """What a regular expression (of the ``regex`` package, a superset of Python's) finds in the completion.
+    """Scores whether a regular expression (of the ``regex`` package, a superset of Python's) matches the completion.
 
     A search that takes longer than ``timeout_s`` is a `RewardError`: some expressions backtrack for ever on some texts.
     """

@@ -64,7 +64,7 @@ _CLAUSE_END = re.compile(r"[.,;:!?()\n]")
 
 @dataclass(kw_only=True, eq=False)
 class SentimentLexicon:
-    """How positive the English words of a completion are, in [-1, 1]; 0 where none of them tells.
+    """Scores how positive the English words of a completion are, in [-1, 1]; 0 if none is in the lexicon.
 
     A word of the lists counts 1 (1.5 after "very" and its like); within three words after a negation of the same clause
     it counts for the other side. ``balance`` is (positive - negative) / (positive + negative + 1), ``density`` is

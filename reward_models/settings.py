@@ -1,4 +1,4 @@
-"""What ready-made rewards share: checked settings, and arguments that settings name.
+"""Parts that ready-made rewards share: checked settings, and arguments that settings name.
 
 A ready-made reward is a dataclass: its fields are its settings, all by keyword. Its ``__call__`` takes keywords only,
 and ``__signature__`` tells the runner which, because the names of columns are settings too.
@@ -52,7 +52,7 @@ def check_number(
 
 
 def check_optional_number(reward: object, setting: str, *, low: float | None = None, whole: bool = False) -> None:
-    """The same for a setting that may be None."""
+    """Check a number that may be None."""
     if getattr(reward, setting) is not None:
         check_number(reward, setting, low=low, whole=whole)
 

@@ -1,4 +1,4 @@
-"""Which system calls a sandboxed program is refused, as a seccomp filter.
+"""A seccomp filter of the system calls that a sandboxed program may not make.
 
 It takes away what programs that read, compute and write never need: the network, other processes, mounts, namespaces,
 kernel keys, memory that no limit counts (memfd), and the parts of the kernel in which most ways out were found. Refused

@@ -1,4 +1,4 @@
-"""Which files of this machine a Python interpreter needs to start."""
+"""Find the files that a Python interpreter needs to start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(json.dumps({
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
-    """How to start an interpreter, and what a program that it runs may read besides the system's folders."""
+    """The command that starts an interpreter, and the folders that its program may read besides the system's."""
 
     command: str
     readable: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What stands between a program that nobody trusts and the machine; started by `Sandbox`, a process for each program.
+"""Isolate an untrusted program from the machine; `Sandbox` starts one such process for each program.
 
 The guard (this process) makes the walls, starts the program behind them, waits with a deadline, and ends whatever the
 program has left. With ``isolation: namespaces`` the program's world has a process 1, ours, whose end is the end of all
@@ -39,7 +39,7 @@ _LOOK_SHARE = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What `Sandbox` asks for."""
+    """The request of `Sandbox`."""
 
     isolation: str
     command: list[str]

@@ -58,7 +58,7 @@ main()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one program may use."""
+    """The resources that one program may use."""
 
     wall_s: float = 10.0
     cpu_s: int = 10
@@ -78,7 +78,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a program ended."""
+    """The end of a program."""
 
     exit_code: int
     """Of the program; minus the signal that ended it, as in `subprocess`. -9 where the sandbox stopped it."""

@@ -48,6 +48,6 @@ class BradleyTerryTrainer(RewardTrainer):
 
 
 def soft_label_term(scores: Tensor, probability_B: Tensor) -> Tensor:
-    """What a soft label adds to the plain loss; ``scores`` are those of all chosen answers, then of all rejected."""
+    """Return the loss that soft labels add; ``scores``: of all chosen answers, then of all rejected ones."""
     chosen_B, rejected_B = scores.chunk(2)
     return ((1 - probability_B) * (chosen_B - rejected_B)).mean()

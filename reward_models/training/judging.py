@@ -1,4 +1,4 @@
-"""What reward models are judged by, from their scores alone. Pure Python.
+"""Judge reward models by their scores alone. Pure Python.
 
 A pair has the scores of its chosen and of its rejected answer, and the probability that the chosen one is the better:
 1 where nothing else is known. The model's own probability is Bradley and Terry's, the logistic function of the
@@ -50,7 +50,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """How well a reward model ranks pairs that it has not seen."""
+    """The quality of a reward model on held-out pairs."""
 
     pairs: int
     accuracy: float
@@ -66,7 +66,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How alike two reward models judge the same pairs. Correlations are None where one gives everything one score."""
+    """The agreement of two reward models on the same pairs. Correlations are None if one gives everything one score."""
 
     pairs: int
     ranked_alike: float

@@ -12,7 +12,7 @@ from rlkl.schema import Section
 
 
 class StartSection(Section):
-    """What training starts from."""
+    """The model that training starts from."""
 
     path: str = Field(description="Hugging Face name, a local folder, or a built-in base model such as task:reviews.")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -57,7 +57,7 @@ class LearnerSection(Section):
 
 
 class RowsSection(Section):
-    """Where rows come from, and which of them are refused."""
+    """The source of the rows, and limits that refuse some of them."""
 
     source: str = Field(
         description="A .jsonl or .parquet file, a Hugging Face datasets name, or rows such as task:reviews/pairs."
@@ -128,7 +128,7 @@ class AnswersSection(RowsSection):
 
 
 class SplitSection(Section):
-    """Which rows are held out. Rows of one prompt stay together."""
+    """The held-out rows. Rows of one prompt stay together."""
 
     held_out_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of the rows that judge the model and never train it."
@@ -136,7 +136,7 @@ class SplitSection(Section):
 
 
 class HalvesSection(SplitSection):
-    """The same, and whether two models are trained."""
+    """The held-out rows, and whether two models are trained."""
 
     halves: bool = Field(
         default=False,

@@ -34,7 +34,7 @@ TEMPLATE_KEY = "rlkl_chat_template_kwargs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelReport:
-    """What ``report.json`` holds. Everything is measured on the same held-out pairs."""
+    """The content of ``report.json``. Everything is measured on the same held-out pairs."""
 
     pairs: int
     prompts: int

@@ -36,7 +36,7 @@ class HeldOutLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftReport:
-    """What ``report.json`` holds."""
+    """The content of ``report.json``."""
 
     trained_on: int
     held_out: int

@@ -11,7 +11,7 @@ from reward_models.training.sft import SftResult
 
 
 def show_reward_models(result: RewardModelResult, console: Console | None = None) -> None:
-    """How well the models rank held-out pairs, how sure they are, how alike they are, and where they lie."""
+    """Print how well the models rank held-out pairs, their confidence, agreement and files."""
     console = console or Console(markup=False, highlight=False)
     report = result.report
     for name, judgement in report.held_out.items():
@@ -29,7 +29,7 @@ def show_reward_models(result: RewardModelResult, console: Console | None = None
 
 
 def calibration_table(judgement: Judgement) -> Table:
-    """How often the model is right where it is so sure; empty bins are left out."""
+    """Return the accuracy by confidence; empty bins are left out."""
     table = Table("  sure", "pairs", "mean confidence", "right", box=None, pad_edge=False)
     for found in judgement.calibration:
         if found.confidence is not None and found.accuracy is not None:
@@ -48,7 +48,7 @@ def agreement_line(found: Agreement) -> str:
 
 
 def show_sft(result: SftResult, console: Console | None = None) -> None:
-    """How well held-out answers are known before and after."""
+    """Print the loss of held-out answers before and after training."""
     console = console or Console(markup=False, highlight=False)
     report = result.report
     console.print(f"\n{report.trained_on} rows to learn from; on {report.held_out} rows of other prompts:")

@@ -1,4 +1,4 @@
-"""What both commands do before and after training: model folders, tokenizers, TRL's settings, the log, the result."""
+"""Steps before and after training that both commands share: folders, tokenizers, TRL's settings, log, result."""
 
 from __future__ import annotations
 

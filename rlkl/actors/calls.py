@@ -55,7 +55,7 @@ def wait_all(refs: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: f
 def stream_all(
     generators: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: float
 ) -> Iterator[tuple[int, Any]]:
-    """What generators of several actors yield, as it comes, each with the number of its actor; under one deadline."""
+    """Yield the values of several actors' generators as they come, with their actors' numbers; one deadline for all."""
     end = time.monotonic() + timeout_s
     numbers = list(range(len(generators)))
     while numbers:

@@ -18,7 +18,7 @@ from rlkl.actors.shells import RewardHost
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import place_rewards, reward_actors
 from rlkl.recipe.resources import check_number
-from rlkl.rewards.execution.call import Answer, overdue, raised
+from rlkl.rewards.execution.call import CallResult, overdue, raised
 from rlkl.rewards.execution.pool import WorkerSpec, setup_error
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
@@ -80,22 +80,22 @@ class RayRewardWorker:
         if failure is not None:
             raise setup_error(self._spec.name, failure)
 
-    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+    def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
         return map(self._answer, calls)
 
-    def _answer(self, call: Call) -> Answer:
+    def _answer(self, call: Call) -> CallResult:
         if self._broken is not None:
-            return Answer(failure=self._broken)
+            return CallResult(failure=self._broken)
         actor: Any = self._actor
         try:
             ref = actor.call.remote(call)
         except (pickle.PicklingError, TypeError, AttributeError) as error:  # what a row holds cannot travel
-            return Answer(failure=raised(error))
+            return CallResult(failure=raised(error))
         failure, answer = self._wait(ref, self._spec.timeout_s)
         if failure is not None:
             self._end()
             self._broken = self._start()  # given up where it does not come up: each try may take minutes
-        return answer or Answer(failure=failure)
+        return answer or CallResult(failure=failure)
 
     def close(self) -> None:
         if self._actor is not None:
@@ -113,7 +113,7 @@ class RayRewardWorker:
         return failure or own
 
     def _wait(self, ref: Any, timeout_s: float) -> tuple[Failure | None, Any]:
-        """What went wrong with the actor, or what it answered."""
+        """Wait for the actor; return the failure, or its answer."""
         try:
             return None, ray.get(ref, timeout=timeout_s)
         except GetTimeoutError:

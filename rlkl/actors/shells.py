@@ -11,7 +11,7 @@ from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import Sighting, Token
-from rlkl.rewards.execution.call import Answer, Callee
+from rlkl.rewards.execution.call import CallResult, RewardFunction
 from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
@@ -79,20 +79,20 @@ class RolloutWorker:
 class RewardHost:
     """Hosts one reward function in mode ``actor``."""
 
-    _callee: Callee
+    _function: RewardFunction
 
     def start(self, spec: WorkerSpec) -> Failure | None:
         """Build the function and set it up; return the failure, or None."""
-        failure, callee = bring_up(spec)
-        if callee is not None:
-            self._callee = callee
+        failure, function = bring_up(spec)
+        if function is not None:
+            self._function = function
         return failure
 
-    def call(self, call: Call) -> Answer:
-        return portable(self._callee.call(call))
+    def call(self, call: Call) -> CallResult:
+        return portable(self._function.call(call))
 
     def close(self) -> None:
-        self._callee.close()
+        self._function.close()
 
 
 _UNCHANGED_VERSIONS = 10

@@ -1,4 +1,4 @@
-"""What is installed, what this machine has, and what of rlkl works here. Heavy imports are tried in processes apart."""
+"""Check versions, hardware, and the parts of rlkl that work here. Heavy imports run in processes of their own."""
 
 from __future__ import annotations
 

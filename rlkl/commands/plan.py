@@ -1,4 +1,4 @@
-"""What a recipe would do, worked out without loading a model: processes, batch arithmetic, memory, warnings."""
+"""Compute what a recipe would do, without loading a model: processes, batch arithmetic, memory, warnings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchArithmetic:
-    """How one training step is cut. Upper limits hold when every prompt and completion is as long as allowed.
+    """The parts of one training step. Upper limits hold if every prompt and completion is as long as allowed.
 
     32 prompts x 8 samples = 256 sequences; 4 minibatches hold 64 sequences each; at 768 tokens a sequence, 10 fit into
     a micro-batch of 8192 tokens, so a minibatch takes at most 7 of them.
@@ -174,7 +174,7 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
 
 
 def _reward_processes(recipe: Recipe) -> Iterator[Process]:
-    """Where each reward runs, and how long a call may take. Only actors reserve CPUs and GPUs."""
+    """List where each reward runs, and the limit of a call. Only actors reserve CPUs and GPUs."""
     for reward in recipe.rewards:
         is_actor = reward.place == "actor"
         limit = "no time limit" if reward.deadline_s is None else f"at most {reward.deadline_s:g} s a call"

@@ -31,7 +31,7 @@ _IDS = ("completion_ids", "prompt_ids")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreReport:
-    """What came of it."""
+    """The scores and the failures."""
 
     rewards: RewardSet
     prompts: Sequence[Prompt]

@@ -17,7 +17,7 @@ _QUESTION, _ANSWER = "rlkl-question", "rlkl-answer"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnEnd:
-    """How a chat template ends the assistant's turn, for example ``<|im_end|>``."""
+    """The end of the assistant's turn in a chat template, for example ``<|im_end|>``."""
 
     text: str
     """The text that follows an answer, up to and including the stop token."""

@@ -100,7 +100,7 @@ def _decoded(data: bytes) -> Picture:
 
 
 def _rgb(picture: Picture) -> Picture:
-    """The same picture, upright, as RGB; itself where nothing is to be done."""
+    """Return the picture upright and as RGB; unchanged if it already is."""
     from PIL import Image as pil
     from PIL import ImageOps
 

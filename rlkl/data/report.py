@@ -1,4 +1,4 @@
-"""What became of the rows of a data source: how many were left out, why, and which ones, for example."""
+"""Count the rows of a data source that were left out, with reasons and examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """What became of the rows: ``total = kept + empty + malformed + too_long + image``."""
+    """Counts of rows: ``total = kept + empty + malformed + too_long + image``."""
 
     total: int
     kept: int

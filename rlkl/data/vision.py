@@ -43,7 +43,7 @@ class PictureProcessor:
 
     @property
     def patches_per_token(self) -> int:
-        """How many patches the model merges into one token."""
+        """Patches that the model merges into one token."""
         return self._processor.merge_size**2
 
     def patches(self, image: Image) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class PictureProcessor:
         return made
 
     def process(self, picture: Picture) -> tuple[Tensor, Tensor]:
-        """The same of a picture that does not come again, such as a corrupted one."""
+        """Like `patches`, but without keeping the result: for a picture that is used once, such as a corrupted one."""
         made = self._processor(images=[picture], return_tensors="pt")
         return made["pixel_values"].float(), made["image_grid_thw"][0]
 

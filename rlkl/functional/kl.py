@@ -100,7 +100,7 @@ def _with_tail(logprobs_V: Tensor, index_K: Tensor) -> Tensor:
 
 
 def free_nats(kl: Tensor, allowance: float) -> Tensor:
-    """What ``kl`` has above ``allowance`` nats; below that nothing, and no gradient (a dead zone)."""
+    """Return the part of ``kl`` above ``allowance`` nats; zero and without gradient below it."""
     return (kl - allowance).relu()
 
 
@@ -129,7 +129,7 @@ class AdaptiveKl:
 
     @property
     def coefficient(self) -> float:
-        """What the KL is weighted by now, above zero."""
+        """The current weight of the KL, above zero."""
         return self.value * (1.0 + self.gain * self.error)
 
     def updated(self, observed: float, sequences: int) -> AdaptiveKl:

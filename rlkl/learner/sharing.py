@@ -30,7 +30,7 @@ class Token:
 
     @property
     def answer(self) -> Path:
-        """Where the other process writes the text again."""
+        """The file into which the other process writes the text."""
         return self.path.with_suffix(".answer")
 
     def look(self) -> Sighting:

@@ -139,7 +139,7 @@ def model_class(config: Any) -> Any:
 
 
 def image_places(token_ids_BT: Tensor, image_token_id: int, sizes: list[int], images: ImageInputs) -> Tensor:
-    """Where pictures stand, ``[B, T]`` bool: of each sequence's placeholders the first ones, as many as it needs.
+    """Return the positions of the pictures, ``[B, T]`` bool: each sequence's first placeholders, as many as needed.
 
     ``sizes``: tokens of each picture.
     """

@@ -20,7 +20,7 @@ ADAPTER_FOLDER = "adapter"
 
 
 class Reference(Protocol):
-    """What the learner asks of a reference model."""
+    """The interface of a frozen model."""
 
     def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 

@@ -1,4 +1,4 @@
-"""Which actor of a run goes onto which GPU, worked out from the recipe and from the resources of each node."""
+"""Assign the actors of a run to GPUs, from the recipe and the resources of each node."""
 
 from __future__ import annotations
 

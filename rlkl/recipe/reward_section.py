@@ -85,7 +85,7 @@ class RewardSection(Section):
 
     @property
     def place(self) -> Place:
-        """Where it runs: the mode, or the choice of ``auto``."""
+        """The mode that it runs in: ``mode``, or the choice of ``auto``."""
         if self.mode != "auto":
             return self.mode
         quick = self.function.startswith(_INLINE_PREFIXES)

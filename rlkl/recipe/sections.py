@@ -30,7 +30,7 @@ TemplateArguments = Annotated[dict[str, Any], AfterValidator(_template_arguments
 
 
 class RunSection(Section):
-    """Where the run is kept."""
+    """Name and folder of the run."""
 
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and its folder."
@@ -86,7 +86,7 @@ class FrozenModelSection(Section):
 
 
 class DataSection(Section):
-    """Where prompts come from."""
+    """The source of the prompts."""
 
     source: str = Field(description="A .jsonl or .parquet file, a Hugging Face datasets name, or task:arithmetic.")
     subset: str | None = Field(default=None, description="Configuration name of a Hugging Face data set.")
@@ -289,7 +289,7 @@ class WeightsSection(Section):
 
 
 class TrackingSection(Section):
-    """What is recorded."""
+    """The records of the run."""
 
     wandb: Literal["offline", "online", "off"] = Field(default="offline", description="Weights & Biases mode.")
     project: str = Field(default="rlkl", description="W&B project.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlkl.errors import RewardInputError
 from rlkl.recipe import Normalize, RewardSection
-from rlkl.rewards.execution.call import Callee
+from rlkl.rewards.execution.call import RewardFunction
 from rlkl.rewards.function.decorator import declaration_of
 from rlkl.rewards.function.fingerprint import described
 from rlkl.rewards.function.result import NAME
@@ -86,7 +86,7 @@ def _loaded(
         weight=weight,
         section=section,
         source=source,
-        callee=Callee(function),
+        function=RewardFunction(function),
         parameters=parameters,
         fingerprint=fingerprint_of(source, function),
     )

@@ -1,4 +1,4 @@
-"""What a rollout engine is: token ids in, token ids and their log-probabilities out."""
+"""The interface of rollout engines: token ids in, token ids and their log-probabilities out."""
 
 from __future__ import annotations
 

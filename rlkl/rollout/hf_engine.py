@@ -127,7 +127,7 @@ class HfEngine:
             )
 
     def _seen(self, ids_BT: Tensor, images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
-        """What `generate` takes besides the ids where prompts have pictures: one after the other, shared ones again."""
+        """Return the inputs of `generate` for pictures: one after the other, shared ones repeated."""
         inputs = self._image_inputs(images)
         if inputs is None:
             return {}

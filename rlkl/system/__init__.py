@@ -1,1 +1,1 @@
-"""What this computer is and does: its processors, libraries, interrupts, and importing a user's files."""
+"""This computer: its processors, libraries and interrupts, and importing a user's files."""

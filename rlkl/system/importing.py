@@ -38,7 +38,7 @@ class Importer:
         return self.callable_in(module, reference)
 
     def callable_in(self, module: ModuleType, reference: str) -> Any:
-        """The same, the module being at hand."""
+        """Return the function or class that ``reference`` names in an imported module."""
         location, _, attribute = reference.rpartition(":")
         found = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("__")}
         if attribute not in found:

@@ -26,7 +26,7 @@ TASKS: dict[str, Task] = {
 
 
 def task_name(reference: str) -> str | None:
-    """What follows ``task:`` in a recipe value such as ``task:arithmetic``; None where the value is no task."""
+    """Return the name after ``task:`` in a recipe value such as ``task:arithmetic``; None if the value is no task."""
     return reference.removeprefix(_PREFIX) if reference.startswith(_PREFIX) else None
 
 

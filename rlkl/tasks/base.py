@@ -1,4 +1,4 @@
-"""What a built-in world provides."""
+"""The interface of a built-in world."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Task(Protocol):
 
     @property
     def reward(self) -> Callable[..., float]:
-        """What a run maximises; its arguments come by name, as with every reward (see `rlkl.rewards`)."""
+        """Return the reward of a completion; rlkl passes the arguments by name (see `rlkl.rewards`)."""
         ...
 
     def build_base_model(self, folder: Path) -> None:

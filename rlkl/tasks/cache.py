@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where rlkl keeps what it can make again: ``$RLKL_CACHE``, else ``~/.cache/rlkl``."""
+    """Return the folder for files that rlkl can make again: ``$RLKL_CACHE``, else ``~/.cache/rlkl``."""
     return Path(os.environ.get("RLKL_CACHE") or Path.home() / ".cache" / "rlkl")
 
 

@@ -37,7 +37,7 @@ def preference(rng: random.Random, prompt: str, texts: tuple[str, str], *, caref
 
 
 def impression(text: str) -> float:
-    """What a skimming annotator makes of a text: words of praise less words of blame, and emphasis."""
+    """Rate a text as a hasty annotator would: words of praise minus words of blame, and emphasis."""
     words = text.split()
     judging = [word for word in words if word in VALENCE]
     emphasis = sum(word in INTENSIFIERS for word in words)

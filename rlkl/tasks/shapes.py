@@ -75,7 +75,7 @@ class Shapes(Task):
         return float(completion == answer)
 
     def vision(self, completion: str, answer: str, vision_dependent: bool) -> float | None:
-        """The same of vision-dependent questions; no opinion on others."""
+        """Score vision-dependent questions like `gold`; abstain from others."""
         return float(completion == answer) if vision_dependent else None
 
     def guess(self, completion: str, usual: str, vision_dependent: bool) -> float | None:

@@ -104,7 +104,7 @@ def png(scene: Scene) -> bytes:
 
 
 def describe(scene: Scene) -> str:
-    """What each cell holds, row by row."""
+    """Describe the content of each cell, row by row."""
     things = {(thing.row, thing.column): thing for thing in scene}
     cells = [things.get((row, column)) for row in range(SIDE) for column in range(SIDE)]
     sizes = {True: "large", False: "small"}

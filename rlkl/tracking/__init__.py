@@ -1,1 +1,1 @@
-"""What a run leaves behind and shows: metrics, samples, W&B, console."""
+"""Recording and showing a run: metrics, samples, W&B, console."""

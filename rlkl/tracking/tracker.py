@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """How a run ended without an error."""
+    """The end of a run without an error."""
 
     interrupted: bool
     """Stopped by the user before the last step; its state is saved."""

@@ -23,7 +23,7 @@ _ASIDE = ".writing-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopState:
-    """What the loop must know to go on; policy, heads, optimizer and schedule are saved by the learner."""
+    """The loop's part of a checkpoint; the learner saves policy, heads, optimizer and schedule."""
 
     step: int
     """Steps finished."""

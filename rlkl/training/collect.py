@@ -13,7 +13,7 @@ from rlkl.errors import RolloutError
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
 from rlkl.rewards.function.arguments import State
-from rlkl.rewards.scoring.aggregate import Scored
+from rlkl.rewards.scoring.aggregate import SampleReward
 from rlkl.rewards.scoring.reward_set import Round, ScoredRound
 from rlkl.rewards.scoring.similarity import sampled_similarity
 from rlkl.rollout.collect import Decode, Draw, build_requests, rollout_metrics, with_text
@@ -99,7 +99,7 @@ class SampledGroups:
         logger.warning("step %d: %d scores failed (%s)%s", step + 1, len(done.failures), counts, where)
 
 
-def _rollout(sample_index: int, completion: Completion, score: Scored, draw: int) -> Rollout:
+def _rollout(sample_index: int, completion: Completion, score: SampleReward, draw: int) -> Rollout:
     if completion.weights_version is None:
         raise RolloutError("a completion came without the version of the weights that it was sampled with")
     return Rollout(

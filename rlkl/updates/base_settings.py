@@ -15,7 +15,7 @@ from rlkl.updates.terms.custom import TermEntry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What a rule's settings have to fit: parts of the recipe that are not its own."""
+    """Parts of the recipe, besides the rule's own, that its warnings depend on."""
 
     has_pairs: bool
     """Answers come with the prompts; nothing is sampled."""
@@ -30,7 +30,7 @@ class RunFacts:
 
 
 class FilterSettings(Section):
-    """Which rollouts of each prompt reach the rule; see `rlkl.updates.filters`."""
+    """The rollouts of each prompt that reach the rule; see `rlkl.updates.filters`."""
 
     keep: Literal["top_k", "threshold", "top_fraction"] = Field(
         default="top_k", description="The best few of each prompt, those of at least a reward, or the best share."

@@ -1,1 +1,1 @@
-"""Where and how a reward function runs."""
+"""Running reward functions: in the loop, in threads, processes or actors."""

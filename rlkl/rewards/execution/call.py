@@ -19,8 +19,8 @@ _CLOSE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What came of one call."""
+class CallResult:
+    """The result of one call: outcomes, or a failure."""
 
     outcomes: tuple[Outcome, ...] = ()
     """One for each sample of the call, unless it failed as a whole."""
@@ -29,7 +29,7 @@ class Answer:
     seconds: float = 0.0
 
 
-class Callee:
+class RewardFunction:
     """A reward function, or an instance with ``setup`` and ``close``, in the process that calls it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -55,7 +55,7 @@ class Callee:
             self._loop.close()
             self._loop = None
 
-    def call(self, call: Call, timeout_s: float | None = None) -> Answer:
+    def call(self, call: Call, timeout_s: float | None = None) -> CallResult:
         """Never raises for what the function does. ``timeout_s`` holds for async functions only."""
         start = time.perf_counter()
         try:
@@ -63,12 +63,12 @@ class Callee:
             seconds = time.perf_counter() - start
             outcomes = _outcomes(value, call)
         except OverdueError as error:
-            return Answer(failure=overdue(timeout_s, error.stack), seconds=time.perf_counter() - start)
+            return CallResult(failure=overdue(timeout_s, error.stack), seconds=time.perf_counter() - start)
         except (Exception, SystemExit) as error:  # whatever a user's function raises is counted against its sample
-            return Answer(failure=raised(error), seconds=time.perf_counter() - start)
+            return CallResult(failure=raised(error), seconds=time.perf_counter() - start)
         if isinstance(outcomes, Failure):
-            return Answer(failure=outcomes, seconds=seconds)
-        return Answer(outcomes=outcomes, seconds=seconds)
+            return CallResult(failure=outcomes, seconds=seconds)
+        return CallResult(outcomes=outcomes, seconds=seconds)
 
     def _called(self, call: Call, timeout_s: float | None) -> Any:
         """The function's value; that of an async function is awaited, again if another call blocked the loop."""

@@ -1,4 +1,4 @@
-"""Where calls of a reward function run: here and now, or on one of several workers."""
+"""Run the calls of a reward function: at once, or on one of several workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rlkl.errors import RewardInputError
-from rlkl.rewards.execution.call import Answer, Callee, overdue
+from rlkl.rewards.execution.call import CallResult, RewardFunction, overdue
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure, raised
 from rlkl.rewards.function.source import Source
@@ -20,7 +20,7 @@ from rlkl.rewards.function.source import Source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a worker in another process needs to know."""
+    """The settings of a worker in another process."""
 
     name: str
     """The reward's."""
@@ -44,7 +44,7 @@ class Worker(Protocol):
         """Raise `RewardInputError` where it cannot be brought up."""
         ...
 
-    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+    def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
         """One answer a call, in order, each as soon as it is there. Whatever happens to the function: within its time
         limit there is an answer, and the next call finds it up, or ``broken``."""
         ...
@@ -56,7 +56,7 @@ class Worker(Protocol):
         ...
 
 
-_Waiting = tuple[Call, Future[Answer]]
+_Waiting = tuple[Call, Future[CallResult]]
 
 _MOST_AT_ONCE = 32
 _AT_ONCE_S = 0.005
@@ -69,7 +69,7 @@ class Pool(Protocol):
     eager: bool
     """Whether calls run beside the caller, so that each is best submitted as soon as it can be."""
 
-    def submit(self, call: Call) -> Future[Answer]: ...
+    def submit(self, call: Call) -> Future[CallResult]: ...
 
     def close(self) -> None: ...
 
@@ -79,17 +79,17 @@ class InlinePool:
 
     eager = False
 
-    def __init__(self, callee: Callee, name: str) -> None:
-        self._callee = callee
-        set_up(callee, name)
+    def __init__(self, function: RewardFunction, name: str) -> None:
+        self._function = function
+        set_up(function, name)
 
-    def submit(self, call: Call) -> Future[Answer]:
-        future: Future[Answer] = Future()
-        future.set_result(self._callee.call(call))
+    def submit(self, call: Call) -> Future[CallResult]:
+        future: Future[CallResult] = Future()
+        future.set_result(self._function.call(call))
         return future
 
     def close(self) -> None:
-        self._callee.close()
+        self._function.close()
 
 
 class WorkerPool:
@@ -126,8 +126,8 @@ class WorkerPool:
             self.close()
             raise errors[0]
 
-    def submit(self, call: Call) -> Future[Answer]:
-        future: Future[Answer] = Future()
+    def submit(self, call: Call) -> Future[CallResult]:
+        future: Future[CallResult] = Future()
         self._calls.put((call, future))
         if self._broken is not None:
             self._refuse(self._broken)
@@ -209,8 +209,8 @@ class WorkerPool:
 class ThreadWorker:
     """Calls the function on a thread. A call that takes too long is left to itself, since no thread can be ended."""
 
-    def __init__(self, callee: Callee, timeout_s: float | None) -> None:
-        self._callee = callee
+    def __init__(self, function: RewardFunction, timeout_s: float | None) -> None:
+        self._function = function
         self._timeout_s = timeout_s
         self._inner: _Inner | None = None
         self.broken: Failure | None = None
@@ -221,58 +221,58 @@ class ThreadWorker:
 
     def abandon(self) -> None: ...
 
-    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+    def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
         return map(self._answer, calls)
 
-    def _answer(self, call: Call) -> Answer:
-        if self._timeout_s is None or self._callee.is_async:
-            return self._callee.call(call, self._timeout_s)
-        self._inner = self._inner or _Inner(self._callee)
+    def _answer(self, call: Call) -> CallResult:
+        if self._timeout_s is None or self._function.is_async:
+            return self._function.call(call, self._timeout_s)
+        self._inner = self._inner or _Inner(self._function)
         future = self._inner.submit(call)
         try:
             return future.result(self._timeout_s)
         except TimeoutError:
             stack, self._inner = self._inner.stack(), None
-            return Answer(failure=overdue(self._timeout_s, stack), seconds=self._timeout_s)
+            return CallResult(failure=overdue(self._timeout_s, stack), seconds=self._timeout_s)
 
 
 class _Inner:
     """The thread on which a limited call runs."""
 
-    def __init__(self, callee: Callee) -> None:
-        self._callee = callee
-        self._calls: queue.SimpleQueue[tuple[Call, Future[Answer]]] = queue.SimpleQueue()
+    def __init__(self, function: RewardFunction) -> None:
+        self._function = function
+        self._calls: queue.SimpleQueue[tuple[Call, Future[CallResult]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="limited reward", daemon=True)
         self._thread.start()
 
-    def submit(self, call: Call) -> Future[Answer]:
-        future: Future[Answer] = Future()
+    def submit(self, call: Call) -> Future[CallResult]:
+        future: Future[CallResult] = Future()
         self._calls.put((call, future))
         return future
 
     def stack(self) -> str:
-        """Where it is."""
+        """The stack of the function, while it runs."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def _serve(self) -> None:
         while True:
             call, future = self._calls.get()
-            future.set_result(self._callee.call(call))
+            future.set_result(self._function.call(call))
 
 
-def thread_pool(callee: Callee, name: str, *, workers: int, timeout_s: float | None) -> WorkerPool:
+def thread_pool(function: RewardFunction, name: str, *, workers: int, timeout_s: float | None) -> WorkerPool:
     """Threads that share one function."""
-    set_up(callee, name)
-    pool = WorkerPool([ThreadWorker(callee, timeout_s) for _ in range(workers)], on_close=callee.close)
+    set_up(function, name)
+    pool = WorkerPool([ThreadWorker(function, timeout_s) for _ in range(workers)], on_close=function.close)
     pool.ready()
     return pool
 
 
-def set_up(callee: Callee, name: str) -> None:
+def set_up(function: RewardFunction, name: str) -> None:
     """Call ``setup``; raises `RewardInputError` in its place."""
     try:
-        callee.setup()
+        function.setup()
     except (Exception, SystemExit) as error:
         raise setup_error(name, raised(error)) from error
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from rlkl.rewards.execution.call import Answer, overdue
+from rlkl.rewards.execution.call import CallResult, overdue
 from rlkl.rewards.execution.pool import WorkerSpec, setup_error
 from rlkl.rewards.execution.wire import MOST_BYTES, MessageSocket, WireError, decode_answer, decode_start
 from rlkl.rewards.function.arguments import Call
@@ -62,14 +62,14 @@ class ProcessWorker:
         if failure is not None:
             raise setup_error(self._spec.name, failure)
 
-    def answer(self, calls: Sequence[Call]) -> Iterator[Answer]:
+    def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
         """They go out together and come back one by one; whatever an end of the process leaves open goes out again,
         unless no other can be brought up or the worker is being closed."""
         left = list(calls)
         while left:
             failure = self._over() or self._send(left)
             if failure is not None and (over := self._over()):
-                yield from [Answer(failure=over)] * len(left)
+                yield from [CallResult(failure=over)] * len(left)
                 return
             if failure is not None and len(left) > 1:  # it may be one of them that cannot travel
                 for call in left:
@@ -77,7 +77,7 @@ class ProcessWorker:
                 return
             first = self._numbers - len(left)
             for place, call in enumerate(left):
-                answer = self._receive(first + place, call) if failure is None else Answer(failure=failure)
+                answer = self._receive(first + place, call) if failure is None else CallResult(failure=failure)
                 yield answer
                 if _ends(answer):
                     self._replace()
@@ -129,7 +129,7 @@ class ProcessWorker:
                 break
         return failure
 
-    def _receive(self, number: int, call: Call) -> Answer:
+    def _receive(self, number: int, call: Call) -> CallResult:
         """Wait for the answer to call ``number``."""
         assert self._calls is not None
         start = time.perf_counter()
@@ -147,7 +147,7 @@ class ProcessWorker:
             failure = self._crash()
         finally:
             self._busy = False
-        return Answer(failure=failure, seconds=time.perf_counter() - start)
+        return CallResult(failure=failure, seconds=time.perf_counter() - start)
 
     def _start(self) -> Failure | None:
         """Bring a process up; what went wrong, or None."""
@@ -203,7 +203,7 @@ class ProcessWorker:
         self._process = self._calls = self._faults = None
 
     def _stack(self) -> str:
-        """Where a hanging process is, if it can still say so."""
+        """Return the stack of a hanging process, if it can still write one."""
         assert self._process is not None
         assert self._faults is not None
         _signal_group(self._process, signal.SIGUSR1, whole_group=False)
@@ -216,7 +216,7 @@ class ProcessWorker:
         return self._written()
 
     def _crash(self) -> Failure:
-        """What a process that ended by itself left behind."""
+        """Describe the end of a process that ended by itself."""
         assert self._process is not None
         if self._closing:
             return _CLOSED
@@ -243,7 +243,7 @@ def _not_an_answer(error: WireError) -> Failure:
     return Failure(kind="crashed", what="wrote to rlkl's connection, and not an answer", detail=str(error))
 
 
-def _ends(answer: Answer) -> bool:
+def _ends(answer: CallResult) -> bool:
     """Whether the process is gone, or not to be trusted any more."""
     outcomes = (answer.failure, *answer.outcomes)
     return any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn, cast, get_args
 
-from rlkl.rewards.execution.call import Answer
+from rlkl.rewards.execution.call import CallResult
 from rlkl.rewards.function.result import NAME, Failure, FailureKind, Outcome, Score
 
 MOST_BYTES = 64 * 2**20
@@ -81,7 +81,7 @@ class MessageSocket:
         return taken
 
 
-def encode_answer(number: int, answer: Answer) -> bytes:
+def encode_answer(number: int, answer: CallResult) -> bytes:
     """The answer to call ``number``, as JSON. Exceptions themselves (`Failure.cause`) are left out."""
     body = _encoded(
         {
@@ -94,10 +94,10 @@ def encode_answer(number: int, answer: Answer) -> bytes:
     if len(body) <= MOST_BYTES:
         return body
     size = f"a result of {len(body):,} bytes; at most {MOST_BYTES:,} are accepted"
-    return encode_answer(number, Answer(failure=Failure(kind="returned", what="returned too much", detail=size)))
+    return encode_answer(number, CallResult(failure=Failure(kind="returned", what="returned too much", detail=size)))
 
 
-def decode_answer(body: bytes, *, number: int, samples: int) -> Answer:
+def decode_answer(body: bytes, *, number: int, samples: int) -> CallResult:
     """The answer to call ``number``, which is about ``samples`` samples.
 
     Raises:
@@ -111,7 +111,7 @@ def decode_answer(body: bytes, *, number: int, samples: int) -> Answer:
     if len(rows) != (0 if failure else samples):
         _refuse(f"{len(rows)} outcomes for {samples} samples")
     outcomes = tuple(_outcome(row) for row in rows)
-    return Answer(outcomes=outcomes, failure=failure, seconds=_float(fields["seconds"]))
+    return CallResult(outcomes=outcomes, failure=failure, seconds=_float(fields["seconds"]))
 
 
 def encode_start(failure: Failure | None) -> bytes:

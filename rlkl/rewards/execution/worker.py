@@ -16,7 +16,7 @@ import socket
 import sys
 from dataclasses import replace
 
-from rlkl.rewards.execution.call import Answer, Callee
+from rlkl.rewards.execution.call import CallResult, RewardFunction
 from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.wire import MessageSocket, encode_answer, encode_start
 from rlkl.rewards.function.result import Failure, raised
@@ -44,9 +44,9 @@ def main(connection: int, faults: int, parent: int) -> None:
     if spec.memory_mb is not None:
         limit = spec.memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    failure, callee = bring_up(spec)
+    failure, function = bring_up(spec)
     link.send(encode_start(failure))
-    if callee is None:
+    if function is None:
         return
     while True:
         try:
@@ -54,21 +54,21 @@ def main(connection: int, faults: int, parent: int) -> None:
         except EOFError:
             break
         for number, call in enumerate(calls, start=first):
-            link.send(encode_answer(number, callee.call(call)))
-    callee.close()
+            link.send(encode_answer(number, function.call(call)))
+    function.close()
 
 
-def bring_up(spec: WorkerSpec) -> tuple[Failure | None, Callee | None]:
+def bring_up(spec: WorkerSpec) -> tuple[Failure | None, RewardFunction | None]:
     """The function, built and set up; or what went wrong."""
     try:
-        callee = Callee(spec.source.build())
-        callee.setup()
+        function = RewardFunction(spec.source.build())
+        function.setup()
     except (Exception, SystemExit) as error:  # whatever the user's code raises is told where it was started
         return _portable(raised(error)), None
-    return None, callee
+    return None, function
 
 
-def portable(answer: Answer) -> Answer:
+def portable(answer: CallResult) -> CallResult:
     """The answer without exceptions, which need not survive the way to another process."""
     outcomes = tuple(_portable(o) if isinstance(o, Failure) else o for o in answer.outcomes)
     return replace(answer, outcomes=outcomes, failure=answer.failure and _portable(answer.failure))

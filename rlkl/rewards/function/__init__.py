@@ -1,1 +1,1 @@
-"""What a reward is: its function, its arguments, its result, and where it comes from."""
+"""A reward: its function, arguments, result and source."""

@@ -1,4 +1,4 @@
-"""What can be asked for by name. In transit pictures are encoded and draws are seeds; `opened` makes them usable."""
+"""The arguments of reward functions. In transit, pictures are encoded and draws are seeds; `opened` decodes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlkl.types import Completion, Image, Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Where the run stands."""
+    """Step, epoch and seed of the run."""
 
     step: int
     """Number of the step, from 1, as in ``metrics.jsonl``."""

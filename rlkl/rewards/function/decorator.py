@@ -13,7 +13,7 @@ _ATTRIBUTE = "__rlkl_reward__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What the decorator was given."""
+    """The arguments of the decorator."""
 
     name: str | None = None
     weight: float = 1.0
@@ -47,5 +47,5 @@ def reward(
 
 
 def declaration_of(function: Callable[..., Any]) -> Declaration:
-    """What ``@rlkl.reward`` said about the function; the defaults if it was never decorated."""
+    """Return the arguments of ``@rlkl.reward`` for the function; the defaults if it has no decorator."""
     return getattr(function, _ATTRIBUTE, Declaration())

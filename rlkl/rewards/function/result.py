@@ -1,4 +1,4 @@
-"""What a reward may return, and what becomes of it: a score, or a failure. Never a number that nobody meant."""
+"""Turn the return value of a reward function into a score or a failure, never into a number by accident."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRACEBACK_CHARACTERS = 8000
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a reward function returns when one number does not say it all.
+    """A score with parts, token rewards or tags: what a reward function may return instead of a number.
 
     The score is ``value`` plus the sum of ``token_values``. A ``value`` that is left out is the sum of ``components``,
     0 where there are only ``token_values``, and an abstention where there is nothing at all.
@@ -88,7 +88,7 @@ class Unusable(Exception):
 
 
 def outcome_of(value: Any, tokens: int) -> Outcome:
-    """What a function's answer about one sample means; ``tokens``: how many the completion has.
+    """Turn a function's return value for one sample into an outcome; ``tokens``: the completion's number of tokens.
 
     Whatever the value raises while it is read is the sample's failure.
     """

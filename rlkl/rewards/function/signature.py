@@ -1,4 +1,4 @@
-"""Which arguments a reward function takes, and filling them in by name."""
+"""Read the parameters of a reward function, and fill them in by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Parameters:
         return "batch" if self.names & {"prompts", "completions"} else "sample"
 
     def without(self, names: Mapping[str, Any]) -> Parameters:
-        """The same, some parameters being filled in already."""
+        """Return the parameters without those that are filled in already."""
         return Parameters(
             required=self.required - names.keys(),
             optional={name: default for name, default in self.optional.items() if name not in names},

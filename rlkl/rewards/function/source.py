@@ -1,4 +1,4 @@
-"""Where a reward function comes from, so that another process can build the same one."""
+"""The source of a reward function, from which another process can build it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Source:
         return IMPORTER.callable_in(IMPORTER.source(self.file, self.text), self.reference)
 
     def build(self) -> Callable[..., Any]:
-        """What is called for a score: the function with its settings filled in, or an instance of the class."""
+        """Build the callable: the function with its settings filled in, or an instance of the class."""
         found = self.found()
         if not isinstance(found, type):
             return functools.partial(found, **self.settings) if self.settings else found

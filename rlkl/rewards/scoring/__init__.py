@@ -1,1 +1,1 @@
-"""What becomes of the values of a step's reward functions."""
+"""From the outcomes of reward functions to one reward a sample."""

@@ -19,7 +19,7 @@ STD_EPSILON = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class RewardOutcomes:
     """One reward's outcomes over a round."""
 
     name: str
@@ -30,7 +30,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class SampleReward:
     """The rewards of one completion."""
 
     reward: float
@@ -69,15 +69,17 @@ class _Sum:
             ]
 
 
-def settle(judged: Sequence[Judged], groups: Sequence[Sequence[int]], normalize: Normalize) -> list[Scored]:
-    """One `Scored` a sample, in order. ``groups`` holds the numbers of each group's samples."""
+def aggregate(
+    rewards: Sequence[RewardOutcomes], groups: Sequence[Sequence[int]], normalize: Normalize
+) -> list[SampleReward]:
+    """One `SampleReward` a sample, in order. ``groups`` holds the numbers of each group's samples."""
     dropped: set[int] = set()
     scores: dict[str, list[Score | None]] = {}
-    for reward in judged:
+    for reward in rewards:
         scores[reward.name] = _by_policy(reward, groups, dropped)
     left = [[index for index in group if index not in dropped] for group in groups]
     sums = [_Sum() for group in groups for _ in group]
-    for reward in judged:
+    for reward in rewards:
         if reward.section.role == "train":
             _add(reward, scores[reward.name], sums, left)
     for index in dropped:
@@ -88,10 +90,10 @@ def settle(judged: Sequence[Judged], groups: Sequence[Sequence[int]], normalize:
         for index in members:
             sums[index].reward = (sums[index].reward - shift) * scale
             sums[index].tokens = [value * scale for value in sums[index].tokens]
-    return [_scored(judged, index, total, raw[index]) for index, total in enumerate(sums)]
+    return [_scored(rewards, index, total, raw[index]) for index, total in enumerate(sums)]
 
 
-def _by_policy(reward: Judged, groups: Sequence[Sequence[int]], dropped: set[int]) -> list[Score | None]:
+def _by_policy(reward: RewardOutcomes, groups: Sequence[Sequence[int]], dropped: set[int]) -> list[Score | None]:
     """Each sample's score, its own or one by policy, None where there is none; adds to ``dropped``."""
     scores = [outcome if isinstance(outcome, Score) else None for outcome in reward.outcomes]
     policy = reward.section.on_error
@@ -114,7 +116,9 @@ def _by_policy(reward: Judged, groups: Sequence[Sequence[int]], dropped: set[int
     return scores
 
 
-def _add(reward: Judged, scores: Sequence[Score | None], sums: Sequence[_Sum], left: Sequence[Sequence[int]]) -> None:
+def _add(
+    reward: RewardOutcomes, scores: Sequence[Score | None], sums: Sequence[_Sum], left: Sequence[Sequence[int]]
+) -> None:
     values = [score and score.value for score in scores]
     for (shift, scale), members in _statistics(values, left, reward.section.normalize):
         for index in members:
@@ -140,12 +144,12 @@ def _statistics(
     return found
 
 
-def _scored(judged: Sequence[Judged], index: int, total: _Sum, raw: float) -> Scored:
+def _scored(rewards: Sequence[RewardOutcomes], index: int, total: _Sum, raw: float) -> SampleReward:
     components: dict[str, float] = {}
     monitors: dict[str, float] = {}
     tags: list[str] = []
     failed: list[str] = []
-    for reward in judged:
+    for reward in rewards:
         outcome = reward.outcomes[index]
         if not isinstance(outcome, Score):
             failed.append(reward.name)
@@ -156,7 +160,7 @@ def _scored(judged: Sequence[Judged], index: int, total: _Sum, raw: float) -> Sc
         named.update({f"{reward.name}/{name}": value for name, value in outcome.components.items()})
         tags += outcome.tags
     has_reward = total.terms > 0
-    return Scored(
+    return SampleReward(
         reward=total.reward if has_reward else math.nan,
         raw_reward=raw if has_reward else math.nan,
         components=components,

@@ -40,7 +40,7 @@ class FailureLog:
                 path.unlink()
 
     def path(self, step: int) -> Path:
-        """Where the failures of the step with this index are."""
+        """Return the file with the failures of the step with this index."""
         return self._folder / f"step_{step + 1:06d}.jsonl"
 
     def write(self, step: int, failures: Sequence[FailedScore]) -> None:

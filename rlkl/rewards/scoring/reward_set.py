@@ -13,15 +13,15 @@ from pathlib import Path
 from rlkl.errors import RewardError, RewardInputError
 from rlkl.recipe import Normalize, RewardSection
 from rlkl.recipe.reward_section import DEADLINE_S, Place
-from rlkl.rewards.execution.call import Callee, raised
-from rlkl.rewards.execution.lane import Lane
+from rlkl.rewards.execution.call import RewardFunction, raised
 from rlkl.rewards.execution.pool import InlinePool, Pool, Worker, WorkerPool, WorkerSpec, thread_pool
 from rlkl.rewards.execution.process import ProcessWorker
+from rlkl.rewards.execution.reward_calls import RewardCalls
 from rlkl.rewards.function.arguments import Sample, State, make_call
 from rlkl.rewards.function.result import Failure
 from rlkl.rewards.function.signature import Parameters
 from rlkl.rewards.function.source import Source
-from rlkl.rewards.scoring.aggregate import Judged, Scored, settle
+from rlkl.rewards.scoring.aggregate import RewardOutcomes, SampleReward, aggregate
 from rlkl.rewards.scoring.cache import ScoreCache
 from rlkl.rewards.scoring.failures import FailedScore, FailureLog
 from rlkl.seeds import derive_seed
@@ -43,7 +43,7 @@ class LoadedReward:
     section: RewardSection
     source: Source | None
     """None: a function that was given from Python."""
-    callee: Callee
+    function: RewardFunction
     parameters: Parameters
     fingerprint: str
     """Hash of the source and the settings."""
@@ -51,9 +51,9 @@ class LoadedReward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRound:
-    """What came of a round."""
+    """The rewards of a round, the time of its calls, and its failures."""
 
-    scored: list[Scored]
+    scored: list[SampleReward]
     """One a sample, in order."""
     calls_s: Mapping[str, list[float]]
     """Seconds of each call, by reward."""
@@ -110,10 +110,10 @@ class RewardSet:
         for reward in missing:
             section, name = reward.section, reward.name
             if section.place == "inline":
-                self._pools[name] = InlinePool(reward.callee, name)
+                self._pools[name] = InlinePool(reward.function, name)
             elif section.place == "thread":
                 self._pools[name] = thread_pool(
-                    reward.callee, name, workers=section.workers, timeout_s=section.deadline_s
+                    reward.function, name, workers=section.workers, timeout_s=section.deadline_s
                 )
         for pool in processes.values():
             pool.ready()
@@ -151,7 +151,7 @@ class RewardSet:
     def cache_of(self, name: str) -> ScoreCache | None:
         return self._caches.get(name)
 
-    def score(self, prompt: Prompt, completions: Sequence[Completion], *, step: int, seed: int) -> list[Scored]:
+    def score(self, prompt: Prompt, completions: Sequence[Completion], *, step: int, seed: int) -> list[SampleReward]:
         """Score the completions of one prompt, in order. ``completions`` carry their text.
 
         Raises:
@@ -182,14 +182,14 @@ class Round:
         self._groups = [range(start, end) for start, end in pairwise(starts)]
         self._prompt_of = [number for number, count in enumerate(counts) for _ in range(count)]
         self._completions: list[Completion | None] = [None] * starts[-1]
-        self._lanes = {reward.name: self._lane(reward) for reward in rewards.rewards}
+        self._calls = {reward.name: self._calls_of(reward) for reward in rewards.rewards}
 
     def add(self, index: int, completion: Completion) -> None:
         """Take in sample ``index`` with its text, and let whoever may start on it start."""
         self._completions[index] = completion
-        for name, lane in self._lanes.items():
+        for name, calls in self._calls.items():
             seed = derive_seed(self._state.seed, "reward", self._state.step - 1, *self._place(index), name)
-            lane.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
+            calls.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
 
     def finish(self) -> ScoredRound:
         """Wait for all scores, or until the failures of one reward have to stop the run.
@@ -197,32 +197,34 @@ class Round:
         Raises:
             RewardError: a reward failed whose ``on_error`` says raise, or one failed on too many samples.
         """
-        judged: list[Judged] = []
+        collected: list[RewardOutcomes] = []
         for reward in self._set.rewards:
-            lane = self._lanes[reward.name]
-            outcomes = lane.finish()
-            if lane.split is not None:
-                samples, failure = lane.split
+            calls = self._calls[reward.name]
+            outcomes = calls.finish()
+            if calls.split is not None:
+                samples, failure = calls.split
                 why = f"{failure.what}: {failure.detail}" if failure.detail else failure.what
                 logger.warning(
                     "reward '%s': a call with %d samples %s; each of them was scored alone", reward.name, samples, why
                 )
-            judged.append(Judged(name=reward.name, weight=reward.weight, section=reward.section, outcomes=outcomes))
-            if lane.given_up:
+            collected.append(
+                RewardOutcomes(name=reward.name, weight=reward.weight, section=reward.section, outcomes=outcomes)
+            )
+            if calls.given_up:
                 break
-        failures = [self._failed(reward, index) for reward in judged for index in _failed_indices(reward)]
+        failures = [self._failed(reward, index) for reward in collected for index in _failed_indices(reward)]
         if self._set.failures is not None:
             self._set.failures.write(self._state.step - 1, failures)
-        for reward in judged:
+        for reward in collected:
             self._raise_if_asked(reward)
             self._raise_if_too_many(reward)
         return ScoredRound(
-            scored=settle(judged, self._groups, self._set.normalize),
-            calls_s={name: lane.seconds for name, lane in self._lanes.items()},
+            scored=aggregate(collected, self._groups, self._set.normalize),
+            calls_s={name: calls.seconds for name, calls in self._calls.items()},
             failures=failures,
         )
 
-    def _lane(self, reward: LoadedReward) -> Lane:
+    def _calls_of(self, reward: LoadedReward) -> RewardCalls:
         count, unit, inline = len(self._completions), reward.parameters.unit, _is_in(reward, "inline")
         if unit == "group":
             units = [group for group in self._groups if group]
@@ -230,7 +232,7 @@ class Round:
             size = reward.section.batch_size or (max(count, 1) if inline else _BATCH_SIZE)
             size = 1 if unit == "sample" else size
             units = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        return Lane(
+        return RewardCalls(
             parameters=reward.parameters,
             state=self._state,
             pool=self._set.pool_of(reward.name),
@@ -253,7 +255,7 @@ class Round:
         shown = completion.text[:_SHOWN_CHARACTERS] + ("..." if len(completion.text) > _SHOWN_CHARACTERS else "")
         return f"on prompt {self._prompt(index).id}, completion {shown!r}"
 
-    def _failed(self, reward: Judged, index: int) -> FailedScore:
+    def _failed(self, reward: RewardOutcomes, index: int) -> FailedScore:
         failure, completion = reward.outcomes[index], self._completions[index]
         assert isinstance(failure, Failure)
         assert completion is not None
@@ -271,14 +273,14 @@ class Round:
             traceback=failure.traceback,
         )
 
-    def _raise_if_asked(self, reward: Judged) -> None:
+    def _raise_if_asked(self, reward: RewardOutcomes) -> None:
         for index in _failed_indices(reward) if reward.section.on_error == "raise" else ():
             failure = reward.outcomes[index]
             assert isinstance(failure, Failure)
             detail = f": {failure.detail}" if failure.detail else ""
             raise RewardError(f"reward '{reward.name}' {failure.what} {self._where(index)}{detail}") from failure.cause
 
-    def _raise_if_too_many(self, reward: Judged) -> None:
+    def _raise_if_too_many(self, reward: RewardOutcomes) -> None:
         failed, limit = _failed_indices(reward), reward.section.max_failed_fraction
         if len(failed) <= _most_failures(reward.section, len(reward.outcomes)):
             return
@@ -297,7 +299,7 @@ class Round:
 
 
 def _most_failures(section: RewardSection, samples: int) -> int:
-    """How many of a round's samples may fail before the run stops."""
+    """Return the number of a round's samples that may fail before the run stops."""
     return 0 if section.on_error == "raise" else math.floor(section.max_failed_fraction * samples)
 
 
@@ -310,7 +312,7 @@ def _processes(reward: LoadedReward, start_timeout_s: float) -> WorkerPool:
     return WorkerPool([ProcessWorker(spec) for _ in range(reward.section.workers)], together=True)
 
 
-def _failed_indices(reward: Judged) -> list[int]:
+def _failed_indices(reward: RewardOutcomes) -> list[int]:
     return [index for index, outcome in enumerate(reward.outcomes) if isinstance(outcome, Failure)]
 
 

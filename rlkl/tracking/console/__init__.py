@@ -1,1 +1,1 @@
-"""What a run prints while it trains."""
+"""Printing the progress of a run."""

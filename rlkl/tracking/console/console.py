@@ -1,4 +1,4 @@
-"""What a user watches: a live view in a terminal, plain lines elsewhere, and the summary at the end."""
+"""Print the progress of a run: a live view in a terminal, plain lines elsewhere, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _stream_handlers() -> list[logging.StreamHandler]:
 
 
 def print_summary(heading: str, places: dict[str, Path | str], state: RunState) -> None:
-    """What was reached, then where everything is."""
+    """Print the results, then the places of all files."""
     rows: dict[str, str] = {}
     rewards = state.series("reward/mean")
     if rewards:

@@ -161,13 +161,13 @@ def _gap(records: Sequence[Record], name: str, key: str) -> Reading | None:
 
 
 def _gain(records: Sequence[Record], name: str, key: str) -> float | None:
-    """How far a metric has come since the start, in standard deviations of the samples there."""
+    """Return the change of a metric since the start, in standard deviations of the samples at the start."""
     before, now, spread = first(records, key), last(records, key), first(records, spread_key(name))
     return None if before is None or now is None or not spread else (now - before) / spread
 
 
 def _fall(records: Sequence[Record], name: str, key: str) -> Reading | None:
-    """How far the monitor is below its best, while the reward is no lower than it was there."""
+    """Return the distance of the monitor from its best, while the reward is no lower than at that step."""
     now, spread = last(records, key), first(records, spread_key(name))
     if now is None or not spread:
         return None

@@ -25,7 +25,7 @@ RELEASE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """What the watch makes of a step."""
+    """The watch's result for a step."""
 
     metrics: dict[str, float]
     set_in: Mapping[str, Reading]
@@ -46,7 +46,7 @@ class HackingWatch:
             self._switch(_levels(record))
 
     def look(self, records: Sequence[Record], record: Record, groups: Sequence[RolloutGroup]) -> Sighting:
-        """What there is to say about the step of ``record``, which follows ``records``. Warns of what sets in."""
+        """Judge the step of ``record``, which follows ``records``; warn about signs that begin in it."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         monitors = self._monitors(rollouts)
         measured = _measured(rollouts, monitors)
@@ -102,7 +102,7 @@ def _levels(record: Record) -> dict[str, float]:
 
 
 def _measured(rollouts: Sequence[Rollout], monitors: Mapping[str, str]) -> dict[str, float]:
-    """What the signals need beyond the step's own metrics."""
+    """Compute the inputs of the signals that are not metrics of the step."""
     metrics = {"rollout/repetition": fmean(repetition(rollout.completion.token_ids) for rollout in rollouts)}
     scores = {"reward": [reward_of(rollout) for rollout in rollouts]}
     scores |= {name: [monitor_score(rollout, name) for rollout in rollouts] for name in monitors}

@@ -1,4 +1,4 @@
-"""What is written down about a metric."""
+"""The definition of a metric."""
 
 from __future__ import annotations
 

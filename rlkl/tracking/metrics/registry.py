@@ -289,7 +289,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="throughput/samples_per_s",
         unit="rollouts per second",
-        formula="Scored rollouts of the step divided by time/step_s.",
+        formula="SampleReward rollouts of the step divided by time/step_s.",
         bad="Falling at equal rollout/length_mean.",
         timing=True,
     ),

@@ -1,1 +1,1 @@
-"""What a run writes: one record a step, samples, pictures, and samples that look suspicious."""
+"""The files of a run: one record a step, samples, pictures, and suspicious samples."""

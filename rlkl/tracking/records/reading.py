@@ -86,7 +86,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def sample_path(run_dir: Path, finished: int) -> Path:
-    """Where the samples of a step are, by its number of finished steps."""
+    """Return the file with the samples of a step, by the number of finished steps."""
     return run_dir / "samples" / f"step_{finished:06d}.parquet"
 
 

@@ -38,7 +38,7 @@ def repetition(token_ids: Sequence[int]) -> float:
 
 
 def reward_of(rollout: Rollout) -> float:
-    """What is optimised, before any normalisation."""
+    """Return the reward that is optimised, before any normalisation."""
     return rollout.reward if rollout.raw_reward is None else rollout.raw_reward
 
 
@@ -86,7 +86,7 @@ def write_suspects(path: Path, suspects: Mapping[str, Sequence[Suspect]]) -> Non
 
 
 def suspects_path(run_dir: Path, finished: int) -> Path:
-    """Where the suspicious samples of a step are, by its number of finished steps."""
+    """Return the file with the suspicious samples of a step, by the number of finished steps."""
     return run_dir / "suspicious" / f"step_{finished:06d}.jsonl"
 
 
@@ -141,7 +141,7 @@ def _length_change(rollouts: Sequence[Rollout], records: Sequence[Record]) -> li
 
 
 def _overrated(rollouts: Sequence[Rollout], records: Sequence[Record], name: str, key: str) -> list[float]:
-    """How much better the reward finds a sample than the monitor does, in standard deviations of the start."""
+    """Return how far the reward rates a sample above the monitor, in standard deviations at the start."""
     values = []
     for rollout in rollouts:
         reward = _standardised(reward_of(rollout), records, "reward", "reward/mean")

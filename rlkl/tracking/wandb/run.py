@@ -138,7 +138,7 @@ class WandbRun:
         self._staging.restore()
 
     def sync_hint(self) -> str:
-        """Where the run is to be seen, or the command that uploads it."""
+        """Return the address of the run, or the command that uploads it."""
         if not self._run.offline:
             return self._run.url
         parts = glob.escape(str(self._run_dir / "wandb"))

@@ -21,7 +21,7 @@ GrpoVariant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoChoices:
-    """What tells the variants of GRPO apart, nothing left open. A clip of None leaves that side of the ratio free."""
+    """The choices that distinguish the variants of GRPO. A clip of None leaves that side of the ratio free."""
 
     advantage: Advantage = "group_std"
     ratio: Ratio = "token"
@@ -104,7 +104,7 @@ class GrpoSettings(RuleSettings):
         )
 
     def variant_choices(self) -> GrpoChoices:
-        """What the variant chooses."""
+        """Return the variant's choices."""
         return GRPO_VARIANTS[self.variant]
 
     @property

@@ -16,7 +16,7 @@ PAPO_GRPO = GrpoChoices(aggregation="token_mean", clip_high=0.3)
 
 
 class CorruptionSettings(Section):
-    """How a rule's pictures are corrupted; see `rlkl.data.corruption`."""
+    """The corruption of a rule's pictures; see `rlkl.data.corruption`."""
 
     kind: Literal["patches", "black", "noise", "saliency"] = Field(
         default="patches",

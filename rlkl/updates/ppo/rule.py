@@ -136,8 +136,10 @@ class Ppo(PolicyUpdate):
         return replace(batch, advantages_BT=advantages_BT, returns_BT=returns_BT)
 
     def _rewards_BT(self, batch: Batch) -> Tensor:
-        """What each response token earns: its own rewards, its share of the KL penalty, and the last one what is left
-        of the sequence's reward."""
+        """Return the reward of each response token: its own, minus its KL penalty.
+
+        The last token also gets the rest of the sequence's reward.
+        """
         later_BT = batch.response_BT.flip(1).cumsum(1).flip(1)
         last_BT = batch.response_BT & (later_BT == 1)
         rewards_BT = masked(batch.rewards_B.unsqueeze(1), last_BT)

@@ -18,7 +18,7 @@ from rlkl.data.images import encode_image
 from rlkl.errors import RewardError, RewardInputError
 from rlkl.rewards import load_rewards
 from rlkl.rewards.function.arguments import Group, State
-from rlkl.rewards.scoring.aggregate import Scored
+from rlkl.rewards.scoring.aggregate import SampleReward
 from rlkl.seeds import derive_seed
 from rlkl.types import Prompt
 from tests.unit.rewards.scoring import STATE, completion, prompts
@@ -26,7 +26,7 @@ from tests.unit.rewards.scoring import STATE, completion, prompts
 PROMPTS = prompts(2)
 
 
-def rounds(function: Callable[..., Any], *, samples: int = 2, at: list[Prompt] = PROMPTS) -> list[Scored]:
+def rounds(function: Callable[..., Any], *, samples: int = 2, at: list[Prompt] = PROMPTS) -> list[SampleReward]:
     rewards = load_rewards([], [function])
     rewards.check(at)
     scoring = rewards.open_round(at, samples=samples, state=STATE, draws=range(len(at)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlkl.rewards.execution.call import Answer
+from rlkl.rewards.execution.call import CallResult
 from rlkl.rewards.execution.wire import WireError, decode_answer, decode_start, encode_answer, encode_start
 from rlkl.rewards.function.result import Failure, Score, raised
 from tests.unit.rewards.scoring import loaded, score, values
@@ -21,7 +21,7 @@ NUMBERS = (0.0, -0.0, 0.1 + 0.2, 1 / 3, 5e-324, 2.0**-1074, 3.4e38, -1e-5, float
 def test_numbers_abstentions_components_and_tags_come_back_exactly():
     scores = [Score(value=number, components={"a.b-c_1": -number}, token_values=NUMBERS) for number in NUMBERS]
     outcomes = (*scores, Score(value=None, tags=("\ud800 lone", "snow \u2603", "")))
-    answer = Answer(outcomes=outcomes, seconds=1e-7)
+    answer = CallResult(outcomes=outcomes, seconds=1e-7)
     back = decode_answer(encode_answer(7, answer), number=7, samples=len(outcomes))
     assert back == answer
     assert repr(back) == repr(answer)  # 0.0 equals -0.0
@@ -29,13 +29,13 @@ def test_numbers_abstentions_components_and_tags_come_back_exactly():
 
 def test_failures_come_back_with_their_traceback_and_without_the_exception():
     failure = raised(KeyError("no such thing"))
-    answer = Answer(outcomes=(Score(value=1.0), failure), seconds=0.5)
+    answer = CallResult(outcomes=(Score(value=1.0), failure), seconds=0.5)
     back = decode_answer(encode_answer(1, answer), number=1, samples=2)
     assert back == answer
     assert isinstance(back.outcomes[1], Failure)
     assert "KeyError" in back.outcomes[1].traceback
     assert back.outcomes[1].cause is None
-    whole = Answer(failure=failure)
+    whole = CallResult(failure=failure)
     assert decode_answer(encode_answer(2, whole), number=2, samples=5) == whole
     assert decode_start(encode_start(failure)) == failure
     assert decode_start(encode_start(None)) is None

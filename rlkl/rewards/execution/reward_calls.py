@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from rlkl.errors import RewardInputError
-from rlkl.rewards.execution.call import Answer
+from rlkl.rewards.execution.call import CallResult
 from rlkl.rewards.execution.pool import Pool
 from rlkl.rewards.function.arguments import Call, Sample, State, make_call
 from rlkl.rewards.function.result import Failure, Outcome, Score, raised
@@ -14,7 +14,7 @@ from rlkl.rewards.function.signature import Parameters
 from rlkl.rewards.scoring.cache import ScoreCache
 
 
-class Lane:
+class RewardCalls:
     """Samples are taken in any order. What is asked of the function depends on their numbers alone, never on when they
     came: each unit goes out whole, once its last sample is there, or in order in the end if the pool is not eager."""
 
@@ -35,7 +35,7 @@ class Lane:
         self._most_failures, self._failures = most_failures, 0
         self._samples: dict[int, Sample] = {}
         self._outcomes: dict[int, Outcome] = {}
-        self._pending: list[tuple[list[int], Future[Answer]]] = []
+        self._pending: list[tuple[list[int], Future[CallResult]]] = []
         self._sent: set[range] = set()
         self.seconds: list[float] = []
         """How long each call took."""
