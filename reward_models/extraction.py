@@ -30,7 +30,7 @@ def last_number(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""Return the content of the last ``\boxed{...}`` with balanced braces; None if there is none or it is not closed."""
+    r"""Return the content of the last ``\boxed{...}``; None if there is none or it is open."""
     contents = all_boxed(text)
     return contents[-1].strip() if contents else None
 

@@ -1,4 +1,4 @@
-"""A generative judge: a language model behind an OpenAI-compatible endpoint that is asked for a score."""
+"""A generative judge: a language model behind an OpenAI-compatible endpoint that gives a score."""
 
 from __future__ import annotations
 

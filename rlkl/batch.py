@@ -1,7 +1,7 @@
 """The tensors that an update sees.
 
 Shapes: B sequences, T tokens (prompt and completion, right-padded), G group members, V vocabulary.
-A quantity of token ``t`` stands at position ``t``: ``signals[POLICY_LOGPROBS][b, t]`` is the log-probability of
+A quantity of token ``t`` is at position ``t``: ``signals[POLICY_LOGPROBS][b, t]`` is the log-probability of
 ``token_ids_BT[b, t]`` given everything before it. Position 0 is never trained.
 """
 
@@ -105,7 +105,7 @@ class Batch:
     response_BT: Tensor
     """bool: sampled by the policy and to be trained (end-of-sequence included)."""
     rollout_logprobs_BT: Tensor
-    """float32: the sampler's log-probabilities, zero outside the response and where nobody sampled."""
+    """float32: the sampler's log-probabilities, zero outside the response and for stored answers."""
     rewards_B: Tensor
     """float32: weighted sum of the rewards."""
     group_B: Tensor
@@ -125,7 +125,7 @@ class Batch:
     rank_B: Tensor
     """int64: place in its list; 0 is the preferred sequence."""
     corrupted_B: Tensor
-    """bool: the sequence has a corrupted image beside its own, so ``CORRUPTED_LOGPROBS`` says something about it."""
+    """bool: the sequence has a corrupted image beside its own, so ``CORRUPTED_LOGPROBS`` is defined for it."""
     progress: float
     """Share of the run's steps that are done, in [0, 1): for annealing."""
     denominators: Denominators

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rlkl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train as a recipe says, or continue a run", epilog=_EPILOG)
+    train = commands.add_parser("train", help="train by a recipe, or continue a run", epilog=_EPILOG)
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     resume_usage = "rlkl train --resume RUN_DIR [--allow-changed-rewards] [steps=N ...]"
     train.usage = f"rlkl train RECIPE [section.key=value ...]\n       {resume_usage}"

@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(seed: int, purpose: str, *parts: int | str) -> int:
-    """A 63-bit seed for one draw, from the recipe's seed, what the draw is for, and where in the run it stands.
+    """Derive a 63-bit seed for one draw from the recipe's seed, the draw's purpose, and its place in the run.
 
     >>> derive_seed(0, "rollout", 3, "row-7", 1) == derive_seed(0, "rollout", 3, "row-7", 1)
     True

@@ -44,7 +44,7 @@ class Signal:
     moment: Moment = "live"
     top_k: int | None = None
     """For KLs: the frozen model's likeliest tokens to compare on, and one bucket for all others; None: the vocabulary,
-    or what the rule's `kl_top_k` says."""
+    or the rule's `kl_top_k`."""
 
     POLICY_LOGPROBS: ClassVar[Signal]
     """log pi(token), current weights, with gradient."""

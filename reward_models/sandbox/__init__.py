@@ -1,4 +1,4 @@
-"""Running programs that nobody trusts. Linux only; see `Sandbox` for what is kept apart and what is not."""
+"""Running untrusted programs. Linux only; `Sandbox` lists what is isolated and what is not."""
 
 from reward_models.sandbox.sandbox import Limits, Outcome, Sandbox
 

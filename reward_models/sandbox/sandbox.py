@@ -90,7 +90,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """Runs a Python program that nobody trusts, in processes of its own.
+    """Runs an untrusted Python program in processes of its own.
 
     ``isolation: namespaces`` gives it a file system of its own (the machine's programs and Python read-only, one folder
     in memory to write to, four devices, no /proc), no network, process numbers of its own, an unprivileged user, no

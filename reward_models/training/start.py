@@ -100,7 +100,7 @@ def lora_config(model: StartSection, task_type: str) -> Any:
 
 
 def on_threads(learner: LearnerSection) -> Any:
-    """torch on as many CPU threads as the recipe asks for."""
+    """Let torch use as many CPU threads as the recipe names."""
     return threads(learner.threads) if learner.threads is not None else nullcontext()
 
 

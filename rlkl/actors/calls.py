@@ -1,4 +1,4 @@
-"""Waiting for actors: every wait has a deadline and says whom it waits for."""
+"""Waiting for actors: every wait has a deadline, and its error names the actor."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class RayWeightSync:
     def publish(self, version: int, probes: Sequence[Probe]) -> float:
         """Send the learner's weights to every worker and prove it; return the largest log-prob difference (nats).
 
-        Raises `WeightSyncError`. Without workers there is nobody to publish to.
+        Raises `WeightSyncError`. Without workers, publish nothing.
         """
         if not self._workers:
             return 0.0

@@ -134,7 +134,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
 
 
 def _place(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> tuple[Placement | None, tuple[str, ...]]:
-    """Return the placement on this machine and warnings about it; the first warning says why there is none."""
+    """Return the placement on this machine and warnings about it; the first warning explains a missing one."""
     try:
         placement = place_on_machine(recipe, machine, memory)
     except EnvironmentProblem as error:

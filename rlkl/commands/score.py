@@ -52,7 +52,7 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
 
     Raises:
         InputError: the data or a reward cannot be used.
-        RewardError: a reward failed, and its ``on_error`` says raise, or it failed too often.
+        RewardError: a reward with ``on_error: raise`` failed, or a reward failed too often.
     """
     rewards = load_rewards(recipe.rewards, normalize=recipe.scoring.normalize)
     rows = _read(recipe, data, tokenizer_path)
@@ -113,7 +113,7 @@ def _start(rewards: RewardSet, recipe: Recipe, running: ExitStack) -> None:
 
 
 class _NoTokenizer:
-    """Stands in where nobody asks for token ids: every text is one token."""
+    """A tokenizer for rewards that read no token ids: every text is one token."""
 
     bos_token = eos_token_id = chat_template = None
     name_or_path = "none: name the folder of a model with --tokenizer"

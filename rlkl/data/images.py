@@ -25,7 +25,7 @@ class BadImage(ValueError):
 def read_image(value: Any, folder: Path) -> Image:
     """One picture from a PIL image, encoded bytes, ``{"bytes": ..., "path": ...}``, a path, or base64 text.
 
-    Paths count from ``folder``. Palettes, single bits, CMYK and 16 bits become the RGB that they stand for; transparent
+    Paths count from ``folder``. Palettes, single bits, CMYK and 16 bits become RGB; transparent
     pixels lie on white; a camera's rotation mark is obeyed.
 
     Raises:

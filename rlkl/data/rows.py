@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlkl.data.vision import PictureProcessor
 
 PICTURE_MARK = "<image>"
-"""Where a picture stands in plain text that becomes a chat message."""
+"""Marks the place of a picture in plain text that becomes a chat message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

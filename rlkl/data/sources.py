@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableRow:
-    """Stands where a row could not be parsed, and says why."""
+    """Replaces a row that could not be parsed, with the reason."""
 
     reason: str
 

@@ -30,7 +30,7 @@ class PictureProcessor:
 
     def __init__(self, processor: Any, image_token_id: int) -> None:
         self.image_token_id = image_token_id
-        """What stands in token ids once for each token of a picture."""
+        """The placeholder id, once for each token of a picture."""
         self.whole = processor
         """The model's processor with its tokenizer, to be saved beside a trained policy."""
         self._processor = processor.image_processor
@@ -104,7 +104,7 @@ def load_picture_processor(
 ) -> PictureProcessor | None:
     """The model's picture processor; None for a text model.
 
-    ``pixels``: the least and the most that a picture has when it is cut, None for what the model's folder says.
+    ``pixels``: the smallest and largest number of a picture, None for the model's own limits.
 
     Raises:
         InputError: a vision-language model of a kind that rlkl does not know, or without its processor.

@@ -64,7 +64,7 @@ class Learner:
         self._section = recipe.learner
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
         self._device = learner_device(self._section.device)
-        self._update: PolicyUpdate = build_update(recipe.update)
+        self._update: PolicyUpdate = build_update(recipe.update, seed=recipe.seed)
         check_supplied(self._update, spec.frozen_paths)
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
         self.policy.stop_at(spec.stop_token_ids)

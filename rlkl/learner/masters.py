@@ -20,7 +20,7 @@ class Masters:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = {name: _master(parameter) for name, parameter in parameters.items()}
-        """The float32 parameters by the names of those they stand for."""
+        """The float32 parameters, under the names of the model's parameters."""
         pairs = zip(parameters.values(), self.parameters.values(), strict=True)
         self._rounded = [(parameter, master) for parameter, master in pairs if master is not parameter]
         for parameter, master in self._rounded:

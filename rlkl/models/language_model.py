@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
         """Last hidden states ``[B, T, H]``, after the final norm.
 
         Sequences are padded on the right, where causal attention cannot see, so there is no attention mask. ``images``
-        stand at the first placeholder ids of their sequences; a placeholder id that comes later is an ordinary token,
+        replace the first placeholder ids of their sequences; a placeholder id that comes later is an ordinary token,
         as it is for the sampler that drew it.
         """
         inputs = self._inputs(token_ids_BT, images)

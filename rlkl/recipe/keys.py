@@ -18,7 +18,7 @@ _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One key. ``rewards[].weight`` stands for that key in any entry of ``rewards``."""
+    """One key. ``rewards[].weight`` is that key of any entry of ``rewards``."""
 
     name: str
     expects: str

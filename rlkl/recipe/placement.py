@@ -149,7 +149,7 @@ def place_rewards(recipe: Recipe, nodes: Sequence[Node]) -> Placement:
 
 
 def memory_fraction(recipe: Recipe, placement: Placement) -> float:
-    """Return the share of its GPU's memory that each vLLM may take: as the recipe says, else by its share of the GPU.
+    """Return the share of its GPU's memory that each vLLM may take: by the recipe, else by its share of the GPU.
 
     A worker with half a GPU may take 0.45 of the memory. Without GPUs the number has no effect.
     """

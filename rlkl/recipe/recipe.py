@@ -75,8 +75,8 @@ class Recipe(Section):
             )
         if not self.data.has_pairs and self.rollout.workers == 0:
             raise ValueError(
-                "rollout.workers = 0: nobody samples, so the answers must come with the prompts; name their columns "
-                "(data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
+                "rollout.workers = 0: nothing is sampled, so the answers must come with the prompts; name their "
+                "columns (data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
             )
         return self
 

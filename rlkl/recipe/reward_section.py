@@ -44,7 +44,7 @@ class RewardSection(Section):
         default=None, description="Name of its curve, reward/<name>; left out: the function's name."
     )
     weight: float | None = Field(
-        default=None, description="Weight in the sum that the update sees; left out: as @rlkl.reward says, else 1."
+        default=None, description="Weight in the sum that the update sees; left out: that of @rlkl.reward, else 1."
     )
     role: Literal["train", "monitor"] = Field(
         default="train", description="monitor: logged as monitor/<name> and never optimised."

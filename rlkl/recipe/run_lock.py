@@ -42,7 +42,7 @@ class Owner:
     host: str
     pid: int
     process_started: int
-    """Clock ticks after the machine's start; tells a process from a later one with its id. 0: unknown."""
+    """Clock ticks after the machine's start; distinguishes a process from a later one with the same id. 0: unknown."""
     boot: str
     """Random id that Linux draws at each start of the machine."""
     namespace: str

@@ -99,10 +99,12 @@ class DataSection(Section):
         description="Column with a prompt's picture or list of pictures (vision-language models).",
     )
     min_pixels: int | None = Field(
-        default=None, ge=1, description="Smaller pictures are enlarged to so many pixels; left out: as the model says."
+        default=None,
+        ge=1,
+        description="Smaller pictures are enlarged to so many pixels; null: the model's own limit.",
     )
     max_pixels: int | None = Field(
-        default=None, ge=1, description="Larger pictures are shrunk to so many pixels; left out: as the model says."
+        default=None, ge=1, description="Larger pictures are shrunk to so many pixels; null: the model's own limit."
     )
     chosen_column: str | None = Field(
         default=None,
@@ -111,7 +113,7 @@ class DataSection(Section):
     rejected_column: str | None = Field(default=None, description="Column with the other answer of each pair.")
     as_chat: bool = Field(
         default=False,
-        description="Plain text becomes a user's message: pictures stand where it says <image>, else before it.",
+        description="Plain text becomes a user's message, with its pictures at <image>, or before the text.",
     )
     system_prompt: str | None = Field(default=None, description="Put before chat messages as the system message.")
     chat_template_kwargs: TemplateArguments = Field(
@@ -134,7 +136,7 @@ class DataSection(Section):
 
     @property
     def pixels(self) -> tuple[int | None, int | None]:
-        """The least and the most pixels of a picture as the model sees it; None: as the model says."""
+        """Smallest and largest number of pixels of a picture; None: by the model's own settings."""
         return self.min_pixels, self.max_pixels
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ def load_rewards(
     *,
     normalize: Normalize = "none",
 ) -> RewardSet:
-    """Import the recipe's rewards and add ``functions``, which weigh 1 unless ``@rlkl.reward`` says otherwise.
+    """Import the recipe's rewards and add ``functions``, with weight 1 unless ``@rlkl.reward`` gives another.
 
     Files and modules are looked up from the working directory. A reward file may import others beside it.
     ``normalize``: what is done with the sum.

@@ -35,13 +35,13 @@ class EngineSettings:
     images_per_prompt: int = 0
     """The most pictures that a prompt has; 0 leaves the vision tower idle."""
     pixels: tuple[int | None, int | None] = (None, None)
-    """The least and the most pixels of a picture when it is cut; None: as the model's folder says."""
+    """Smallest and largest number of pixels of a picture; None: by the model's own settings."""
     adapter: LoraSection | None = None
     """If set, the engine adds such adapters to its model, and `Engine.load_weights` gets only their tensors."""
     freeze_vision: bool = False
     """Whether adapters leave out the vision tower."""
     image_token_id: int | None = None
-    """The placeholder that stands in token ids once for each token of a picture; None for a text model."""
+    """The placeholder id, once for each token of a picture; None for a text model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Request:
     prompt_token_ids: tuple[int, ...]
     seed: int
     images: tuple[Image, ...] = ()
-    """The pictures that the placeholders in ``prompt_token_ids`` stand for, in order."""
+    """The pictures of the placeholders in ``prompt_token_ids``, in order."""
 
 
 class Engine(Protocol):

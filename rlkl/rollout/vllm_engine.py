@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
 _SeenPrompt = tuple[tuple[int, ...], tuple[Image, ...]]
-"""Token ids, and the pictures that their placeholders stand for."""
+"""Token ids, and the pictures of their placeholders."""
 
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 

@@ -1,4 +1,4 @@
-"""Lets torchvision, torchaudio and torchcodec built for CUDA stand beside a CPU build of torch.
+"""Make torchvision, torchaudio and torchcodec built for CUDA work beside a CPU build of torch.
 
 Their wheels on PyPI are compiled for CUDA. Beside a CPU torch the compiled libraries do not load, and any model import
 of transformers fails ("operator torchvision::nms does not exist", "Could not load this library: _torchaudio").

@@ -1,7 +1,7 @@
 """Additions up to 20: ``7+12=`` is answered by ``19``.
 
 The base model is taught from demonstrations of which half carry a wrong answer, as text from the web does. So it knows
-the right answer and says it about half the time, which is the state in which reinforcement finds a real base model.
+the right answer and gives it about half of the time, as a real base model does before reinforcement learning.
 """
 
 from __future__ import annotations

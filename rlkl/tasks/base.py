@@ -10,7 +10,7 @@ from typing import Any, Protocol
 class Task(Protocol):
     """A small world of its own: rows to train on, rewards, and a base model that half knows the answers.
 
-    ``task:<name>`` stands for its rows, its reward or its base model; ``task:<name>/<part>`` for what it has besides.
+    ``task:<name>`` names its rows, its reward or its base model; ``task:<name>/<part>`` names its other parts.
     Implementations are frozen dataclasses: their fields are settings, and their ``repr`` keys the cached base model.
     """
 

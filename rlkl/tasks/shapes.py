@@ -2,7 +2,7 @@
 
 A question's wording suggests an answer (what is at the top is usually red), which is right in most rows of
 ``task:shapes``. Guessing by it earns that share of the reward without a look. The rest, the rows marked
-``vision_dependent``, tells seeing from guessing; ``task:shapes/test`` has them for half of its rows.
+``vision_dependent``, distinguishes seeing from guessing; ``task:shapes/test`` has them for half of its rows.
 
 The base model learns to see by describing scenes, then to answer from demonstrations of which some were given without a
 look. So it can look, and guesses about as often.
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-"""What stands for a picture in a prompt."""
+"""The placeholder of a picture in a prompt."""
 Shown = tuple[Scene, str, str]
-"""A scene, what is asked of it, and what a demonstration answers."""
+"""A scene, the question about it, and the answer of a demonstration."""
 _SPECIAL = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
 
 
@@ -169,7 +169,7 @@ class Shapes(Task):
 
 
 def demonstration(processor: Any, shown: Sequence[Shown]) -> dict[str, Tensor]:
-    """Inputs and labels of scenes with what is asked and what is answered, padded on the right."""
+    """Return inputs and labels of scenes with questions and answers, padded on the right."""
     import torch
 
     inputs = processor(

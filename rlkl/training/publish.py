@@ -15,7 +15,7 @@ from rlkl.weights import build_probes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
-    """Publishes weights with probes from the step's own completions. Without workers there is nobody to publish to."""
+    """Publishes weights with probes from the step's own completions. Without workers, nothing is published."""
 
     recipe: Recipe
     weights: WeightSync

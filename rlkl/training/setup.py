@@ -184,7 +184,7 @@ def _check_engine(recipe: Recipe) -> None:
 def _build_update(recipe: Recipe) -> PolicyUpdate:
     """Return the recipe's rule; raise if this learner cannot compute what it needs, or not on the wanted device."""
     check_device(recipe)
-    update = build_update(recipe.update)
+    update = build_update(recipe.update, seed=recipe.seed)
     check_supplied(update, recipe.models)
     return update
 

@@ -22,9 +22,13 @@ RULES = {
 """Rule name in the recipe -> where its class lives. Rules from outside: `rlkl.updates.custom`."""
 
 
-def build_update(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:
-    """Build the rule that ``update.rule`` names, with its settings and the terms of ``update.terms``."""
+def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -> PolicyUpdate:
+    """Build the rule that ``update.rule`` names, with its settings and the terms of ``update.terms``.
+
+    ``seed`` is the recipe's, for the rule's own draws.
+    """
     rule = _build_rule(settings)
+    rule.seed = seed
     if not settings.terms:
         return rule
     from rlkl.updates.terms.composed import WithTerms

@@ -78,7 +78,9 @@ class PolicyUpdate(ABC):
     """
 
     rule: ClassVar[str]
-    """The name in the recipe (``update.rule``), for messages; the class's own name unless it says otherwise."""
+    """The name in the recipe (``update.rule``), for messages; the class's own name by default."""
+    seed: int = 0
+    """The recipe's seed; derive the seed of each draw from it (`rlkl.seeds.derive_seed`)."""
     Settings: ClassVar[type[RuleSettings]] = RuleSettings
     """The keys of ``update`` for a rule from outside the package; it is constructed as ``Rule(settings)``."""
 

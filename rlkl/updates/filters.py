@@ -1,4 +1,4 @@
-"""Filters: which rollouts of each prompt reach a rule. Pure Python; may stand in front of any rule."""
+"""Filters: they choose the rollouts of each prompt that reach a rule. Pure Python; for any rule."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Movement:
     """The learner's movement over all tokens, and the sampler's beside it.
 
     With d the learner's movement and e the sampler's, ``share`` is <e, d> / <d, d>: about 1 for fresh weights, 0 for
-    stale ones. Rounding of the learner stands in <d, d> but not in <e, d>, so it lowers the share of fresh weights too.
+    stale ones. Rounding of the learner is in <d, d> but not in <e, d>, so it lowers the share of fresh weights too.
     """
 
     size: float

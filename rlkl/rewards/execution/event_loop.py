@@ -70,7 +70,7 @@ class EventLoop:
         self._lock = threading.Lock()
         self._calls: set[_LoopCall] = set()
         self._busy_s = 0.0
-        """Seconds that all finished steps of calls that somebody waits for ran."""
+        """Running time (seconds) of all finished steps of calls that are waited for."""
         self._step: tuple[_LoopCall | None, float] | None = None
         """The call whose step runs now, and since when."""
         self._loop = asyncio.new_event_loop()
@@ -146,7 +146,7 @@ class EventLoop:
         self._loop.call_later(_CANCEL_S, self._loop.stop)
 
     def _is_blocked_by(self, call: _LoopCall) -> bool:
-        """Whether the call blocks the loop, or a task that nobody waits for, such as one that an earlier call left."""
+        """Return whether the call blocks the loop, or a task that an earlier call left behind."""
         with self._lock:
             if self._step is None or time.perf_counter() - self._step[1] < _BLOCKED_S:
                 return False
@@ -159,7 +159,7 @@ class EventLoop:
         return now, self._busy_s + (now - self._step[1] if self._step and counts else 0.0)
 
     def _spent(self, call: _LoopCall) -> float:
-        """Seconds since the call began, without those in which other calls ran that somebody waits for."""
+        """Return the seconds since the call began, without those in which other waiting calls ran."""
         with self._lock:
             now, busy_s = self._now()
             own_s = call.own_s + (now - self._step[1] if self._step and self._step[0] is call else 0.0)

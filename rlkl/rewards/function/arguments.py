@@ -42,13 +42,13 @@ class Group:
 
 
 class UnknownIds(tuple[int, ...]):
-    """Stands for the token ids of a text that nobody tokenized; a function that looks at them gets `MissingIds`."""
+    """Token ids of a text that was not tokenized; a function that reads them gets `MissingIds`."""
 
     __slots__ = ()
 
 
 class MissingIds(Sequence[Any]):
-    """Handed over for ids that there are not: a score that was made from them would be a wrong one."""
+    """Placeholder for missing token ids; any use raises."""
 
     def _refuse(self, *_: object) -> NoReturn:
         raise RewardInputError(

@@ -14,7 +14,7 @@ Unit = Literal["sample", "batch", "group"]
 """What one call of a function is about."""
 
 NOT_FOR_ALL = ("state", "rng")
-"""A ``**`` parameter does not get these: whoever needs them names them."""
+"""Arguments that a ``**`` parameter does not get: a function that needs them names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

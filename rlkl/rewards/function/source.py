@@ -89,8 +89,8 @@ def check_settings(found: Any, settings: Mapping[str, Any], reference: str) -> N
 def fingerprint_of(source: Source | None, function: Callable[..., Any]) -> str:
     """Hash the source text and the settings: the whole file of a reward that has one, else its module.
 
-    For a function from Python, `identity_of` tells what counts. An instance with a method ``fingerprint`` adds the text
-    that it returns, for whatever else its scores depend on, such as a model's weights.
+    For a function from Python, `identity_of` lists the parts that count. An instance with a method ``fingerprint`` adds
+    the text that it returns, for everything else that its scores depend on, such as a model's weights.
     """
     if source is not None and source.file is not None:
         text = source.text.decode(errors="replace") + source.reference.rpartition(":")[2]

@@ -1,7 +1,7 @@
 """From the outcomes of all rewards to one number a sample: failures by policy, normalisation, the weighted sum.
 
 Samples are numbered through a round, group by group. Statistics are taken over the samples that are left once failures
-have dropped theirs. An abstaining reward adds nothing to the sum; a sample of which nobody says anything has no reward.
+have dropped theirs. An abstaining reward adds nothing to the sum; a sample on which all rewards abstain has no reward.
 """
 
 from __future__ import annotations

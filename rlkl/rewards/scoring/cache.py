@@ -15,7 +15,7 @@ from rlkl.rewards.function.result import Score
 from rlkl.types import Image
 
 _PLAIN = (type(None), bool, int, float, str)
-"""What JSON tells apart."""
+"""Types that JSON distinguishes."""
 
 
 class ScoreCache:

@@ -155,7 +155,7 @@ class RewardSet:
         """Score the completions of one prompt, in order. ``completions`` carry their text.
 
         Raises:
-            RewardError: a function failed, and its ``on_error`` says raise.
+            RewardError: a function failed, and its ``on_error`` is raise.
         """
         state = State(step=step + 1, steps=step + 1, epoch=0.0, seed=seed)
         scoring = self.open_round([prompt], samples=len(completions), state=state, draws=[0])
@@ -185,7 +185,7 @@ class Round:
         self._calls = {reward.name: self._calls_of(reward) for reward in rewards.rewards}
 
     def add(self, index: int, completion: Completion) -> None:
-        """Take in sample ``index`` with its text, and let whoever may start on it start."""
+        """Add sample ``index`` with its text, and start the calls that it completes."""
         self._completions[index] = completion
         for name, calls in self._calls.items():
             seed = derive_seed(self._state.seed, "reward", self._state.step - 1, *self._place(index), name)
@@ -195,7 +195,7 @@ class Round:
         """Wait for all scores, or until the failures of one reward have to stop the run.
 
         Raises:
-            RewardError: a reward failed whose ``on_error`` says raise, or one failed on too many samples.
+            RewardError: a reward with ``on_error: raise`` failed, or a reward failed on too many samples.
         """
         collected: list[RewardOutcomes] = []
         for reward in self._set.rewards:

@@ -1,4 +1,4 @@
-"""METEOR similarity between completions of different prompts: how much a policy says the same whatever it is asked.
+"""METEOR similarity between completions of different prompts: how similar a policy's answers to different prompts are.
 
 METEOR (Banerjee and Lavie, 2005) as NLTK computes it: with m matched words of a reference and a hypothesis,
 P = m / |hypothesis|, R = m / |reference|, F = P R / (0.9 P + 0.1 R); the score is F (1 - 0.5 (chunks / m)^3), and 0

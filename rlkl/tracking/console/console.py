@@ -25,7 +25,7 @@ REFRESHES_PER_S = 4.0
 
 
 class RunConsole(Protocol):
-    """Shows a `RunState` that somebody else keeps up to date."""
+    """Shows a `RunState`, which the tracker keeps up to date."""
 
     def note(self) -> None:
         """The state's note changed."""

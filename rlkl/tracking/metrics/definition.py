@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDefinition:
-    """One metric. ``key`` may hold placeholders: ``loss/<term>`` stands for ``loss/policy``, ``loss/kl``, ..."""
+    """One metric. ``key`` may hold placeholders: ``loss/<term>`` matches ``loss/policy``, ``loss/kl``, ..."""
 
     key: str
     unit: str

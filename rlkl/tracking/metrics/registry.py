@@ -155,7 +155,7 @@ METRICS: tuple[MetricDefinition, ...] = (
             "over both directions; only equal words match where NLTK's WordNet is absent."
         ),
         bad=(
-            "Rising far above its start, 0.3 and more on free text: the policy says the same whatever it is asked. "
+            "Rising far above its start, 0.3 and more on free text: the policy gives the same answer to every prompt. "
             "Near 0 with a high rollout/empty_fraction means silence, not diversity."
         ),
     ),
@@ -299,13 +299,13 @@ METRICS: tuple[MetricDefinition, ...] = (
 
 
 def find_definition(key: str) -> MetricDefinition | None:
-    """The definition of a logged key; an exact key wins over a pattern (``reward/mean`` over ``reward/<name>``)."""
+    """Return the definition of a logged key; an exact key (``reward/mean``) wins over a pattern (``reward/<name>``)."""
     matching = [definition for definition in METRICS if definition.matches(key)]
     return min(matching, key=lambda definition: "<" in definition.key, default=None)
 
 
 def check_known(keys: Iterable[str]) -> None:
-    """Raises AssertionError for a metric without a definition: whoever logs a new one defines it in `METRICS`."""
+    """Raise AssertionError for a metric without a definition: a new metric needs one in `METRICS`."""
     unknown = sorted(key for key in keys if find_definition(key) is None)
     assert not unknown, (
         f"metrics without a definition: {', '.join(unknown)}; define them in rlkl/tracking/metrics, or call them "
@@ -314,7 +314,7 @@ def check_known(keys: Iterable[str]) -> None:
 
 
 def without_timings(record: Mapping[str, float]) -> dict[str, float]:
-    """A record of ``metrics.jsonl`` without what a clock measured: equal for two runs of one recipe and seed."""
+    """Return a record of ``metrics.jsonl`` without timings: equal for two runs of one recipe and seed."""
 
     def is_timing(key: str) -> bool:
         definition = find_definition(key)
@@ -331,7 +331,7 @@ def render_docs() -> str:
         "Written by `python -m rlkl.tracking.metrics.registry > docs/metrics.md`; edit the files in",
         "`rlkl/tracking/metrics/` instead.",
         "",
-        "The same keys stand in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished",
+        "The same keys are in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished",
         "training steps from 1. Metrics marked with a clock differ between two otherwise identical runs.",
     ]
     section = ""

@@ -78,7 +78,7 @@ RULE_METRICS: tuple[MetricDefinition, ...] = (
         key="update/preference_margin",
         unit="nats",
         formula="Mean over pairs of the implicit reward of the chosen response minus that of the rejected one.",
-        bad="Growing without end while held-out rewards stand still: the pairs are memorised.",
+        bad="Growing without end while held-out rewards do not change: the pairs are memorised.",
     ),
     MetricDefinition(
         key="update/chosen_implicit_reward",

@@ -10,7 +10,7 @@ WATCH_METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="rollout/repetition",
         unit="fraction",
-        formula="Mean over completions of the share of their tokens that stand among the 16 tokens before them.",
+        formula="Mean over completions of the share of their tokens that are among the 16 tokens before them.",
         bad="Rising far above its start: the policy repeats itself.",
     ),
     MetricDefinition(

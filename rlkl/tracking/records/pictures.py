@@ -26,7 +26,7 @@ _GAP = 8
 def save_pictures(
     run_dir: Path, groups: Sequence[RolloutGroup], corrupted: Mapping[int, Sequence[Image]], *, kept: int
 ) -> dict[str, list[list[str] | None]]:
-    """Write the pictures of the first ``kept`` rollouts, each different one once; no column where nobody sees.
+    """Write the pictures of the first ``kept`` rollouts, each different one once; no column without pictures.
 
     ``corrupted``: the corrupted pictures of a group by its number, where the rule made any.
     """

@@ -73,7 +73,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     if not path.exists():
         return []
-    *lines, _torn = path.read_bytes().split(b"\n")  # after the last newline stands nothing, or half a record
+    *lines, _torn = path.read_bytes().split(b"\n")  # the last newline is followed by nothing, or by half a record
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -97,7 +97,7 @@ def write_samples(
     token_columns: TokenColumns = MappingProxyType({}),
     pictures: PictureColumns = MappingProxyType({}),
 ) -> None:
-    """Write one row a rollout, groups in order. ``logprobs`` is null where nobody sampled.
+    """Write one row a rollout, groups in order. ``logprobs`` is null for stored answers.
 
     All sample files of a run have one schema, so that readers can take the folder as one table: a column that this step
     lacks is null, and one that is new is added to the earlier files.

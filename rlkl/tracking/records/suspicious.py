@@ -26,7 +26,7 @@ class Suspect:
 
 
 def repetition(token_ids: Sequence[int]) -> float:
-    """Share of the tokens that stand among the `NEARBY` before them; 0 for fewer than two.
+    """Return the share of tokens that are among the `NEARBY` tokens before them; 0 for fewer than two.
 
     >>> repetition([7, 8, 7, 7])
     0.5

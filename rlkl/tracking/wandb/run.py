@@ -1,4 +1,4 @@
-"""The Weights & Biases side of a run. The only file that imports wandb, and only when a run asks for it."""
+"""The Weights & Biases side of a run. The only file that imports wandb, and only if the recipe uses it."""
 
 from __future__ import annotations
 

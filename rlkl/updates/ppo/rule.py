@@ -62,7 +62,7 @@ class Critic(Heads):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden_BTH = self.backbone(input_ids=x, use_cache=False).last_hidden_state
-        # The state before token t is what stands at t - 1.
+        # The state before token t is at position t - 1.
         return pad(self.output(hidden_BTH.float()[:, :-1]), (0, 0, 1, 0))
 
 

@@ -1,4 +1,4 @@
-"""Heads on the frozen reference that say how much each token counts in a preference; the rule is `SparsePo`.
+"""Heads on the frozen reference that weigh each token of a preference; the rule is `SparsePo`.
 
 Shapes: B sequences, T tokens, L layers, H hidden size, K = 2 masks (of the log-ratio, of the KL), N tokens.
 """
@@ -18,9 +18,9 @@ from rlkl.updates.settings import SparsePoSettings
 PAPER_STD = 0.02
 """Standard deviation of the matrices' first values in the authors' code."""
 DEAD_FRACTION = 0.95
-"""A head that says zero at more of the first batch's tokens is drawn anew."""
+"""A head that is zero at more of the first batch's tokens is re-initialised."""
 MOST_DRAWS = 20
-"""After so many draws a head stays as it is; ``mask/dead_pairs`` tells."""
+"""After so many draws a head stays as it is; ``mask/dead_pairs`` shows it."""
 
 
 class MaskHead(nn.Module):
@@ -67,7 +67,7 @@ class MaskHeads(Heads):
         return torch.stack([masks[0], masks[-1]], dim=-1)
 
     def redraw(self, heads_NK: Tensor) -> bool:
-        """Draw heads anew that switch off nearly everything: through a dead ReLU they would never learn."""
+        """Re-initialise heads that switch off nearly everything: a dead ReLU would never learn."""
         dead = [k for k in range(len(self.masks)) if (heads_NK[:, k] == 0).float().mean() > DEAD_FRACTION]
         if not dead or self.draws >= MOST_DRAWS:
             return False

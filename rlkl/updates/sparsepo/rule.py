@@ -62,14 +62,15 @@ class SparsePo(PolicyUpdate):
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
         """The best and the worst rollout of each group whose rewards differ by more than ``min_gap``.
 
-        Among equals the draw is seeded by prompt and step, so neither sampling order nor length decides.
+        Ties are broken by a draw that is seeded by the recipe, the prompt and the step: neither the order of the
+        samples nor their length decides.
         """
         examples: list[Example] = []
         for number, group in enumerate(groups):
             rewards = [rollout.reward for rollout in group.rollouts]
             if not rewards or max(rewards) - min(rewards) <= self.settings.min_gap:
                 continue
-            best, worst = (_one_with(group, reward) for reward in (max(rewards), min(rewards)))
+            best, worst = (_one_with(group, reward, self.seed) for reward in (max(rewards), min(rewards)))
             if best.completion.token_ids != worst.completion.token_ids:
                 pair = len(examples) // 2
                 examples += [
@@ -152,10 +153,10 @@ class SparsePo(PolicyUpdate):
         return metrics
 
 
-def _one_with(group: RolloutGroup, reward: float) -> Rollout:
-    """One of the group's rollouts with this reward, by a draw that the rollouts' order has no part in."""
+def _one_with(group: RolloutGroup, reward: float, seed: int) -> Rollout:
+    """Draw one of the group's rollouts with this reward; the rollouts' order does not matter."""
     tied = sorted(
         (rollout for rollout in group.rollouts if rollout.reward == reward), key=lambda rollout: rollout.sample_index
     )
-    seed = derive_seed(tied[0].weights_version, "preference", group.prompt.id, repr(reward))
-    return random.Random(seed).choice(tied)
+    drawn = derive_seed(seed, "preference", tied[0].weights_version, group.prompt.id, repr(reward))
+    return random.Random(drawn).choice(tied)
