@@ -32,8 +32,8 @@ lint: $(STAMP)
 test: export HF_HUB_OFFLINE = 1
 test: export WANDB_MODE = offline
 test: lint docs
-	$(BIN)/pytest tests --ignore=tests/integration --ignore=tests/realistic
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest tests -n auto --maxprocesses=4 --ignore=tests/integration --ignore=tests/realistic
+	$(BIN)/pytest tests/integration -n 2 --dist loadfile
 	$(BIN)/pytest tests/realistic
 
 docs: $(STAMP)
