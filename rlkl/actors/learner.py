@@ -21,14 +21,17 @@ class RayLearner:
         self.actor = actor
         self._timeout_s = timeout_s
 
-    def call(self, what: str, ref: Any) -> Any:
-        """Wait for an answer of the actor; raises `DeadlineError` or `ActorDiedError`, which name ``what``."""
-        return wait(ref, who=LEARNER, what=what, timeout_s=self._timeout_s)
+    def call(self, what: str, ref: Any, *, calls: int = 1) -> Any:
+        """Wait for an answer of the actor; raises `DeadlineError` or `ActorDiedError`, which name ``what``.
+
+        ``calls``: so many times the deadline of one call.
+        """
+        return wait(ref, who=LEARNER, what=what, timeout_s=self._timeout_s * calls)
 
     def learn(self, selection: Selection, *, step: int, probes: Sequence[Probe], samples: bool) -> Learned:
         """See `rlkl.training.hands.LearnerHandle.learn`."""
         ref = self.actor.learn.remote(selection.examples, selection.left_out, probes, (step, samples))
-        return self.call("learn", ref)
+        return self.call("learn", ref, calls=2)  # the frozen passes, and the training
 
     def finished_steps(self) -> int:
         """See `Learner.finished_steps`. An earlier call that still runs ends first."""

@@ -46,6 +46,15 @@ def _on_terms(recipe: Recipe) -> Iterator[str]:
                 f"{key} is a KL to the reference, and update.rule = {recipe.update.rule} has one of its own "
                 f"(update.kl_coef = {own:g}): both act. Set one of the two to 0"
             )
+        own_entropy = getattr(recipe.update, "entropy_coef", 0)
+        if term.term == "entropy" and own_entropy > 0:
+            yield (
+                f"{key} is an entropy term, and update.rule = {recipe.update.rule} has one of its own "
+                f"(update.entropy_coef = {own_entropy:g}): both act. Set one of the two to 0"
+            )
+        if term in recipe.update.terms[:number]:
+            first = recipe.update.terms.index(term)
+            yield f"{key} repeats update.terms[{first}]: both act. Leave one out, or give one another coef"
         if term.coef == 0:
             yield f"{key}.coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
     named = {getattr(term, "to", None) for term in recipe.update.terms}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from rlkl.functional.logprobs import (
     chunked_logprobs_and_entropy,
     chunked_scores_against_reference,
 )
-from rlkl.signals import POLICY, REFERENCE, Signal, Signals
+from rlkl.signals import POLICY, REFERENCE, Quantity, Signal, Signals
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
 
@@ -68,8 +68,11 @@ CUSTOM: dict[str, Compute] = {}
 def supply(quantity: str, compute: Compute) -> Signal:
     """Let the learner compute a quantity of your own, and return its live signal.
 
-    Call it in the file of a rule or a term: the file is imported in the learner's process, too.
+    Call it in the file of a rule or a term: the file is imported in the learner's process, too. Raises ValueError for
+    the name of a built-in quantity.
     """
+    if quantity in get_args(Quantity):
+        raise ValueError(f"'{quantity}' is a quantity of rlkl; give yours another name")
     CUSTOM[quantity] = compute
     return Signal(quantity)  # pyright: ignore[reportArgumentType] - the built-in names are a closed list
 

@@ -138,7 +138,14 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         "rewards": [
             reward.model_copy(update={"function": _absolute_reference(reward.function)}) for reward in recipe.rewards
         ],
-        "update": recipe.update.model_copy(update={"rule": _absolute_reference(recipe.update.rule)}),
+        "update": recipe.update.model_copy(
+            update={
+                "rule": _absolute_reference(recipe.update.rule),
+                "terms": [
+                    term.model_copy(update={"term": _absolute_reference(term.term)}) for term in recipe.update.terms
+                ],
+            }
+        ),
     }
     return recipe.model_copy(update=changed)
 

@@ -21,6 +21,7 @@ from rlkl.recipe.run_dir import RECIPE_FILE
 from rlkl.system.importing import file_of, is_file
 from rlkl.training.checkpoint import Checkpoints, LoopState, read_state
 from rlkl.updates.custom import OutsideSettings, rule_of
+from rlkl.updates.terms.custom import CustomTermSettings, term_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ def origin_of(
     if reference_path is not None:
         found["reference"] = model_fingerprint(reference_path)
     if isinstance(recipe.update, OutsideSettings):
-        found["rule"] = _rule_fingerprint(recipe.update)
+        found["rule"] = _code_fingerprint(recipe.update.rule, rule_of(recipe.update))
+    for number, term in enumerate(recipe.update.terms):
+        if isinstance(term, CustomTermSettings):
+            found[f"terms[{number}]"] = _code_fingerprint(term.term, term_of(term))
     return found | {f"models.{name}": model_fingerprint(path) for name, path in frozen_paths.items()}
 
 
@@ -98,6 +102,7 @@ def check_origin(saved: Saved, now: Mapping[str, str], recipe: Recipe) -> None:
         ("reference", "model.reference", recipe.model.reference, "model"),
         ("rule", "update.rule", recipe.update.rule, "rule"),
         *((f"models.{name}", f"models.{name}.path", section.path, "model") for name, section in recipe.models.items()),
+        *((f"terms[{n}]", f"update.terms[{n}].term", term.term, "term") for n, term in enumerate(recipe.update.terms)),
     ):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -170,18 +175,19 @@ def _is_free(saved: Saved, change: Change) -> bool:
     name = next((name for key, name in BOUND_BY_CONTENT.items() if change.is_within(key)), None)
     if change.is_within("models"):
         name = change.key.removesuffix(".path")  # models.teacher
+    if change.is_within("update.terms[].term"):
+        name = change.key.removeprefix("update.").removesuffix(".term")  # terms[0]
     if name in ("data", "rewards"):
         return True
     return name is not None and name in saved.state.fingerprints
 
 
-def _rule_fingerprint(settings: OutsideSettings) -> str:
-    """Hash the file or module of a rule from outside, and the name of its class."""
-    reference = settings.rule
+def _code_fingerprint(reference: str, found: type) -> str:
+    """Hash the file or module of a custom rule or term, and the name of its class."""
     if is_file(reference):
         text = file_of(reference).read_bytes()
     else:
-        file = getattr(sys.modules.get(rule_of(settings).__module__), "__file__", None)
+        file = getattr(sys.modules.get(found.__module__), "__file__", None)
         text = Path(file).read_bytes() if file else b""
     return hashlib.blake2b(text + reference.rpartition(":")[2].encode(), digest_size=16).hexdigest()
 

@@ -40,6 +40,8 @@ RULES: list[UpdateSettings] = [
     GrpoSettings(terms=TERMS),
     PpoSettings(terms=TERMS),
     SuperHfSettings(terms=TERMS),
+    PapoSettings(terms=TERMS),
+    SparsePoSettings(terms=TERMS),
     GrpoSettings(kl_coef=0.3, kl_placement="reward"),
     GrpoSettings(variant="rloo", kl_coef=0.3, kl_placement="reward", mask_truncated=True),
     GrpoSettings(variant="gspo", clip_low=0.1, clip_high=0.2, mask_truncated=True),
@@ -269,7 +271,7 @@ def test_zero_advantages_give_the_policy_exactly_no_gradient(settings: UpdateSet
     assert to_policy_BT.any() or clips_all
 
 
-@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, SparsePoSettings)], ids=name)
+@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, SparsePoSettings) and not s.terms], ids=name)
 def test_without_a_preference_there_is_exactly_no_gradient(settings: UpdateSettings) -> None:
     batch = replace(example(), list_B=torch.full((7,), -1)).recounted()
     assert not evaluate(settings, prepared(settings, batch), learned_of(batch)).gradient_BTK.any()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rlkl.errors import RecipeError
 from rlkl.updates.terms.custom import CustomTermSettings, term_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def build_terms(settings: Sequence[TermSettings]) -> dict[str, Term]:
     for one in settings:
         term = _build(one)
         name = one.name or term.default_name
+        if name == "total":
+            raise RecipeError("update.terms[].name = 'total': loss/total is the curve of the whole loss; take another")
         number = 1
         while (numbered := name if number == 1 else f"{name}_{number}") in terms:
             number += 1

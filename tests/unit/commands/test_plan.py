@@ -60,6 +60,31 @@ def test_sequence_longer_than_a_micro_batch_goes_alone() -> None:
     assert any("below the longest sequence (520 tokens)" in warning for warning in small.warnings)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["update.kl_coef=0.1", "update.terms=[{term: kl}]"],
+            "update.terms[0] is a KL to the reference, and update.rule",
+        ),
+        (["update.terms=[{term: kl, coef: 0}]"], "update.terms[0].coef = 0"),
+        (["models={teacher: {path: m}}"], "models.teacher is named, but no term uses it"),
+        (
+            ["update={rule: papo, entropy_coef: 0.03, terms: [{term: entropy}]}"],
+            "update.terms[0] is an entropy term, and update.rule = papo has one of its own (update.entropy_coef = 0.03)",
+        ),
+        (["update.terms=[{term: kl}, {term: kl}]"], "update.terms[1] repeats update.terms[0]"),
+    ],
+)
+def test_terms_that_repeat_something_or_do_nothing_are_a_warning(words: list[str], message: str) -> None:
+    assert any(warning.startswith(message) for warning in plan(*words).warnings)
+
+
+def test_terms_that_differ_are_no_warning() -> None:
+    terms = "[{term: kl}, {term: kl, estimator: k3}, {term: entropy}]"
+    assert not any("terms" in warning for warning in plan(f"update.terms={terms}").warnings)
+
+
 def test_processes_take_gpus_where_there_are_some() -> None:
     assert (plan().cpus, plan().gpus) == (2, 0)
     on_node = plan("rollout.workers=3", "rollout.cpus_per_worker=4", machine=NODE)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlkl.errors import MissingSignalError
 from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.signals import CUSTOM, supply
 from rlkl.recipe.io import recipe_from
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for
@@ -111,6 +112,12 @@ def test_replayed_sequences_train_no_rule(paths: dict[str, str]):
     with_replay = mixed.prepare([*main, *replayed], step=0) | mixed.step(0)
     assert with_replay["optim/grad_norm"] == pytest.approx(record["optim/grad_norm"], rel=1e-4)
     assert with_replay["loss/total"] == pytest.approx(record["loss/total"], abs=1e-6)
+
+
+def test_a_signal_of_ones_own_cannot_take_the_name_of_a_built_in_one():
+    with pytest.raises(ValueError, match=r"'logprobs' is a quantity of rlkl"):
+        supply("logprobs", lambda models, batch, settings: batch.rollout_logprobs_BT)
+    assert "logprobs" not in CUSTOM
 
 
 RULE_WITH_A_SIGNAL = """

@@ -193,5 +193,5 @@ def test_pairs_need_a_rule_that_learns_from_them_and_no_worker(minimal: Path) ->
     assert load_recipe(minimal, *pairs, "rollout.workers=0", "update.rule=sparsepo").data.has_pairs
     assert "take update.rule = sparsepo" in refusal(minimal, *pairs, "rollout.workers=0")
     assert "nothing is sampled" in refusal(minimal, *pairs, "update.rule=sparsepo")
-    assert "nobody samples" in refusal(minimal, "rollout.workers=0", "update.rule=sparsepo")
+    assert "nothing is sampled" in refusal(minimal, "rollout.workers=0", "update.rule=sparsepo")
     assert "go together" in refusal(minimal, pairs[0], "rollout.workers=0", "update.rule=sparsepo")

@@ -37,6 +37,7 @@ ROWS = [
     {"id": str(n), "prompt": f"{n}+1=", "answer": str(n + 1), "note": {"level": n, "tags": ["a"]}} for n in range(6)
 ]
 RULE = Path(__file__).parents[3] / "recipes" / "rule_example.py"
+TERM = Path(__file__).parents[3] / "recipes" / "term_example.py"
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,46 @@ def test_a_changed_rule_of_ones_own_is_noticed(run: Path, tmp_path: Path):
     with (tmp_path / "my_rule.py").open("a") as file:
         file.write("\nEDITED = True\n")
     assert f"update.rule = '{tmp_path}/my_rule.py:Reinforce' is not the rule that it was" in refusal(run)
+
+
+@pytest.fixture
+def run_with_terms(run: Path, models: Path, tmp_path: Path) -> Path:
+    """The same run with a further frozen model and a custom term."""
+    shutil.copytree(models / "other", tmp_path / "teacher")
+    shutil.copy(TERM, tmp_path / "my_term.py")
+    terms = "[{term: 'my_term.py:Floor'}, {term: kl, to: teacher}]"
+    save(run, load_recipe("first.yaml", "models={teacher: {path: teacher}}", f"update.terms={terms}"))
+    return run
+
+
+def test_frozen_models_and_custom_terms_are_found_from_any_folder_and_may_move(
+    run_with_terms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    stored = load_recipe(run_with_terms / "recipe.yaml")
+    assert stored.models["teacher"].path == str(tmp_path / "teacher")
+    assert stored.update.terms[0].term == f"{tmp_path}/my_term.py:Floor"
+    resume(run_with_terms)
+    for name in ("teacher", "my_term.py"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = tmp_path / "elsewhere"
+    terms = f"[{{term: '{moved}/my_term.py:Floor'}}, {{term: kl, to: teacher}}]"
+    resume(run_with_terms, f"models.teacher.path={moved}/teacher", f"update.terms={terms}")
+
+
+def test_a_changed_term_of_ones_own_is_noticed(run_with_terms: Path, tmp_path: Path):
+    with (tmp_path / "my_term.py").open("a") as file:
+        file.write("\nEDITED = True\n")
+    assert f"update.terms[0].term = '{tmp_path}/my_term.py:Floor' is not the term that it was" in refusal(
+        run_with_terms
+    )
+
+
+def test_another_frozen_model_is_noticed(run_with_terms: Path, tmp_path: Path):
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(tmp_path / "base", tmp_path / "teacher")
+    assert "models.teacher.path = " in refusal(run_with_terms)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,33 @@ import pytest
 import torch
 
 from rlkl.cli import main
-from rlkl.errors import EnvironmentProblem, InputError
+from rlkl.errors import EnvironmentProblem, InputError, MissingSignalError
 from rlkl.recipe.io import load_recipe
 from rlkl.training.setup import train
 from tests.integration.runs import make_recipe
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
+
+
+def test_a_frozen_model_that_cannot_be_used_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    policy = tiny_qwen3(tmp_path / "policy", tied=False, seed=0)
+    other = tiny_qwen3(tmp_path / "other", tied=False, seed=1)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 1}))
+    update = {"rule": "grpo", "terms": [{"term": "kl", "to": "teacher"}]}
+    for path, message in (
+        (tmp_path / "absent", r"models\.teacher\.path = .*absent"),
+        (other, r"models\.teacher\.path = .*a KL needs one vocabulary"),
+    ):
+        recipe = make_recipe(tmp_path / "run", policy, update=update, models={"teacher": {"path": str(path)}})
+        with pytest.raises(InputError, match=message):
+            train(recipe)
+    recipe = make_recipe(tmp_path / "run", policy, update=update)
+    with pytest.raises(MissingSignalError, match=r"rule 'grpo' needs the signal .*Add it: models: \{teacher:"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_many_workers_are_refused_before_the_run_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -180,6 +180,11 @@ def test_a_term_with_the_name_of_the_rules_own_is_refused():
         update.loss(batch, signals)
 
 
+def test_a_term_cannot_take_the_curve_of_the_whole_loss():
+    with pytest.raises(RecipeError, match=r"loss/total is the curve of the whole loss"):
+        build_update(GrpoSettings(terms=[EntropySettings(name="total")]))
+
+
 def test_the_state_of_terms_is_kept_beside_the_rules_own():
     settings = recipe({"rule": "ppo", "kl_target": 3.0, "terms": [{"term": "kl", "target": 2.0}]}).update
     update, resumed = build_update(settings), build_update(settings)
