@@ -32,7 +32,7 @@ def connect(section: ClusterSection, *, cpus: int) -> bool:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return False
-    address = section.address or os.environ.get("RAY_ADDRESS")
+    address = section.resolved_address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
         try:
@@ -99,7 +99,7 @@ def _stay_on_loopback() -> None:
 
 def uses_own_ray(section: ClusterSection) -> bool:
     """Return whether `connect` would start a Ray on this machine."""
-    return not (ray.is_initialized() or section.address or os.environ.get("RAY_ADDRESS"))
+    return not (ray.is_initialized() or section.resolved_address)
 
 
 def check_own_machine(recipe: Recipe, model_path: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     ``rollout.vllm``.
     """
     check_vllm_arguments(recipe.rollout.vllm)
-    cluster = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
+    cluster = recipe.cluster.resolved_address
     memory = estimate_memory(recipe, recipe.model.path)
     placement, obstacles = (None, ()) if cluster else _place(recipe, machine, memory)
     processes = _processes(recipe, placement)

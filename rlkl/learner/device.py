@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from rlkl.errors import EnvironmentProblem
@@ -26,6 +24,5 @@ def learner_device(choice: str) -> torch.device:
 
 def check_device(recipe: Recipe) -> None:
     """Refuse ``learner.device`` before Ray starts, if the learner will run on this machine."""
-    elsewhere = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
-    if not elsewhere:
+    if recipe.cluster.resolved_address is None:
         learner_device(recipe.learner.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -330,5 +331,11 @@ class ClusterSection(Section):
     address: str | None = Field(
         default=None, description="Ray cluster; left out: RAY_ADDRESS if set, else a local Ray of its own."
     )
+
+    @property
+    def resolved_address(self) -> str | None:
+        """The cluster that the run uses: ``address``, or RAY_ADDRESS; None: the run starts a Ray on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
+
     start_timeout_s: float = Field(default=600.0, gt=0, description="Deadline for actors to start and load the model.")
     call_timeout_s: float = Field(default=1800.0, gt=0, description="Deadline for any one call to an actor.")

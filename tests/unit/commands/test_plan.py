@@ -65,13 +65,13 @@ def test_sequence_longer_than_a_micro_batch_goes_alone() -> None:
     [
         (
             ["update.kl_coef=0.1", "update.terms=[{term: kl}]"],
-            "update.terms[0] is a KL to the reference, and update.rule",
+            "update.terms[0] is a KL to the reference, and",
         ),
         (["update.terms=[{term: kl, coef: 0}]"], "update.terms[0].coef = 0"),
         (["models={teacher: {path: m}}"], "models.teacher is named, but no term uses it"),
         (
             ["update={rule: papo, entropy_coef: 0.03, terms: [{term: entropy}]}"],
-            "update.terms[0] is an entropy term, and update.rule = papo has one of its own (update.entropy_coef = 0.03)",
+            "update.terms[0] is an entropy term, and update.rule = papo has one of its own",
         ),
         (["update.terms=[{term: kl}, {term: kl}]"], "update.terms[1] repeats update.terms[0]"),
     ],
