@@ -1,4 +1,4 @@
-"""Answers compared as texts and as numbers."""
+"""Compare answers as texts and as numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ARITHMETIC = Context(prec=50, traps=[])
 
 @dataclass(kw_only=True, eq=False)
 class ExactMatch:
-    """1 where the completion's answer is the expected text, or one of several expected texts; else 0.
+    """Return 1 if the completion's answer is the expected text, or one of several; else 0.
 
     A row whose answer is None has nothing to compare, and the reward abstains.
     """
@@ -50,7 +50,7 @@ class ExactMatch:
 
 @dataclass(kw_only=True, eq=False)
 class NumericMatch:
-    """1 where the completion's number is the expected one within a tolerance; else 0, also where there is no number.
+    """Return 1 if the completion's number is the expected one within a tolerance; 0 if not, or if it has no number.
 
     Reads ``1,234.5``, ``-3e5``, ``3/4``, ``12%`` (0.12) and ``$5``. The difference may be the larger of
     ``absolute_tolerance`` and ``relative_tolerance`` times the expected number. A row whose answer is None abstains.
@@ -94,7 +94,7 @@ class NumericMatch:
 
 
 def as_number(text: str) -> Decimal | None:
-    """The number that a text is, percent and fractions included; None where it is none or not finite."""
+    """Parse a number, also a percentage or a fraction; None if it is not a number or not finite."""
     plain = text.strip().strip("$").replace(",", "").replace(" ", "").rstrip(".")
     percent = plain.endswith("%")
     above, slash, below = plain.removesuffix("%").partition("/")
@@ -110,7 +110,7 @@ def as_number(text: str) -> Decimal | None:
 
 
 def _expected(reward: object, column: str, value: Any) -> Sequence[str] | None:
-    """The texts of which one has to be met; None where the row has no answer."""
+    """Return the accepted texts; None if the row has no answer."""
     if value is None:
         return None
     values = list(value) if isinstance(value, list | tuple) else [value]

@@ -94,7 +94,7 @@ class CodeExecution:
         self.__signature__ = takes("completion", self.tests_column)
 
     def setup(self) -> None:
-        """See that the sandbox works on this machine.
+        """Check that the sandbox works on this machine.
 
         Raises:
             RewardInputError: it does not; the message says why and what else could be tried.

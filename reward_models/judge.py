@@ -110,7 +110,7 @@ class Judge:
         self.__signature__ = takes(*names)
 
     def setup(self) -> None:
-        """See that the endpoint answers and has the model.
+        """Check that the endpoint answers and has the model.
 
         Raises:
             RewardInputError: it does not, or the key's environment variable is not set.

@@ -18,12 +18,12 @@ _SHOWN_CHARACTERS = 300
 
 
 def takes(*names: str) -> Signature:
-    """A signature of required keywords, each once, in the order in which they first come."""
+    """Return a signature of required keywords, each once, in the given order."""
     return Signature([Parameter(name, Parameter.KEYWORD_ONLY) for name in dict.fromkeys(names)])
 
 
 def refuse(reward: object, setting: str, expected: str, hint: str = "") -> RewardInputError:
-    """The error for a setting that cannot work; the caller raises it."""
+    """Return the error for an invalid setting; the caller raises it."""
     value = shorten(repr(getattr(reward, setting)))
     problem = f"{type(reward).__name__}: setting '{setting}' is {value}; expected {expected}"
     return RewardInputError(f"{problem}. {hint}" if hint else problem)
@@ -38,7 +38,7 @@ def check_number(
     above: float | None = None,
     whole: bool = False,
 ) -> None:
-    """See that a setting is a finite number with ``low <= number <= high`` and ``number > above``."""
+    """Check that a setting is a finite number with ``low <= number <= high`` and ``number > above``."""
     value = getattr(reward, setting)
     limits = [f"{sign} {limit}" for sign, limit in ((">=", low), ("<=", high), (">", above)) if limit is not None]
     expected = f"{'a whole number' if whole else 'a number'} {' and '.join(limits)}".rstrip()
@@ -58,7 +58,7 @@ def check_optional_number(reward: object, setting: str, *, low: float | None = N
 
 
 def check_choice(reward: object, setting: str, choices: Iterable[str]) -> None:
-    """See that a setting is one of some words."""
+    """Check that a setting is one of some words."""
     names = tuple(choices)
     value = getattr(reward, setting)
     if value not in names:
@@ -66,14 +66,14 @@ def check_choice(reward: object, setting: str, choices: Iterable[str]) -> None:
 
 
 def check_flags(reward: object, *settings: str) -> None:
-    """See that settings are true or false."""
+    """Check that settings are true or false."""
     for setting in settings:
         if not isinstance(getattr(reward, setting), bool):
             raise refuse(reward, setting, "true or false")
 
 
 def check_text(reward: object, *settings: str) -> None:
-    """See that settings are texts with something in them."""
+    """Check that settings are texts with something in them."""
     for setting in settings:
         value = getattr(reward, setting)
         if not isinstance(value, str) or not value:
@@ -81,7 +81,7 @@ def check_text(reward: object, *settings: str) -> None:
 
 
 def check_column(reward: object, *settings: str) -> None:
-    """See that settings could name columns, that is arguments."""
+    """Check that settings could name columns, that is arguments."""
     for setting in settings:
         value = getattr(reward, setting)
         if not isinstance(value, str) or not value.isidentifier():
@@ -94,7 +94,7 @@ def is_text_list(value: object) -> bool:
 
 
 def text_of(reward: object, name: str, value: Any) -> str:
-    """An argument that has to be text; a column of another type is the data's mistake."""
+    """Return an argument that must be text; raise `RewardError` for another type."""
     if not isinstance(value, str):
         raise RewardError(
             f"{type(reward).__name__}: '{name}' of this row is {shorten(repr(value))} ({type(value).__name__}); "
@@ -104,12 +104,12 @@ def text_of(reward: object, name: str, value: Any) -> str:
 
 
 def shorten(text: str, characters: int = _SHOWN_CHARACTERS) -> str:
-    """A text as far as an error message shows it."""
+    """Shorten a text for an error message."""
     return text if len(text) <= characters else text[:characters] + "..."
 
 
 def fingerprint_of_files(path: Path) -> str:
-    """Hash of a file, or of all files of a folder with their names; empty where there is nothing."""
+    """Hash of a file, or of all files of a folder with their names; return an empty text if there is no file."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     digest = hashlib.blake2b(digest_size=16)
     for file in files:

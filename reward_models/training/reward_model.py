@@ -125,7 +125,7 @@ def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Sequence
 
 
 def score_pairs(model: Any, pairs: Sequence[Pair], pad_token_id: Any, batch_size: int) -> list[ScoredPair]:
-    """Scores of both answers of each pair. Padding is on the right, so a score does not depend on its batch."""
+    """Score both answers of each pair. Padding is on the right, so a score does not depend on its batch."""
     sequences = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     scores = score_sequences(model, sequences, pad_token_id, batch_size)
     return [
@@ -141,7 +141,7 @@ def score_pairs(model: Any, pairs: Sequence[Pair], pad_token_id: Any, batch_size
 def score_sequences(
     model: Any, sequences: Sequence[tuple[int, ...]], pad_token_id: int, batch_size: int
 ) -> list[float]:
-    """One score a sequence, in their order; batches hold sequences of about one length."""
+    """Score each sequence, in order. A batch holds sequences of similar length."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

@@ -1,4 +1,4 @@
-"""The reports as tables for the terminal."""
+"""Print the training reports as tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def calibration_table(judgement: Judgement) -> Table:
 
 
 def agreement_line(found: Agreement) -> str:
-    """One line about two models."""
+    """Return one line about how two models agree."""
     pearson, spearman = ("none" if value is None else f"{value:.3f}" for value in (found.pearson, found.spearman))
     return (
         f"the two models rank {found.ranked_alike:.1%} of {found.pairs} held-out pairs alike; correlation of their "

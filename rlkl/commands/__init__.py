@@ -1,1 +1,1 @@
-"""The commands of `rlkl`, one file each; the text that a command prints is made in the file beside it."""
+"""The commands of `rlkl`, one module each with a function ``run(options)``. Views lie beside them."""

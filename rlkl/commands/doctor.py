@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _WANTED_SHM_GIB = 1
 _REINSTALL = "run make install"
 
 PROBES = {
-    "torch and GPUs": "import torch; print('works, sees', torch.cuda.device_count(), 'CUDA GPUs')",
+    "torch and GPUs": "import torch; print('works, finds', torch.cuda.device_count(), 'CUDA GPUs')",
     "Ray": "import ray; print('works')",
     "engine hf": "import rlkl.rollout.hf_engine; print('works')",
     "engine vllm": "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; print('works')",
@@ -59,8 +60,15 @@ class Check:
         return self.status == "missing"
 
 
+def run(options: Namespace) -> int:
+    """Print the report; return 1 if the quickstart cannot run here, else 0."""
+    checks = examine()
+    show(checks)
+    return 1 if any(check.blocks for check in checks) else 0
+
+
 def examine() -> list[Check]:
-    """Run every check; the slow ones, which import torch or vllm, side by side."""
+    """Run every check. The slow ones, which import torch or vllm, run in parallel."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         probes = [pool.submit(probe, name, code) for name, code in PROBES.items()]
         quick = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
+from rlkl.recipe.io import load_recipe
 from rlkl.recipe.memory import MemoryEstimate, estimate_memory
 from rlkl.recipe.placement import LEARNER, WORKER, Placement
 from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
-from rlkl.system.machine import Machine
+from rlkl.system.machine import Machine, this_machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,14 @@ class Plan:
     @property
     def gpus(self) -> float:
         return sum(process.count * (process.gpus or 0.0) for process in self.processes)
+
+
+def run(options: Namespace) -> int:
+    """Print the plan of a recipe on this machine; return 0."""
+    from rlkl.commands.plan_view import show
+
+    show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
+    return 0
 
 
 def make_plan(recipe: Recipe, machine: Machine) -> Plan:

@@ -1,4 +1,4 @@
-"""Prints a plan."""
+"""Print a plan on the terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _PIPED_WIDTH = 120
 
 
 def show(plan: Plan, console: Console | None = None) -> None:
-    """Print the resolved recipe, the processes, the batch arithmetic, memory and warnings."""
+    """Print the number of warnings, the resolved recipe, processes, batch arithmetic, memory, and the warnings."""
     out = console or Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    count = len(plan.warnings)
+    out.print(f"Warnings: {f'{count}, listed at the end' if count else 'none'}\n", style="bold")
     _section(out, f"Recipe (run folder {plan.run_dir})", dump_recipe(plan.recipe).rstrip())
     _show_processes(plan, out)
     if plan.placement is not None and (lines := describe(plan.recipe, plan.placement)):
@@ -25,12 +27,12 @@ def show(plan: Plan, console: Console | None = None) -> None:
     _section(out, "One training step", "\n".join(batch_lines(plan)))
     if plan.memory is not None:
         _section(out, "Memory for weights and optimizer (activations and key-value caches come on top)", _memory(plan))
-    found = "\n".join(f"- {warning}." for warning in plan.warnings)
-    _section(out, f"Warnings: {len(plan.warnings) or 'none'}", found)
+    if plan.warnings:
+        _section(out, f"Warnings: {count}", "\n".join(f"- {warning}." for warning in plan.warnings))
 
 
 def batch_lines(plan: Plan) -> list[str]:
-    """The batch arithmetic, one relation a line."""
+    """Return the batch arithmetic, one relation a line."""
     b = plan.batch
     refill = f", at most {plan.recipe.rollout.max_rounds} rounds" if plan.recipe.rollout.max_rounds > 1 else ""
     return [

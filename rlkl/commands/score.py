@@ -1,10 +1,11 @@
-"""`rlkl score`: rewards on data that are there already, by the path that training takes."""
+"""`rlkl score`: score given completions with rewards, as training would."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ from rlkl.data.prompts import Encoder, load_prompts
 from rlkl.data.report import BadPrompt
 from rlkl.errors import DataError, InputError, RewardInputError, did_you_mean
 from rlkl.recipe import Recipe
+from rlkl.recipe.io import load_recipe, load_rewards_only
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rewards.function.arguments import State, UnknownIds
 from rlkl.rewards.scoring.reward_set import ScoredRound
+from rlkl.rollout.stopping import StopWatch, cut_at_stop
 from rlkl.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -43,12 +46,32 @@ class ScoreReport:
     """From the first sample to the last score."""
 
 
+def run(options: Namespace) -> int:
+    """Score the data, print the report, write the scores if ``--out`` is given, and return 0."""
+    from rlkl.commands.score_view import show
+
+    words: list[str] = options.words
+    if options.reward and words and "=" not in words[0]:
+        raise InputError(f"rlkl score takes a recipe or --reward, not both; got the recipe {words[0]}")
+    if not options.reward and (not words or "=" in words[0]):
+        raise InputError("rlkl score needs --reward FILE:FUNCTION, or a recipe first (rlkl score RECIPE --data FILE)")
+    recipe = load_rewards_only(options.reward, *words) if options.reward else load_recipe(words[0], *words[1:])
+    report = score_data(recipe, options.data, tokenizer_path=options.tokenizer)
+    show(report)
+    if options.out is not None:
+        write_scores(report, options.out)
+    return 0
+
+
 def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) -> ScoreReport:
     """Score the rows of ``data`` with the recipe's rewards.
 
     A row has a prompt, a ``completion`` (text, or a list of texts) and whatever columns the rewards read. Samples of
     equal prompts that follow one another are one group. Token ids are those of ``tokenizer_path``, or of a column
-    ``completion_ids``, which holds one list a text; a reward that looks at ids that are not there fails.
+    ``completion_ids``, which holds one list a text; a reward that reads missing ids fails.
+
+    If the recipe names ``rollout.stop``, a completion is cut before the first stop text, as in training. Its ids from
+    the tokenizer end with the token that completes the stop text; ids from the column stay as given.
 
     Raises:
         InputError: the data or a reward cannot be used.
@@ -59,10 +82,8 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
     if tokenizer_path is None:
         rows = [replace(row, token_ids=UnknownIds()) for row in rows]
         _refuse_ids(rewards, completions_too=any(row.columns.get("completion_ids") is None for row in rows))
-    answers = None
-    if tokenizer_path is not None:
-        answers = AnswerEncoder(_tokenizer(tokenizer_path), recipe.data.chat_template_kwargs)
-    groups = _grouped([(row, completion) for row in rows for completion in _completions(row, answers)])
+    reader = _CompletionReader(recipe, tokenizer_path)
+    groups = _grouped([(row, completion) for row in rows for completion in reader.read(row)])
     rewards.check([prompt for prompt, _ in groups[:2]])
     samples = [(prompt, completion) for prompt, completions in groups for completion in completions]
     with ExitStack() as running:
@@ -91,7 +112,7 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
 
 
 def write_scores(report: ScoreReport, path: Path) -> None:
-    """One JSON object a sample: prompt, completion, reward (null where there is none), and every reward by name."""
+    """Write one JSON object a sample: prompt, completion, reward (null if it has none), and every reward by name."""
     with path.open("w", encoding="utf-8") as file:
         for prompt, completion, scored in zip(report.prompts, report.completions, report.round.scored, strict=True):
             row: dict[str, Any] = {"id": prompt.id, "prompt": prompt.text, "completion": completion.text}
@@ -156,8 +177,11 @@ def _tokenizer(path: str) -> Any:
 
 
 def _refuse_ids(rewards: RewardSet, *, completions_too: bool) -> None:
-    """Nobody tokenized the prompts, nor the completions where these are meant too. A parameter with a default counts:
-    in training it gets ids."""
+    """Raise `RewardInputError` if a reward reads token ids that are missing.
+
+    Prompt ids are missing; ``completions_too``: completion ids are missing as well. A parameter with a default is
+    refused too, because training would pass ids to it.
+    """
     for reward in rewards.rewards:
         for name in _IDS if completions_too else _IDS[1:]:
             if name in reward.parameters.names:
@@ -168,29 +192,47 @@ def _refuse_ids(rewards: RewardSet, *, completions_too: bool) -> None:
                 )
 
 
-def _completions(row: Prompt, answers: AnswerEncoder | None) -> list[Completion]:
-    column = row.columns.get(COMPLETION_COLUMN)
-    texts = [column] if isinstance(column, str) else column
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        names = did_you_mean(COMPLETION_COLUMN, row.columns)
-        raise DataError(f"{row.id} has no column '{COMPLETION_COLUMN}' with a text or a list of texts; {names}")
-    ids = _given_ids(row, column) if answers is None else [_encoded(row, text, answers) for text in texts]
-    return [
-        Completion(token_ids=token_ids, logprobs=None, finish_reason="stop", text=text)
-        for text, token_ids in zip(texts, ids, strict=True)
-    ]
+class _CompletionReader:
+    """Reads the completions of a row, cut at the recipe's stop texts."""
 
+    def __init__(self, recipe: Recipe, tokenizer_path: str | None) -> None:
+        self._stop = recipe.rollout.stop
+        self._answers: AnswerEncoder | None = None
+        self._watch: StopWatch | None = None
+        if tokenizer_path is not None:
+            tokenizer = _tokenizer(tokenizer_path)
+            self._answers = AnswerEncoder(tokenizer, recipe.data.chat_template_kwargs)
+            self._watch = StopWatch(tokenizer, self._stop) if self._stop else None
 
-def _encoded(row: Prompt, text: str, answers: AnswerEncoder) -> tuple[int, ...]:
-    try:
-        refuse_surrogates(text, f"'{COMPLETION_COLUMN}'")
-    except BadPrompt as error:
-        raise DataError(f"{row.id}: {error.detail}; correct the row, or leave --tokenizer out") from error
-    return answers.encode_sampled(EncodedPrompt(text=row.text, token_ids=row.token_ids), text)
+    def read(self, row: Prompt) -> list[Completion]:
+        """Return one completion a text.
+
+        Raises:
+            DataError: the row has no completion, or its ids do not fit.
+        """
+        column = row.columns.get(COMPLETION_COLUMN)
+        texts = [column] if isinstance(column, str) else column
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            names = did_you_mean(COMPLETION_COLUMN, row.columns)
+            raise DataError(f"{row.id} has no column '{COMPLETION_COLUMN}' with a text or a list of texts; {names}")
+        ids = _given_ids(row, column) if self._answers is None else [self._encoded(row, text) for text in texts]
+        return [
+            Completion(token_ids=token_ids, logprobs=None, finish_reason="stop", text=cut_at_stop(text, self._stop))
+            for text, token_ids in zip(texts, ids, strict=True)
+        ]
+
+    def _encoded(self, row: Prompt, text: str) -> tuple[int, ...]:
+        assert self._answers is not None
+        try:
+            refuse_surrogates(text, f"'{COMPLETION_COLUMN}'")
+        except BadPrompt as error:
+            raise DataError(f"{row.id}: {error.detail}; correct the row, or leave --tokenizer out") from error
+        token_ids = self._answers.encode_sampled(EncodedPrompt(text=row.text, token_ids=row.token_ids), text)
+        return token_ids if self._watch is None else token_ids[: self._watch.end(token_ids, 0)]
 
 
 def _given_ids(row: Prompt, column: Any) -> list[tuple[int, ...]]:
-    """Those of the column ``completion_ids``: a list for a text, a list of as many lists for a list of texts."""
+    """Return the ids of the column ``completion_ids``: one list for a text, a list of lists for a list of texts."""
     texts = 1 if isinstance(column, str) else len(column)
     given = row.columns.get("completion_ids")
     if given is None:
@@ -210,7 +252,7 @@ def _are_ids(value: Any) -> bool:
 
 
 def _grouped(samples: Sequence[tuple[Prompt, Completion]]) -> list[tuple[Prompt, list[Completion]]]:
-    """Neighbours whose prompt and columns are the same but for the completion."""
+    """Group neighbours whose prompt and columns are equal, except for the completion."""
     groups: list[tuple[Prompt, list[Completion]]] = []
     for prompt, completion in samples:
         if groups and _same(groups[-1][0], prompt):

@@ -1,4 +1,4 @@
-"""A score report on the terminal."""
+"""Print a score report on the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_CHARACTERS = 60
 
 
 def show(report: ScoreReport, console: Console | None = None) -> None:
-    """Every reward and its components, the time that they took, the first samples, and the first failures."""
+    """Print every reward and its components, the time they took, the first samples and the first failures."""
     console = console or Console(markup=False, highlight=False)
     console.print(_rewards(report))
     samples = len(report.completions)

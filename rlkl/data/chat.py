@@ -73,7 +73,7 @@ def checked_messages(messages: Sequence[Any], *, with_pictures: bool) -> list[Me
     Raises:
         BadPrompt: a message has another form, none has content, or the last one is the assistant's.
     """
-    checked = [checked_message(message, f"message {n}", with_pictures) for n, message in enumerate(messages)]
+    checked = [checked_message(message, f"message {n}", with_pictures) for n, message in enumerate(messages, 1)]
     if not any(has_content(message) for message in checked if message["role"] != "system"):
         raise BadPrompt("empty", "no message has content")
     if checked[-1]["role"] == "assistant":

@@ -183,7 +183,7 @@ def _read_prompts(rows: Rows, reader: RowReader) -> tuple[list[Prompt], DataRepo
 
 
 def _prompt_ids(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    """The ``id`` column if every row has one and no two are equal, else the rows' numbers."""
+    """Return the ``id`` column if every row has a unique one, else ``row-<number>``, counted from 0."""
     given = [row["id"] for _, row in rows if isinstance(row.get("id"), (str, int))]
     ids = [name for name in map(str, given) if name.isascii() or _is_unicode(name)]
     if len(ids) == len(rows) and len(set(ids)) == len(ids):

@@ -10,14 +10,14 @@ Problem = Literal["empty", "malformed", "too_long", "image"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A row that was left out. ``row`` counts from 0 (line number - 1 in a JSON Lines file)."""
+    """A row that was left out. ``row`` counts from 0 (line number - 1 in a JSON Lines file); its text counts from 1."""
 
     row: int
     problem: Problem
     detail: str
 
     def __str__(self) -> str:
-        return f"row {self.row} ({self.problem}: {self.detail})"
+        return f"row {self.row + 1} ({self.problem}: {self.detail})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,9 +69,9 @@ class PictureProcessor:
             seen, announced = int(grid_3.prod()) // self.patches_per_token, self.token_count(image)
             if seen != announced:
                 raise DataError(
-                    f"{prompt.id}: picture {number} ({image.width} x {image.height} pixels) is {seen} tokens after the "
-                    f"model's picture processing, which had announced {announced}, and so many placeholders stand in "
-                    "the prompt. Leave the row out, or bring the picture to another size"
+                    f"{prompt.id}: picture {number + 1} ({image.width} x {image.height} pixels) is {seen} tokens "
+                    f"after the model's picture processing, which had announced {announced}; the prompt has "
+                    f"{announced} placeholders. Leave the row out, or resize the picture"
                 )
         return made
 

@@ -69,13 +69,13 @@ class LanguageModel(nn.Module):
 
     def _text_positions(self, token_ids_BT: Tensor) -> dict[str, Tensor]:
         """Named outright for a vision-language model, which otherwise may go on counting from an earlier call."""
-        if not self.sees:
+        if not self.is_multimodal:
             return {}
         rows, length = token_ids_BT.shape
         return {"position_ids": torch.arange(length, device=token_ids_BT.device).expand(3, rows, length)}
 
     @property
-    def sees(self) -> bool:
+    def is_multimodal(self) -> bool:
         """Whether it is a vision-language model."""
         return getattr(self.model.config, "vision_config", None) is not None
 
@@ -134,8 +134,8 @@ class LanguageModel(nn.Module):
 
 def model_class(config: Any) -> Any:
     """The transformers class that a model of this configuration is loaded by, with its output head."""
-    sees = getattr(config, "vision_config", None) is not None
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    is_multimodal = getattr(config, "vision_config", None) is not None
+    return AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
 
 
 def image_places(token_ids_BT: Tensor, image_token_id: int, sizes: list[int], images: ImageInputs) -> Tensor:

@@ -45,7 +45,7 @@ class Policy(LanguageModel):
                 self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
         self._path = path
         self._publishes_adapters = section.publishes_adapters
-        if section.lora is None and section.freeze_vision and self.sees:
+        if section.lora is None and section.freeze_vision and self.is_multimodal:
             self.model.base_model.visual.requires_grad_(False)
         if section.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -214,13 +214,13 @@ def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
     from vllm import LLM
 
     on_cpu = not torch.cuda.is_available()
-    sees = settings.image_token_id is not None
+    is_multimodal = settings.image_token_id is not None
     own: dict[str, Any] = {
         "model": settings.model_path,
         "dtype": settings.dtype,
-        "skip_tokenizer_init": not sees,  # its picture processing asks for the tokenizer
-        "limit_mm_per_prompt": {"image": settings.images_per_prompt, "video": 0} if sees else None,
-        "mm_processor_kwargs": _pixels(settings) if sees else None,
+        "skip_tokenizer_init": not is_multimodal,  # its picture processing asks for the tokenizer
+        "limit_mm_per_prompt": {"image": settings.images_per_prompt, "video": 0} if is_multimodal else None,
+        "mm_processor_kwargs": _pixels(settings) if is_multimodal else None,
         "generation_config": "vllm",
         "max_model_len": settings.max_prompt_tokens + settings.max_new_tokens,
         "logprobs_mode": "processed_logprobs",

@@ -17,7 +17,7 @@ _library: object = None
 
 
 def ensure_torch_extras() -> None:
-    """Call before transformers or vllm is imported. Does nothing where the compiled libraries load or are absent.
+    """Call before transformers or vllm is imported. Does nothing if the compiled libraries load or are absent.
 
     Also a ``vllm.general_plugins`` entry point, because vLLM inspects model classes in a child process of its own.
     """
@@ -36,7 +36,7 @@ def ensure_torch_extras() -> None:
 
 
 def _forget_that_installed(package: str) -> None:
-    """transformers, where it was imported before torch, may already have noted that the package is installed."""
+    """Clear transformers' record that the package is installed, which it may have made on an earlier import."""
     noted = sys.modules.get("transformers.utils.import_utils")
     if noted is not None:
         vars(noted)[f"is_{package}_available"].cache_clear()

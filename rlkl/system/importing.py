@@ -1,4 +1,4 @@
-"""Importing what a recipe refers to: ``path/to/file.py:name`` or ``package.module:name``."""
+"""Import functions and classes that a recipe names: ``path/to/file.py:name`` or ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rlkl.errors import InputError, did_you_mean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importer:
-    """Imports what one recipe key refers to, and words the errors for it. Looks things up from the working directory.
+    """Imports what one recipe key names, and writes the error messages. Paths start at the working directory.
 
-    A file may import others beside it.
+    A file may import others from its folder.
     """
 
     key: str
@@ -26,11 +26,11 @@ class Importer:
     noun: str
     """What such a file is: ``reward``."""
     forms: str
-    """What the key may say, for messages."""
+    """The accepted forms of the key's value, for messages."""
     error: type[InputError]
 
     def callable_at(self, reference: str) -> Any:
-        """The function or class that ``reference`` names; raises ``error`` where there is none."""
+        """Return the function or class that ``reference`` names; raise ``error`` if there is none."""
         location, _, attribute = reference.rpartition(":")
         if not location or not attribute:
             raise self.error(f"{self.key} = '{reference}' names nothing to call; expected {self.forms}")
@@ -57,7 +57,7 @@ class Importer:
         return self.source(path, path.read_bytes())
 
     def source(self, path: Path, text: bytes) -> ModuleType:
-        """The module that ``text``, the contents of ``path``, makes; one module for the same path and text."""
+        """Run ``text``, the contents of ``path``, as a module and return it; equal path and text share one module."""
         content_hash = hashlib.blake2b(str(path).encode() + text, digest_size=8).hexdigest()
         name = f"rlkl_file_{path.stem}_{content_hash}"
         if name in sys.modules:  # two references into one file share its module, an edited file gets a new one
@@ -70,7 +70,7 @@ class Importer:
         sys.modules[name] = module
         try:
             exec(compile(text, path, "exec"), module.__dict__)
-        except Exception as error:  # whatever a user's file raises is told with its path
+        except Exception as error:  # any error of a user's file is reported with its path
             del sys.modules[name]
             relative = isinstance(error, ImportError) and "relative import" in str(error)
             hint = ". A file is no package: write 'import helper' instead of 'from . import helper'" if relative else ""
@@ -81,7 +81,7 @@ class Importer:
         _make_importable(Path.cwd())
         try:
             return importlib.import_module(name)
-        except Exception as error:  # whatever a user's module raises is told with its name
+        except Exception as error:  # any error of a user's module is reported with its name
             raise self.error(
                 f"importing '{name}' (from {Path.cwd()} or an installed package) raised {type(error).__name__}: {error}"
             ) from error
@@ -94,7 +94,7 @@ def is_file(reference: str) -> bool:
 
 
 def file_of(reference: str) -> Path:
-    """The file that ``reference`` names, absolute."""
+    """Return the absolute path of the file that ``reference`` names."""
     return Path(reference.rpartition(":")[0]).expanduser().absolute()
 
 

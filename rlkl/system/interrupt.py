@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step that is under way, so that nothing computed is lost."""
+"""End a run on Ctrl-C or SIGTERM after the current step, so that nothing computed is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is only noted in `signal_number`; a second one interrupts at once."""
+    """While entered, record the first SIGINT or SIGTERM in `signal_number`; interrupt at once on a second one."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None

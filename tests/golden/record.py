@@ -63,12 +63,12 @@ def build() -> dict[str, object]:
 def trajectory(name: str) -> list[dict[str, float]]:
     """`METRICS` of each step of ``RULES[name]``, on one thread."""
     with TemporaryDirectory() as folder, threads(1):
-        sees = build_update(_recipe("", RULES[name]).update).corruption is not None
+        is_multimodal = build_update(_recipe("", RULES[name]).update).corruption is not None
         path = Path(folder) / "model"
-        model_path = str(tiny_qwen2_5_vl(path, seed=0) if sees else tiny_qwen3(path, tied=False, seed=0))
+        model_path = str(tiny_qwen2_5_vl(path, seed=0) if is_multimodal else tiny_qwen3(path, tied=False, seed=0))
         recipe = _recipe(model_path, RULES[name])
         learner = Learner(LearnerSpec(recipe=recipe, model_path=model_path))
-        engine = (SeeingEngine if sees else HfEngine)(_engine_settings(recipe))
+        engine = (SeeingEngine if is_multimodal else HfEngine)(_engine_settings(recipe))
         return [_step(recipe, learner, engine, step) for step in range(STEPS)]
 
 

@@ -126,7 +126,7 @@ def _run(cell: Cell, model: Path, work: Path) -> Verdict:
     tokenizer = AutoTokenizer.from_pretrained(model)
     check: Any = getattr(build_update(recipe.update), "check_model", None)
     if check is not None:
-        check(is_multimodal=cell.choice.sees)
+        check(is_multimodal=cell.choice.is_multimodal)
     pictures = load_picture_processor(str(model))
     prompts = _prompts(cell, pictures, tokenizer)
     learner = Learner(spec)

@@ -67,7 +67,7 @@ class ModelChoice:
         return FAMILIES[ARCHITECTURES[self.architecture]]
 
     @property
-    def sees(self) -> bool:
+    def is_multimodal(self) -> bool:
         """Whether it is a vision-language model."""
         return self.architecture == "qwen2_5_vl"
 
@@ -125,7 +125,7 @@ def _write(choice: ModelChoice, folder: Path) -> None:
     tokenizer = make_tokenizer(family, vocabulary=choice.vocabulary, adds_bos=choice.architecture in ADD_BOS)
     ids = _Ids(tokenizer.get_vocab(), family)
     config = _CONFIGS[choice.architecture](choice, ids)
-    loader = AutoModelForImageTextToText if choice.sees else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if choice.is_multimodal else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         model: Any = loader.from_config(config).eval()
     draw_weights(model, seed=choice.seed)
@@ -144,7 +144,7 @@ def _write(choice: ModelChoice, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if choice.sees:
+    if choice.is_multimodal:
         _save_processor(tokenizer, folder)
 
 

@@ -212,7 +212,16 @@ def test_view_shows_processes_arithmetic_and_warnings() -> None:
     assert "Processes: 2 CPUs and 0 GPUs, on a local Ray; this machine has 4 CPUs and 0 GPUs" in text
     assert "32 prompts x 8 samples = 256 sequences" in text
     assert "1 optimizer steps x 20 training steps = 20 in total" in text
+    assert text.startswith("Warnings: 1, listed at the end\n")
     assert "Warnings: 1\n  - checkpoint.every = 50 exceeds steps = 20" in text
+
+
+def test_view_without_warnings_says_none_once_and_at_the_top() -> None:
+    stream = io.StringIO()
+    show(plan(), Console(file=stream, markup=False, width=120))
+    text = stream.getvalue()
+    assert text.startswith("Warnings: none\n")
+    assert text.count("Warnings") == 1
 
 
 def test_view_shows_which_actor_gets_which_gpu() -> None:

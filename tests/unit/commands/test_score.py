@@ -99,6 +99,20 @@ def test_token_ids_come_from_a_tokenizer_or_from_the_data(here: Path, capsys: py
     assert [row["reward"] for row in scored(here, "--reward=my.py:tokens")] == [4.0]
 
 
+def test_completions_are_cut_at_the_recipes_stop_texts(here: Path):
+    character_tokenizer().save_pretrained(here / "model")
+    rows_of(here, {"prompt": "1+1=", "completion": ["2;Q:3+3", "2"], "answer": "2"})
+    words = ["quickstart", "rewards=[{function: 'my.py:right'}, {function: 'my.py:maybe'}]", "--tokenizer=model"]
+    whole = scored(here, *words)
+    assert [row["completion"] for row in whole] == ["2;Q:3+3", "2"]
+    assert [row["reward/right"] for row in whole] == [0.0, 1.0]
+    assert [row["reward/maybe"] for row in whole] == [8.0, 2.0]
+    cut = scored(here, *words, "rollout.stop=[';Q', '+']")
+    assert [row["completion"] for row in cut] == ["2", "2"]
+    assert [row["reward/right"] for row in cut] == [1.0, 1.0]
+    assert [row["reward/maybe"] for row in cut] == [3.0, 2.0]  # "2;Q", the stop text's tokens kept; "2" and its end
+
+
 PAIRED = {"prompt": "1+1=", "completion": ["2", "15"], "completion_ids": [[9, 9, EOS_ID], [9, EOS_ID]]}
 
 

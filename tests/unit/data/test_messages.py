@@ -57,19 +57,19 @@ def test_a_tool_call_needs_no_content(tmp_path: Path, content: str | None):
     [
         ([user([{"type": "text", "text": LONE}])], r"'prompt' has a lone surrogate \(U\+D83D\), which is not valid"),
         ([user(LONE)], "lone surrogate"),
-        ([user([{"type": "text"}])], "message 0 has a part of type 'text' without text"),
+        ([user([{"type": "text"}])], "message 1 has a part of type 'text' without text"),
         ([user([{"type": "image_url", "image_url": {"url": "x"}}])], "a part of type 'image_url', and the model takes"),
-        ([user(["hi"])], "message 0 has a part that is not"),
-        ([user("hi"), {"role": "assistant", "content": None}, user("?")], "message 1 has content that is null"),
-        ([user({"text": "hi"})], "message 0 has content that is of type dict"),
+        ([user(["hi"])], "message 1 has a part that is not"),
+        ([user("hi"), {"role": "assistant", "content": None}, user("?")], "message 2 has content that is null"),
+        ([user({"text": "hi"})], "message 1 has content that is of type dict"),
         ([user("hi"), {"role": "assistant", "content": "", "tool_calls": 3}, user("?")], "the chat template refuses"),
-        ([{"content": "hi"}], "message 0 is not"),
+        ([{"content": "hi"}], "message 1 is not"),
     ],
 )
 def test_other_forms_are_bad_rows_with_their_numbers(tmp_path: Path, messages: list[Any], detail: str):
     report = load(tmp_path, {"prompt": [user("fine")]}, {"prompt": messages}).report
     assert [(bad.row, bad.problem) for bad in report.examples] == [(1, "malformed")]
-    with pytest.raises(DataError, match=rf"row 1 \(malformed: .*{detail}"):
+    with pytest.raises(DataError, match=rf"row 2 \(malformed: .*{detail}"):
         load(tmp_path, {"prompt": [user("fine")]}, {"prompt": messages}, max_bad_fraction=0.1)
 
 

@@ -108,7 +108,7 @@ def test_too_many_bad_rows_stop_and_say_what_to_do(tmp_path, tokenizer):
         load(path, tokenizer, max_bad_fraction=0.2)
     assert path in str(caught.value)
     assert "3 of 4 rows kept (1 empty" in str(caught.value)
-    assert "row 1" in str(caught.value)
+    assert "row 2" in str(caught.value)
     assert len(load(path, tokenizer, max_bad_fraction=0.25)) == 3
 
 
@@ -243,7 +243,7 @@ def test_a_clean_source_is_reported_without_a_warning(tmp_path, tokenizer, caplo
 def test_a_report_shows_its_examples():
     bad = BadRow(row=4, problem="too_long", detail="900 tokens")
     report = DataReport(total=2, kept=1, empty=0, malformed=0, too_long=1, image=0, examples=(bad,))
-    assert str(report) == "1 of 2 rows kept (0 empty, 0 malformed, 1 too long): row 4 (too_long: 900 tokens)"
+    assert str(report) == "1 of 2 rows kept (0 empty, 0 malformed, 1 too long): row 5 (too_long: 900 tokens)"
 
 
 PAIRS = {"chosen_column": "chosen", "rejected_column": "rejected"}

@@ -113,8 +113,8 @@ def test_bad_pictures_are_counted_and_named(tmp_path: Path, pictures: PicturePro
     assert (source.report.kept, source.report.image) == (2, 6)
     said = str(source.report)
     assert "6 with bad images" in said
-    assert "row 1 (image: 'images': a picture the file 'missing.png' cannot be read" in said
-    assert "row 3 (image: the prompt mentions 1 pictures and the row has 0)" in said
+    assert "row 2 (image: 'images': a picture the file 'missing.png' cannot be read" in said
+    assert "row 4 (image: the prompt mentions 1 pictures and the row has 0)" in said
     assert [len(prompt.images) for prompt in source.take(0, 2)] == [1, 0]
 
 
@@ -205,7 +205,7 @@ def test_token_counts_are_checked_for_each_size_before_training(tmp_path: Path, 
 
     counted = fresh.token_count
     monkeypatch.setattr(fresh, "token_count", lambda image: counted(image) + (image.width == 84))
-    with pytest.raises(DataError, match=r"row-2: picture 0 \(84 x 56 pixels\) is 6 tokens .* announced 7"):
+    with pytest.raises(DataError, match=r"row-2: picture 1 \(84 x 56 pixels\) is 6 tokens .* announced 7"):
         load(jsonl(tmp_path, *rows), fresh)
 
 

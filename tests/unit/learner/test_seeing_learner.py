@@ -293,7 +293,7 @@ def test_a_picture_of_another_token_count_is_named_before_a_step(model_path: str
     items = examples(pictures)
     fresh = processor_of(model_path)
     monkeypatch.setattr(fresh, "token_count", lambda image: 5)
-    with pytest.raises(DataError, match=r"row-0: picture 0 \(84 x 84 pixels\) is 9 tokens .* announced 5"):
+    with pytest.raises(DataError, match=r"row-0: picture 1 \(84 x 84 pixels\) is 9 tokens .* announced 5"):
         pack(items, completion_limit=LIMIT, pictures=fresh)
 
 

@@ -92,6 +92,6 @@ def test_a_few_bad_answers_are_left_out_and_many_refused(tmp_path, tokenizer, ca
     section = {"source": write(tmp_path / "a.jsonl", *good, *bad), "max_answer_tokens": 8}
     rows = load_demonstrations(AnswersSection(**section, max_bad_fraction=0.2), tokenizer)
     assert len(rows) == 18
-    assert "18 of 21 rows kept (2 empty, 0 malformed, 1 too long): row 18 (empty: 'completion' has no" in caplog.text
+    assert "18 of 21 rows kept (2 empty, 0 malformed, 1 too long): row 19 (empty: 'completion' has no" in caplog.text
     with pytest.raises(DataError, match=r"raise data\.max_answer_tokens \(now 8\)"):
         load_demonstrations(AnswersSection(**section, max_bad_fraction=0.1), tokenizer)

@@ -1,0 +1,18 @@
+"""`rlkl reward-model`: train one or two reward models from preferences."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from reward_models.training.recipe import RewardModelRecipe
+from rlkl.recipe.io import load_section
+
+
+def run(options: Namespace) -> int:
+    """Train, print the report and return 0. The recipe is checked before torch is imported."""
+    recipe = load_section(RewardModelRecipe, options.recipe, *options.overrides)
+    from reward_models.training.reward_model import train_reward_model
+    from reward_models.training.show import show_reward_models
+
+    show_reward_models(train_reward_model(recipe))
+    return 0
