@@ -23,6 +23,7 @@ from rlkl.learner.signals import (
     Models,
     Scorer,
     SignalSettings,
+    check_heads,
     check_supplied,
     differentiable_signals,
     frozen_corrupted_logprobs,
@@ -69,6 +70,7 @@ class Learner:
         self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
         self.policy.stop_at(spec.stop_token_ids)
         heads = self._update.build_heads(_shape(self.policy, spec))
+        check_heads(self._update, heads)
         self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads), heads=heads)
         self._optimization = Optimization(trained_parameters(self.policy, heads), self._section, heads)
         self._state = LearnerState(optimization=self._optimization, update=self._update)
@@ -269,7 +271,8 @@ class Learner:
 
     def _loss(self, micro: Batch) -> LossOutput:
         own = differentiable_signals(self._models, micro, self._signals, self._update)
-        return self._update.loss(micro.only("main"), micro.signals.merged(own))
+        batch = micro if self._update.sees_all_roles else micro.only("main")
+        return self._update.loss(batch, micro.signals.merged(own))
 
     @torch.no_grad()
     def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:

@@ -83,8 +83,18 @@ def check_supplied(update: PolicyUpdate, frozen: Collection[str] = ()) -> None:
     ``frozen``: names in the recipe's ``models``. Signals of corrupted pictures also need pictures, which set-up checks.
     """
     for signal in sorted(update.needs, key=lambda signal: signal.name):
-        if reason := _missing(signal, {REFERENCE, *frozen}):
+        reason = _missing(signal, {REFERENCE, *frozen})
+        if signal.view == "corrupted" and update.corruption is None:
+            reason = "The rule corrupts no pictures."
+        if reason:
             raise MissingSignalError(update.rule, signal.name, reason)
+
+
+def check_heads(update: PolicyUpdate, heads: Heads | None) -> None:
+    """Raise `MissingSignalError` if a signal is the output of heads and the rule has none."""
+    for signal in update.needs:
+        if signal.quantity == "heads" and heads is None:
+            raise MissingSignalError(update.rule, signal.name, "The rule has no heads: see its build_heads.")
 
 
 def _missing(signal: Signal, frozen: Collection[str]) -> str | None:

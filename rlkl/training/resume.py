@@ -52,7 +52,7 @@ def newest(run_dir: Path, recipe: Recipe) -> Saved:
 def origin_of(
     recipe: Recipe, model_path: str, reference_path: str | None, frozen_paths: Mapping[str, str]
 ) -> dict[str, str]:
-    """Hash the models and the rule that a run starts from, by the names of `rlkl.recipe.changes.BOUND_BY_CONTENT`."""
+    """Hash the models, rule and terms that a run starts from: ``model``, ``models.teacher``, ``rule``, ``terms[0]``."""
     found = {"model": model_fingerprint(model_path)}
     if reference_path is not None:
         found["reference"] = model_fingerprint(reference_path)
@@ -95,7 +95,7 @@ def check_recipe(saved: Saved, recipe: Recipe, *, allow_changed_rewards: bool) -
 
 
 def check_origin(saved: Saved, now: Mapping[str, str], recipe: Recipe) -> None:
-    """Raise `CheckpointError` if the base model, the reference or a rule from outside is not what it was."""
+    """Raise `CheckpointError` if a model, a custom rule or a custom term is not what it was."""
     before = saved.state.fingerprints
     for name, key, value, noun in (
         ("model", "model.path", recipe.model.path, "model"),

@@ -79,6 +79,8 @@ class PolicyUpdate(ABC):
 
     rule: ClassVar[str]
     """The name in the recipe (``update.rule``), for messages; the class's own name by default."""
+    sees_all_roles: ClassVar[bool] = False
+    """Whether `loss` gets sequences of all roles, not those of the role ``main`` alone."""
     seed: int = 0
     """The recipe's seed; derive the seed of each draw from it (`rlkl.seeds.derive_seed`)."""
     Settings: ClassVar[type[RuleSettings]] = RuleSettings

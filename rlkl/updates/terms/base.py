@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlkl.batch import Batch
 from rlkl.signals import Signal, Signals
+from rlkl.types import Role
 from rlkl.updates.terms.settings import TermSettings
 
 
@@ -23,6 +24,9 @@ class Term(ABC):
 
     Settings: ClassVar[type[TermSettings]] = TermSettings
     """The keys of a custom term in ``update.terms``; the term is constructed as ``Term(settings)``."""
+
+    role: ClassVar[Role] = "main"
+    """The role of the sequences that the term trains on."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

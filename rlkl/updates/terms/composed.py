@@ -19,6 +19,8 @@ from rlkl.updates.terms.base import Term
 class WithTerms(PolicyUpdate):
     """Passes all calls on to ``rule``, and adds the ``terms`` to its loss."""
 
+    sees_all_roles = True
+
     def __init__(self, rule: PolicyUpdate, terms: Mapping[str, Term]) -> None:
         super().__init__(rule.settings)
         self.inner = rule
@@ -78,17 +80,17 @@ class WithTerms(PolicyUpdate):
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Add the terms to the rule's loss; raises `LearnerError` if a term has the name of one of the rule's own."""
-        output = self.inner.loss(batch, signals)
+        output = self.inner.loss(batch.only("main"), signals)
         if both := sorted(output.terms.keys() & self.terms.keys()):
             raise LearnerError(
                 f"update.terms: the rule {self.rule} has a term named {both[0]} itself, and both would share the curve "
                 f"loss/{both[0]}; give the added term another name (update.terms[].name)"
             )
-        losses = {name: term.loss(batch, signals) for name, term in self.terms.items()}
+        losses = {name: term.loss(batch.only(term.role), signals) for name, term in self.terms.items()}
         metrics = {
             f"term/{name}_{key}": value
             for name, term in self.terms.items()
-            for key, value in term.metrics(batch, signals).items()
+            for key, value in term.metrics(batch.only(term.role), signals).items()
         }
         return LossOutput(
             loss=output.loss + torch.stack(list(losses.values())).sum(),

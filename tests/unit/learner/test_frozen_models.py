@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rlkl.batch import Batch
 from rlkl.errors import MissingSignalError
+from rlkl.functional.reduce import masked, token_mean_weights
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.signals import CUSTOM, supply
 from rlkl.recipe.io import recipe_from
+from rlkl.signals import Signal, Signals
+from rlkl.updates.terms.base import Term
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for
 
@@ -112,6 +116,55 @@ def test_replayed_sequences_train_no_rule(paths: dict[str, str]):
     with_replay = mixed.prepare([*main, *replayed], step=0) | mixed.step(0)
     assert with_replay["optim/grad_norm"] == pytest.approx(record["optim/grad_norm"], rel=1e-4)
     assert with_replay["loss/total"] == pytest.approx(record["loss/total"], abs=1e-6)
+
+
+class Remember(Term):
+    """Cross-entropy on replayed sequences."""
+
+    role = "replay"
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({Signal.POLICY_LOGPROBS})
+
+    def loss(self, batch: Batch, signals: Signals) -> Tensor:
+        policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
+        return -(token_mean_weights(batch.response_BT, batch.denominators) * policy_BT).sum()
+
+
+def test_a_term_trains_on_its_own_role(paths: dict[str, str]):
+    replayed = [replace(example, role="replay", group=example.group + 100) for example in examples(1)]
+    alone, mixed = (learner_with(paths, [{"term": f"{__name__}:Remember"}]) for _ in range(2))
+    record = alone.prepare(examples(), step=0) | alone.step(0)
+    assert record["loss/remember"] == 0.0
+    with_replay = mixed.prepare([*examples(), *replayed], step=0) | mixed.step(0)
+    assert with_replay["loss/policy"] == pytest.approx(record["loss/policy"], abs=1e-6)
+    tokens = sum(len(example.rollout.completion.token_ids) for example in replayed)
+    ids, places = [], []
+    for example in replayed:
+        ids.append(example.prompt.token_ids + example.rollout.completion.token_ids)
+        places.append(len(example.prompt.token_ids))
+    total = 0.0
+    for sequence, start in zip(ids, places, strict=True):
+        logprobs_TV = next_token_logprobs(paths["policy"], torch.tensor([sequence]))[0]
+        total -= sum(float(logprobs_TV[t - 1, sequence[t]]) for t in range(start, len(sequence)))
+    assert with_replay["loss/remember"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("needed", "message"),
+    [
+        (Signal.HEADS, "HEADS.*The rule has no heads"),
+        (Signal.PROXIMAL_HEADS, "HEADS.*The rule has no heads"),
+        (Signal.CORRUPTED_LOGPROBS, "CORRUPTED_LOGPROBS.*The rule corrupts no pictures"),
+    ],
+)
+def test_signals_that_a_term_cannot_have_are_refused_at_set_up(
+    paths: dict[str, str], monkeypatch: pytest.MonkeyPatch, needed: Signal, message: str
+):
+    monkeypatch.setattr(Remember, "needs", frozenset({needed}))
+    with pytest.raises(MissingSignalError, match=message):
+        learner_with(paths, [{"term": f"{__name__}:Remember"}])
 
 
 def test_a_signal_of_ones_own_cannot_take_the_name_of_a_built_in_one():
