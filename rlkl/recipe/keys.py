@@ -73,7 +73,7 @@ def rules_of(section: type[Section]) -> tuple[str, ...]:
 
 def _merged(first: Key, second: Key) -> Key:
     def either(a: str, b: str) -> str:
-        return a if b in a.split(" or ") else f"{a} or {b}"
+        return " or ".join(dict.fromkeys([*a.split(" or "), *b.split(" or ")]))
 
     return replace(
         first,

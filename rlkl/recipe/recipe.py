@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
+from rlkl.errors import did_you_mean
 from rlkl.recipe.reward_section import RewardSection, ScoringSection
 from rlkl.recipe.sections import (
     CheckpointSection,
@@ -90,6 +91,17 @@ class Recipe(Section):
                     "reference is set by model.reference)"
                 )
         return models
+
+    @model_validator(mode="after")
+    def _terms_name_models(self) -> Recipe:
+        named = ["reference", *self.models]
+        for number, term in enumerate(self.update.terms):
+            to = getattr(term, "to", "reference")
+            if to not in named:
+                raise ValueError(
+                    f"update.terms[{number}].to = {to!r} names no model of models; {did_you_mean(to, named)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _minibatches_hold_groups(self) -> Recipe:

@@ -90,9 +90,10 @@ def most_kept(settings: FilterSettings | None, samples: int) -> int:
     return min(int(settings.value), samples) if settings.keep == "top_k" else math.ceil(settings.value * samples)
 
 
-def warnings_about_no_reference(run: RunFacts, kl_coef: float) -> Iterator[str]:
+def warnings_about_no_reference(run: RunFacts, settings: RuleSettings, kl_coef: float) -> Iterator[str]:
     """Warn if nothing measures how far the policy moves from the reference."""
-    if kl_coef == 0 and not run.tracks_reference_kl:
+    has_kl_term = any(hasattr(term, "to") for term in settings.terms)
+    if kl_coef == 0 and not run.tracks_reference_kl and not has_kl_term:
         yield (
             "update.kl_coef = 0 and learner.track_reference_kl = false: no reference model is kept, so nothing holds "
             "the policy near it and there is no KL curve. learner.track_reference_kl=true logs the KL without using it"

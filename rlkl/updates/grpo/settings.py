@@ -133,7 +133,7 @@ class GrpoSettings(RuleSettings):
     def warnings(self, run: RunFacts) -> Iterator[str]:
         yield from self._about_the_baseline(run)
         yield from self._about_the_ratio(run)
-        yield from warnings_about_no_reference(run, self.kl_coef)
+        yield from warnings_about_no_reference(run, self, self.kl_coef)
 
     def _about_the_baseline(self, run: RunFacts) -> Iterator[str]:
         """Warn if the group leaves nothing to compare."""

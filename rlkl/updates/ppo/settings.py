@@ -59,4 +59,4 @@ class PpoSettings(RuleSettings):
                 "update.critic = none with update.whiten = false: rewards have no baseline, so where all are positive "
                 "every sampled token is reinforced. Set whiten, or take a critic"
             )
-        yield from warnings_about_no_reference(run, self.kl_coef)
+        yield from warnings_about_no_reference(run, self, self.kl_coef)

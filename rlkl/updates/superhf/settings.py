@@ -45,4 +45,4 @@ class SuperHfSettings(RuleSettings):
                 f"{self.kl_coef:g} acts as {sequences * self.kl_coef:g}. The paper's main runs had 2 sequences a "
                 "step; raise learner.minibatches"
             )
-        yield from warnings_about_no_reference(run, self.kl_coef)
+        yield from warnings_about_no_reference(run, self, self.kl_coef)

@@ -62,8 +62,14 @@ def _check(value: Any, built_in: Callable[[Any], TermSettings]) -> TermSettings:
         try:
             return settings.model_validate(value)
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ValueError("; ".join(problems)) from None
+            known = ", ".join(settings.model_fields)
+            raise ValueError(
+                "; ".join(
+                    f"{'.'.join(map(str, one['loc']))}: "
+                    + (f"unknown key; the term has {known}" if one["type"] == "extra_forbidden" else one["msg"])
+                    for one in error.errors()
+                )
+            ) from None
     return built_in(value)
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlkl.batch import Batch
-from rlkl.errors import MissingSignalError
+from rlkl.batch import Batch, LossOutput
+from rlkl.errors import MissingSignalError, RecipeError
 from rlkl.functional.reduce import masked, token_mean_weights
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.signals import CUSTOM, supply
 from rlkl.recipe.io import recipe_from
 from rlkl.signals import Signal, Signals
+from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.terms.base import Term
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for
@@ -98,13 +99,30 @@ def test_the_steered_coefficient_of_a_term_is_in_the_checkpoint(paths: dict[str,
     assert last[0]["term/kl_teacher_coef"] == pytest.approx(0.1 * 1.2 * 1.2)
 
 
+class Distill(PolicyUpdate):
+    """A rule that needs a teacher."""
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({Signal("kl_to_policy", "teacher")})
+
+    def loss(self, batch: Batch, signals: Signals) -> LossOutput:
+        raise NotImplementedError
+
+
 def test_a_model_that_the_recipe_does_not_name_is_refused_at_set_up(paths: dict[str, str]):
-    recipe = recipe_for(paths["policy"], update={"rule": "grpo", "terms": [{"term": "kl", "to": "teacher"}]})
-    spec = LearnerSpec(recipe=recipe, model_path=paths["policy"])
+    """A rule's at set-up, with rule and signal; a term's when the recipe is read."""
+    values = recipe_for(paths["policy"]).model_dump(exclude={"update"})
+    recipe = recipe_from({**values, "update": {"rule": f"{__name__}:Distill"}})
     with pytest.raises(
-        MissingSignalError, match=r"rule 'grpo' needs the signal .*teacher.* Add it: models: \{teacher:"
+        MissingSignalError, match=r"rule 'Distill' needs the signal .*teacher.* Add it: models: \{teacher:"
     ):
-        Learner(spec)
+        Learner(LearnerSpec(recipe=recipe, model_path=paths["policy"]))
+    update = {"rule": "grpo", "terms": [{"term": "kl", "to": "teachr"}]}
+    with pytest.raises(
+        RecipeError, match=r"update\.terms\[0\]\.to = 'teachr' names no model of models; did you mean 'teacher'"
+    ):
+        recipe_from({**values, "models": {"teacher": {"path": "p"}}, "update": update})
 
 
 def test_replayed_sequences_train_no_rule(paths: dict[str, str]):

@@ -92,6 +92,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 
 def values_for(key: Key) -> tuple[Any, ...]:
     """Values of the kinds that ``key`` takes, some of them out of its bounds."""
+    if key.name == "update.terms[].to":
+        return ("reference",)
     if key.expects.startswith("a section of any keys"):
         return tuple({text: [text, {"k": text}], "number": NUMBERS[n % len(NUMBERS)]} for n, text in enumerate(TEXTS))
     values: list[Any] = [None] if "null" in key.expects else []
