@@ -44,8 +44,8 @@ class Selector:
             groups += self.collector.groups(self._draw(), step=step, clock=clock)
             scored = [group.scored() for group in groups]
             examples = self.update.select(filter_groups(scored, self.recipe.update.filter))
-        kept = sorted({example.group for example in examples})[:wanted]
-        examples = [example for example in examples if example.group in kept]
+        kept = sorted({example.group for example in examples if example.role == "main"})[:wanted]
+        examples = [example for example in examples if example.role != "main" or example.group in kept]
         metrics = self.collector.metrics(groups, step=step)
         metrics["rollout/rounds"] = float(rounds)
         selectable = sum(rollout.scored for group in groups for rollout in group.rollouts)
@@ -98,4 +98,4 @@ def token_columns(selection: Selection, learned: Mapping[str, Sequence[tuple[flo
 
 
 def _group_count(examples: Sequence[Example]) -> int:
-    return len({example.group for example in examples})
+    return len({example.group for example in examples if example.role == "main"})

@@ -92,7 +92,7 @@ def most_kept(settings: FilterSettings | None, samples: int) -> int:
 
 def warnings_about_no_reference(run: RunFacts, settings: RuleSettings, kl_coef: float) -> Iterator[str]:
     """Warn if nothing measures how far the policy moves from the reference."""
-    has_kl_term = any(hasattr(term, "to") for term in settings.terms)
+    has_kl_term = any(getattr(term, "to", None) is not None for term in settings.terms)
     if kl_coef == 0 and not run.tracks_reference_kl and not has_kl_term:
         yield (
             "update.kl_coef = 0 and learner.track_reference_kl = false: no reference model is kept, so nothing holds "

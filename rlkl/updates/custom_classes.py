@@ -49,7 +49,8 @@ class CustomKind:
         """Return what pickle stores: the file's text travels along, perhaps to a machine without the file."""
         reference = getattr(settings, self.name)
         file = file_of(reference) if is_file(reference) else None
-        return (_rebuild, (self.name, settings.model_dump(), file, file.read_bytes() if file else b""))
+        values = {name: getattr(settings, name) for name in type(settings).model_fields}  # terms pack themselves
+        return (_rebuild, (self.name, values, file, file.read_bytes() if file else b""))
 
     def rebuilt(self, values: Mapping[str, Any], file: Path | None, text: bytes) -> Section:
         """Rebuild settings in the process that they were sent to, with the class as it was at the sender."""

@@ -80,7 +80,7 @@ class WithTerms(PolicyUpdate):
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Add the terms to the rule's loss; raises `LearnerError` if a term has the name of one of the rule's own."""
-        output = self.inner.loss(batch.only("main"), signals)
+        output = self.inner.loss(batch if self.inner.sees_all_roles else batch.only("main"), signals)
         if both := sorted(output.terms.keys() & self.terms.keys()):
             raise LearnerError(
                 f"update.terms: the rule {self.rule} has a term named {both[0]} itself, and both would share the curve "

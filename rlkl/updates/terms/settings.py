@@ -17,7 +17,9 @@ class TermSettings(Section):
 
     term: str = Field(description="The term.")
     name: str | None = Field(
-        default=None, pattern=r"[a-z][a-z0-9_]*", description="Name of its curve, loss/<name>; left out: from the term."
+        default=None,
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="Name of its curve, loss/<name>; null: from the term.",
     )
     coef: float = Field(default=0.1, description="Weight of the term in the loss.")
 

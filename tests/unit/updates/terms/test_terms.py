@@ -208,7 +208,13 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
     file.write_text(EXAMPLE.read_text())
     update = recipe({"rule": "grpo", "terms": [{"term": f"{file}:Floor", "floor": -1.5, "coef": 2.0}]}).update
     sent = pickle.dumps(update)
+    rule = tmp_path / "rule_example.py"
+    rule.write_text((EXAMPLE.parent / "rule_example.py").read_text())
+    terms = [{"term": f"{file}:Floor", "floor": -1.5}, {"term": "kl"}]
+    both = pickle.dumps(recipe({"rule": f"{rule}:Reinforce", "terms": terms}).update)
     file.unlink()
+    rule.unlink()
+    assert list(build_update(pickle.loads(both)).terms) == ["floor", "kl_reference"]  # pyright: ignore
     built = build_update(pickle.loads(sent))
     batch = batch_of()
     policy_BT = policy_of(batch)
