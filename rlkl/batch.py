@@ -173,6 +173,22 @@ class Batch:
             corrupted_images=self.corrupted_images.rows(rows_B.tolist()) if self.corrupted_images else None,
         )
 
+    def of_role(self, role: Role) -> Tensor:
+        """Return the row numbers of one role's sequences."""
+        return (self.role_B == ROLES.index(role)).nonzero()[:, 0]
+
+    def with_rows(self, rows_B: Tensor, part: Batch) -> Batch:
+        """Return this batch with the tensors of ``part``, which `rows` made of it, written back into its rows."""
+        changed = self._tensors()
+        for name, x in part._tensors().items():
+            whole = changed[name].clone()
+            if name.endswith("_BT"):
+                whole[rows_B, : x.shape[1]] = x
+            else:
+                whole[rows_B] = x
+            changed[name] = whole
+        return replace(self, **changed)
+
     def only(self, role: Role) -> Batch:
         """Return the batch with the responses of all other roles masked out, and with this role's denominators."""
         if role == "main" and not self.denominators.others:

@@ -31,7 +31,7 @@ class RaySampler:
         self._streams = [worker.stream.remote(part) for worker, part in zip(self._workers, parts, strict=True)]
 
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
-        """Yield the completions as they finish, with their requests' numbers; each wait has a deadline."""
+        """Yield the completions as they finish, with their requests' numbers; all of them have one deadline."""
         streams, starts, self._streams = self._streams, self._starts, []
         arriving = stream_all(streams, who=self._names, what="generate", timeout_s=self._timeout_s)
         for worker, finished in arriving:

@@ -37,7 +37,7 @@ def chunked_logprobs_and_entropy(
 
     Returns:
         ``logprobs_N`` and ``entropy_N`` in nats, float32, with gradient to ``hidden_NH`` and to the parameters
-        of ``head``. ``entropy_N`` is zeros without gradient unless ``with_entropy``.
+        of ``head``. Without ``with_entropy``, ``entropy_N`` is zero and has no gradient.
     """
     score = partial(_score_chunk, head, temperature=temperature, with_entropy=with_entropy)
     logprobs, entropies = [], []

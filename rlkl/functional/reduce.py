@@ -37,5 +37,5 @@ def sequence_sum_weights(response_BT: Tensor, denominators: Denominators) -> Ten
 
 
 def sequence_sum_over_limit_weights(response_BT: Tensor, denominators: Denominators) -> Tensor:
-    """Divide `sequence_sum_weights` by the longest length allowed, a constant (Dr. GRPO)."""
+    """Divide `sequence_sum_weights` by the constant ``rollout.max_new_tokens`` (Dr. GRPO)."""
     return sequence_sum_weights(response_BT, denominators) / denominators.completion_limit

@@ -1,4 +1,4 @@
-"""Scoring an exported policy beside the learner that it was exported from."""
+"""Compare an exported policy with the learner that wrote it."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class ExportScores:
     rounding: float
     """How far that precision changes the learner's log-probs (nats, root mean square); 0 in float32."""
     problem: str | None = None
-    """A difference that was found without log-probs."""
+    """A difference between the tensors themselves; None if there is none."""
 
 
 def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> ExportScores:
     """Read the policy in ``folder`` back: compare its tensors with the learner's, and score the probes with both.
 
-    With adapters, both compute in float32, where rounding hides nothing, and the policy before training is the learner
-    with its adapters off. The learner gives up its memory step by step and cannot be used afterwards. A GPU may have no
-    room for its policy in float32; the comparison then runs on the CPU.
+    With adapters, both compute in float32, so rounding hides no difference. The policy before training is the learner
+    with its adapters off. This frees the learner's memory; it cannot be used afterwards. If a GPU has no room for the
+    policy in float32, the comparison runs on the CPU.
     """
     policy, before, rounding = learner.policy, None, 0.0
     problem = _problem(policy, folder)
@@ -89,7 +89,7 @@ def _problem(policy: Policy, folder: Path) -> str | None:
 def _differing(held: Iterable[tuple[str, torch.Tensor]], folder: Path) -> str | None:
     """Compare tensors with those of that name in the safetensors files of ``folder``, one at a time.
 
-    Some architectures have other names in files than in memory; those tensors are left to the log-probs.
+    Some architectures have other names in files than in memory; only the log-probs check those.
     """
     from safetensors import safe_open
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkl.batch import ROLES, Batch, LossOutput
+from rlkl.batch import Batch, LossOutput
 from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
@@ -120,22 +120,21 @@ class Learner:
             corrupted_s = time.perf_counter() - started
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch, self._sampled_BT = self._credited(batch), batch.response_BT
-        sampled = _sampled(examples)
-        self._prepared = _state_metrics(batch, entropy_BT, sampled=sampled)
+        main, sampled = batch.only("main"), _sampled(examples)
+        self._prepared = _state_metrics(main, entropy_BT, sampled=sampled)
         if sampled and self._models.reference is not None:
-            self._prepared |= self._reference_kl(batch, left_out)
+            self._prepared |= self._reference_kl(main, left_out)
         if self._corrupter is not None:
             self._prepared["time/corrupted_s"] = corrupted_s
-        self._prepared |= self._update.batch_metrics(self._batch)
+        self._prepared |= self._update.batch_metrics(self._batch.only("main"))
         return self._prepared
 
     def _credited(self, batch: Batch) -> Batch:
-        """Let the rule credit its own sequences; those of other roles keep their response."""
-        credited = self._update.credit(batch.only("main"))
+        """Let the rule credit its own sequences; those of other roles stay as they are and count in no group."""
         if not batch.denominators.others:
-            return credited
-        others_B1 = (batch.role_B != ROLES.index("main")).unsqueeze(1)
-        return replace(credited, response_BT=credited.response_BT | (batch.response_BT & others_B1)).recounted()
+            return self._update.credit(batch)
+        rows_B = batch.of_role("main")
+        return batch.with_rows(rows_B, self._update.credit(batch.rows(rows_B))).recounted()
 
     def _frozen_models(self, spec: LearnerSpec, heads: Heads | None) -> dict[str, Scorer]:
         """Load the frozen models that the rule's signals, its heads or the KL metrics need."""
@@ -334,7 +333,8 @@ def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
 
 
 def _sampled(examples: Sequence[Example]) -> bool:
-    return all(example.rollout.completion.logprobs is not None for example in examples)
+    """Return whether the policy sampled all sequences of the role ``main``."""
+    return all(e.rollout.completion.logprobs is not None for e in examples if e.role == "main")
 
 
 def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[str, float]:
@@ -344,7 +344,7 @@ def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[s
     """
     mask_BT, counts = batch.response_BT, batch.denominators
     proximal_BT = batch.signals[Signal.PROXIMAL_LOGPROBS]
-    metrics = {"entropy/policy": float(entropy_BT.sum()) / counts.tokens}
+    metrics = {"entropy/policy": float(torch.where(mask_BT, entropy_BT, 0.0).sum()) / counts.tokens}
     if not sampled:
         return metrics
     gap_N = (proximal_BT - batch.rollout_logprobs_BT)[mask_BT]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -34,7 +34,8 @@ class Masters:
 
     def release(self) -> None:
         """Free the masters and all gradients. No optimizer step can follow."""
-        _free_gradients(self.parameters.values())
+        for parameter in self.parameters.values():
+            parameter.grad = None
         for _, master in self._rounded:
             master.data = master.data.new_empty(0)
 
@@ -50,8 +51,3 @@ def _pass_on_gradient(master: nn.Parameter, parameter: torch.Tensor) -> None:
     else:
         master.grad += parameter.grad
     parameter.grad = None
-
-
-def _free_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None

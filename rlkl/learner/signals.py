@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, get_args
 
 import torch
@@ -144,13 +145,25 @@ def corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings) ->
 
 
 @torch.no_grad()
+def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, tokens: int, device: torch.device) -> Tensor:
+    """Compute numbers per token for a whole batch, micro-batch by micro-batch, without gradient.
+
+    ``compute`` returns ``[B, T]`` or ``[B, T, K]``; ``tokens`` is the size of a micro-batch. The result is on the
+    batch's device.
+    """
+    whole: Tensor | None = None
+    for rows_B in micro_batches(batch, tokens):
+        micro = compute(batch.rows(rows_B).to(device)).cpu()
+        if whole is None:
+            whole = torch.zeros(*batch.response_BT.shape, *micro.shape[2:])
+        whole[rows_B, : micro.shape[1]] = micro
+    assert whole is not None, "a batch has at least one sequence"
+    return whole
+
+
 def frozen_corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
     """Compute `corrupted_logprobs` for a whole batch, without gradient."""
-    logprobs_BT = torch.zeros(batch.response_BT.shape)
-    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
-        micro_BT = corrupted_logprobs(model, batch.rows(rows_B).to(device), settings).cpu()
-        logprobs_BT[rows_B, : micro_BT.shape[1]] = micro_BT
-    return logprobs_BT
+    return _frozen(lambda micro: corrupted_logprobs(model, micro, settings), batch, settings.micro_batch_tokens, device)
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
@@ -158,20 +171,16 @@ def pad_to(x_BT: Tensor, length: int) -> Tensor:
     return F.pad(x_BT, (0, length - x_BT.shape[1]))
 
 
-@torch.no_grad()
 def frozen_token_signals(
     model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Compute `token_signals` for a whole batch, without gradient; the result is on the batch's device."""
-    logprobs_BT = torch.zeros(batch.response_BT.shape)
-    entropy_BT = torch.zeros(batch.response_BT.shape)
-    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
-        micro = batch.rows(rows_B).to(device)
-        length = micro.token_ids_BT.shape[1]
-        micro_logprobs_BT, micro_entropy_BT = token_signals(model, micro, settings, entropy=entropy)
-        logprobs_BT[rows_B, :length] = micro_logprobs_BT.cpu()
-        entropy_BT[rows_B, :length] = micro_entropy_BT.cpu()
-    return logprobs_BT, entropy_BT
+
+    def both(micro: Batch) -> Tensor:
+        return torch.stack(token_signals(model, micro, settings, entropy=entropy), dim=-1)
+
+    logprobs_BT, entropy_BT = _frozen(both, batch, settings.micro_batch_tokens, device).unbind(dim=-1)
+    return logprobs_BT.contiguous(), entropy_BT.contiguous()
 
 
 def frozen_model_signals(
@@ -190,19 +199,13 @@ def frozen_model_signals(
     }
     for signal in update.needs:
         if signal.quantity in CUSTOM and not signal.is_live:
-            found[signal] = _frozen_custom(CUSTOM[signal.quantity], models, batch, settings, device=device)
+            compute = partial(_custom, CUSTOM[signal.quantity], models, settings)
+            found[signal] = _frozen(compute, batch, settings.micro_batch_tokens, device)
     return found
 
 
-@torch.no_grad()
-def _frozen_custom(
-    compute: Compute, models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device
-) -> Tensor:
-    values_BT = torch.zeros(batch.response_BT.shape)
-    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
-        micro_BT = compute(models, batch.rows(rows_B).to(device), settings).cpu()
-        values_BT[rows_B, : micro_BT.shape[1]] = micro_BT
-    return values_BT
+def _custom(compute: Compute, models: Models, settings: SignalSettings, batch: Batch) -> Tensor:
+    return compute(models, batch, settings)
 
 
 def differentiable_signals(models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate) -> Signals:
@@ -267,19 +270,15 @@ def _kl_signals(needs: Collection[Signal], top_k: int | None) -> dict[tuple[str,
     return groups
 
 
-@torch.no_grad()
 def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
     """Compute the heads' output with the current weights, ``[B, T, K]``, for a whole batch."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    for rows_B in micro_batches(batch, settings.micro_batch_tokens):
-        micro = batch.rows(rows_B).to(device)
-        reads_policy = models.heads is not None and models.heads.reads is HeadInput.POLICY_HIDDEN
+    reads_policy = models.heads is not None and models.heads.reads is HeadInput.POLICY_HIDDEN
+
+    def heads(micro: Batch) -> Tensor:
         hidden_BTH = models.policy.hidden(micro.token_ids_BT, micro.images) if reads_policy else None
-        parts.append((rows_B, _heads(models, micro, hidden_BTH).cpu()))
-    heads_BTK = torch.zeros(*batch.response_BT.shape, parts[0][1].shape[-1])
-    for rows_B, micro_BTK in parts:
-        heads_BTK[rows_B, : micro_BTK.shape[1]] = micro_BTK
-    return heads_BTK
+        return _heads(models, micro, hidden_BTH)
+
+    return _frozen(heads, batch, settings.micro_batch_tokens, device)
 
 
 def _heads(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:

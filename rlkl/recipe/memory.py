@@ -19,6 +19,7 @@ class MemoryEstimate:
     parameters: int
     learner_gib: float
     reference_gib: float
+    """Weights of all frozen models of the learner: the reference, and those of ``models``."""
     engine_gib: float
     """Weights of each engine, without its key-value cache."""
     copy_gib: float
@@ -27,19 +28,20 @@ class MemoryEstimate:
 
 def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None:
     """Estimate from the safetensors files in the model's folder; None if there are none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
+    parameters = _parameters_in(folder)
+    if not parameters:
         return None
-    parameters = sum(_count_parameters(file) for file in files)
     # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
     trained_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0) if recipe.model.lora is None else 4
-    has_copy = recipe.model.lora is None and (recipe.learner.track_reference_kl or recipe.update.needs_reference_model)
+    wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
+    has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
+    frozen = sum(_parameters_in(section.path) for section in recipe.models.values())
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     gib = parameters / 2**30
     return MemoryEstimate(
         parameters=parameters,
         learner_gib=trained_bytes * gib,
-        reference_gib=_BYTES[recipe.model.dtype] * gib if has_copy else 0.0,
+        reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
         copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
     )
@@ -50,6 +52,11 @@ def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | 
     if memory is None or recipe.model.lora is not None or recipe.model.freeze_vision:
         return None
     return memory.learner_gib + memory.reference_gib
+
+
+def _parameters_in(folder: str | Path) -> int:
+    """Count the parameters in a folder's safetensors files; 0 if there are none, as for a name of a hub."""
+    return sum(_count_parameters(file) for file in sorted(Path(folder).glob("*.safetensors")))
 
 
 def _count_parameters(file: Path) -> int:

@@ -201,6 +201,13 @@ class RolloutSection(Section):
         default_factory=dict, description="Further engine arguments of vLLM by name, such as max_num_seqs: 64."
     )
 
+    @field_validator("engine")
+    @classmethod
+    def _engine_has_a_known_form(cls, value: str) -> str:
+        if value not in ("vllm", "hf") and ":" not in value:
+            raise ValueError("expected vllm, hf, or package.module:Class")
+        return value
+
     @field_validator("stop")
     @classmethod
     def _texts_that_can_be_found(cls, value: list[str]) -> list[str]:

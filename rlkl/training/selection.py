@@ -49,7 +49,8 @@ class Selector:
         metrics = self.collector.metrics(groups, step=step)
         metrics["rollout/rounds"] = float(rounds)
         selectable = sum(rollout.scored for group in groups for rollout in group.rollouts)
-        metrics["update/selected_fraction"] = len(examples) / max(selectable, 1)
+        selected = sum(example.role == "main" for example in examples)
+        metrics["update/selected_fraction"] = selected / max(selectable, 1)
         metrics["data/epoch"] = self.position / len(self.source)
         return Selection(groups=groups, examples=examples, left_out=left_out(groups, examples), metrics=metrics)
 
@@ -74,7 +75,7 @@ class Selector:
 
 def left_out(groups: Sequence[RolloutGroup], examples: Sequence[Example]) -> list[Example]:
     """Return the rollouts that no example holds."""
-    taken = {(example.group, example.rollout.sample_index) for example in examples}
+    taken = {(example.group, example.rollout.sample_index) for example in examples if example.role == "main"}
     return [
         Example(prompt=group.prompt, rollout=rollout, group=number)
         for number, group in enumerate(groups)

@@ -69,6 +69,18 @@ def test_only_masks_the_other_roles():
     assert plain.only("main") is plain
 
 
+def test_rows_that_were_changed_are_written_back():
+    batch = mixed()
+    rows = batch.of_role("main")
+    part = batch.rows(rows)
+    changed = batch.with_rows(rows, replace(part, advantages_BT=part.advantages_BT + 2.0))
+    assert rows.tolist() == [0, 2]
+    assert changed.advantages_BT.shape == batch.advantages_BT.shape
+    assert changed.advantages_BT[:, 0].tolist() == [2.0, 0.0, 2.0]
+    assert changed.advantages_BT[:, -1].tolist() == [0.0, 0.0, 0.0], "the part is as wide as its longest sequence"
+    assert torch.equal(changed.token_ids_BT, batch.token_ids_BT)
+
+
 def test_roles_weights_lists_and_ranks_come_from_the_examples():
     batch = mixed()
     assert batch.role_B.tolist() == [0, 1, 0]

@@ -16,7 +16,7 @@ from rlkl.recipe.io import dump_recipe, load_recipe
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path | None]]:
-    """What `rlkl train` hands to `rlkl.training.setup.train`, which is replaced by one that ends with exit code 130."""
+    """Record the arguments that `rlkl train` passes on; the function that replaces the training returns 130."""
     calls: list[tuple[Any, Path | None]] = []
 
     def train(recipe: Any, *, resume_from: Path | None = None, allow_changed_rewards: bool = False) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""Calling a reward function where it lives, and turning whatever happens into scores and failures."""
+"""Call a reward function in its own process, and turn results and errors into scores and failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlkl.rewards.function.arguments import Call, opened
 from rlkl.rewards.function.result import Failure, Outcome, outcome_of, outcomes_of, raised
 
 _CLOSE_S = 30.0
-"""How long an async ``close`` may take."""
+"""Seconds that an async ``close`` may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class RewardFunction:
         self.is_async = is_async(function)
 
     def setup(self) -> None:
-        """Call the function's ``setup``, if it has one; whatever that raises is raised."""
+        """Call the function's ``setup``, if it has one; its errors are passed on."""
         value = self._hook("setup")
         if inspect.isawaitable(value):
             self._setup_is_async = True
@@ -56,7 +56,7 @@ class RewardFunction:
             self._loop = None
 
     def call(self, call: Call, timeout_s: float | None = None) -> CallResult:
-        """Never raises for what the function does. ``timeout_s`` holds for async functions only."""
+        """Call the function; its errors become failures. ``timeout_s`` holds for async functions only."""
         start = time.perf_counter()
         try:
             value = self._called(call, timeout_s)
@@ -71,7 +71,7 @@ class RewardFunction:
         return CallResult(outcomes=outcomes, seconds=seconds)
 
     def _called(self, call: Call, timeout_s: float | None) -> Any:
-        """The function's value; that of an async function is awaited, again if another call blocked the loop."""
+        """Return the function's value. Await an async function, and call it again if another call blocked the loop."""
         while True:
             value = self._function(**opened(call.arguments))
             if not inspect.isawaitable(value):
@@ -84,7 +84,7 @@ class RewardFunction:
         return hook() if callable(hook) else None
 
     def _running_loop(self) -> EventLoop:
-        """The event loop of all calls. An async ``setup`` is awaited again on a loop that replaces a blocked one."""
+        """Return the event loop of all calls. A loop that replaces a blocked one runs an async ``setup`` again."""
         with self._lock:
             loop = self._loop
             if loop is None or loop.given_up:
@@ -100,11 +100,11 @@ def _outcomes(value: Any, call: Call) -> tuple[Outcome, ...] | Failure:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether a call gives something to await."""
+    """Return whether a call returns an awaitable."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def overdue(timeout_s: float | None, stack: str = "", *, key: str = "timeout_s") -> Failure:
-    """A failure by taking too long; ``key`` is the recipe key that sets the limit."""
+    """Return the failure of a call that took too long; ``key`` is the recipe key that sets the limit."""
     limit = f"took longer than {key} = {timeout_s:g}"
     return Failure(kind="timeout", what=limit, detail=f"if it needs more, raise {key}", traceback=stack)

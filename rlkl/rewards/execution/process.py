@@ -1,4 +1,4 @@
-"""Worker processes: a function may hang, crash or eat all memory there, and costs its own sample only."""
+"""Worker processes: if a function hangs, crashes or uses up the memory there, only its own sample is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _START = (
     "main({child}, {faults}, {parent})"
 )
 _STACK_S = 0.5
-"""How long a process that hangs may take to write down where."""
+"""Seconds that a hanging process has to write its stack."""
 _TRACE_CHARACTERS = 8000
 _GONE = (EOFError, OSError)
 """Raised by a socket whose other end is closed."""
@@ -33,9 +33,9 @@ _CLOSED = Failure(kind="crashed", what="was closed before the call was over")
 
 
 class ProcessWorker:
-    """One process, replaced whenever a call ends it. A new interpreter, so the caller's main module is not run again.
+    """One process, replaced whenever a call ends it. It is a new interpreter: the caller's main module does not run.
 
-    It is killed by a signal that it cannot hold up, together with the processes that it started in its group.
+    It is killed with SIGKILL, and so are all processes in its group.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -43,7 +43,7 @@ class ProcessWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._calls: MessageSocket | None = None
         self._numbers = 0
-        """Calls handed over so far; each is answered under its number."""
+        """Number of calls sent so far; each answer carries its call's number."""
         self._faults: IO[bytes] | None = None
         self._busy = False
         self._closing = False
@@ -63,15 +63,17 @@ class ProcessWorker:
             raise setup_error(self._spec.name, failure)
 
     def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
-        """They go out together and come back one by one; whatever an end of the process leaves open goes out again,
-        unless no other can be brought up or the worker is being closed."""
+        """Send all calls at once and yield the results in order.
+
+        If the process ends, send the unanswered calls to a new one, unless none starts or the worker is being closed.
+        """
         left = list(calls)
         while left:
             failure = self._over() or self._send(left)
             if failure is not None and (over := self._over()):
                 yield from [CallResult(failure=over)] * len(left)
                 return
-            if failure is not None and len(left) > 1:  # it may be one of them that cannot travel
+            if failure is not None and len(left) > 1:  # perhaps only one of them cannot be pickled
                 for call in left:
                     yield from self.answer([call])
                 return
@@ -87,7 +89,7 @@ class ProcessWorker:
                 left = []
 
     def close(self) -> None:
-        """Let it close what it holds, for a few seconds."""
+        """Give the process a few seconds to close its resources, then kill it."""
         if self._calls is not None:
             self._calls.close()
         if self._process is not None:
@@ -101,13 +103,13 @@ class ProcessWorker:
             _signal_group(process, signal.SIGKILL)
 
     def _over(self) -> Failure | None:
-        """Why no call is made any more, or None."""
+        """Return the reason for making no further calls, or None."""
         if self._closing:
             return _CLOSED
         return self._broken
 
     def _send(self, calls: Sequence[Call]) -> Failure | None:
-        """Hand the calls over, to a new process if this one has ended in between; what went wrong, or None."""
+        """Send the calls, to a new process if this one has ended. Return the failure, or None."""
         try:
             body = pickle.dumps((self._numbers, calls))
         except (pickle.PicklingError, TypeError, AttributeError) as error:  # a value of the row cannot be pickled
@@ -150,7 +152,7 @@ class ProcessWorker:
         return CallResult(failure=failure, seconds=time.perf_counter() - start)
 
     def _start(self) -> Failure | None:
-        """Bring a process up; what went wrong, or None."""
+        """Start a process. Return the failure, or None."""
         self._faults = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         own, child = socket.socketpair()
         self._calls = MessageSocket(own)
@@ -183,7 +185,7 @@ class ProcessWorker:
         return failure
 
     def _replace(self) -> None:
-        """Another process. Where it does not come up the worker is given up: each try may take minutes."""
+        """Start a new process. If that fails, mark the worker as broken and do not retry: each try may take minutes."""
         self._kill()
         if self._closing:
             return
@@ -232,7 +234,7 @@ class ProcessWorker:
         return Failure(kind="crashed", what=f"crashed with {name}", detail=hint, traceback=self._written())
 
     def _written(self) -> str:
-        """The end of the process's fault log. Code in the process may have written any amount to it."""
+        """Return the end of the process's fault log. Code in the process may have written any amount to it."""
         assert self._faults is not None
         size = os.fstat(self._faults.fileno()).st_size
         self._faults.seek(max(size - _TRACE_CHARACTERS, 0))
@@ -244,13 +246,13 @@ def _not_an_answer(error: WireError) -> Failure:
 
 
 def _ends(answer: CallResult) -> bool:
-    """Whether the process is gone, or not to be trusted any more."""
+    """Return whether the process is gone, or cannot be trusted any more."""
     outcomes = (answer.failure, *answer.outcomes)
     return any(isinstance(o, Failure) and o.kind in ("timeout", "crashed", "memory") for o in outcomes)
 
 
 def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
-    """Whether it ends in time. It is not waited for, so its number still stands for what else is in its group."""
+    """Return whether the process ends in time. It is not reaped, so its id still names its group."""
     end = time.monotonic() + timeout_s
     with contextlib.suppress(ChildProcessError):  # it is gone for good
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
@@ -261,7 +263,7 @@ def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int, *, whole_group: bool = True) -> None:
-    """A process that has not been waited for keeps its number, so this hits no other."""
+    """Signal a process's group. A process that was not reaped keeps its id, so the signal reaches no other process."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if whole_group else os.kill)(process.pid, number)

@@ -67,7 +67,7 @@ class Grpo(PolicyUpdate):
         return frozenset(needs)
 
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
-        """Every rollout, or under ``drop_uniform_groups`` those of groups with at least two different rewards."""
+        """Return all rollouts; with ``drop_uniform_groups`` leave out groups whose rewards are all equal."""
         examples = super().select(groups)
         if not self.choices.drop_uniform_groups:
             return examples
@@ -76,7 +76,7 @@ class Grpo(PolicyUpdate):
     def credit(self, batch: Batch) -> Batch:
         """Fill ``advantages_BT``; under ``mask_truncated`` also take truncated rows out of ``response_BT``.
 
-        Count the denominators after this, so that they see which tokens are left.
+        Count the denominators after this, over the remaining tokens.
         """
         rewards_B = batch.rewards_B
         if self.settings.kl_coef > 0 and self.settings.kl_placement == "reward":
@@ -88,7 +88,7 @@ class Grpo(PolicyUpdate):
         return replace(batch, response_BT=response_BT, advantages_BT=masked(advantages_B.unsqueeze(1), response_BT))
 
     def _sequence_kl_B(self, batch: Batch) -> Tensor:
-        """KL(policy || reference) of each sampled response, with the weights that began the step."""
+        """Estimate KL(policy || reference) of each sampled response, with the weights at the start of the step."""
         proximal_BT = masked(batch.signals[Signal.PROXIMAL_LOGPROBS], batch.response_BT)
         reference_BT = masked(batch.signals[Signal.REFERENCE_LOGPROBS], batch.response_BT)
         return kl_policy_to_reference_k1(proximal_BT, reference_BT).sum(dim=1)

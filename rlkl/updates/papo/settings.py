@@ -12,7 +12,7 @@ from rlkl.updates.base_settings import RunFacts
 from rlkl.updates.grpo.settings import GrpoChoices, GrpoSettings
 
 PAPO_GRPO = GrpoChoices(aggregation="token_mean", clip_high=0.3)
-"""What PAPO's authors ran as GRPO (arXiv 2507.06448)."""
+"""The choices of the GRPO baseline in PAPO's paper (arXiv 2507.06448)."""
 
 
 class CorruptionSettings(Section):

@@ -39,11 +39,11 @@ class KlSettings(TermSettings):
     top_k: int | None = Field(
         default=None, ge=1, description="exact: over the model's k likeliest tokens and a tail; null: the vocabulary."
     )
-    free_nats: float = Field(default=0.0, ge=0, description="Nats per token that cost nothing.")
+    free_nats: float = Field(default=0.0, ge=0, description="KL per token up to so many nats costs nothing.")
     target: float | None = Field(
         default=None, gt=0, description="Nats per sequence that coef is steered to; null keeps coef fixed."
     )
-    horizon: int = Field(default=10_000, ge=1, description="Sequences over which the steering acts.")
+    horizon: int = Field(default=10_000, ge=1, description="Sequences over which coef changes by at most a fifth.")
 
     @model_validator(mode="after")
     def _estimator_fits(self) -> KlSettings:
@@ -74,7 +74,7 @@ class MaskedKlSettings(TermSettings):
     top_k: int | None = Field(
         default=None, ge=1, description="Over the model's k likeliest tokens and a tail; null: the vocabulary."
     )
-    token_ids: list[int] = Field(default_factory=list, description="Sampled tokens that the mask names.")
+    token_ids: list[int] = Field(default_factory=list, description="Token ids of the mask.")
     keep: Literal["others", "named"] = Field(
         default="others", description="Count the KL at all other tokens, or at the named ones only."
     )

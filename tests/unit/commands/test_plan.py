@@ -145,6 +145,15 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     several = plan(f"model.path={tmp_path}", "learner.minibatches=2").memory
     assert several is not None
     assert several.copy_gib == 2 / 1024 * 12
+    teacher = plan(
+        f"model.path={tmp_path}", f"models={{teacher: {{path: {tmp_path}}}, other: {{path: a/hub-name}}}}"
+    ).memory
+    assert teacher is not None
+    assert teacher.reference_gib == 2 / 1024 * 4 * 2, "the reference and the teacher"
+    adapters = ("model.lora={rank: 8}", f"model.reference={tmp_path}")
+    named = plan(f"model.path={tmp_path}", *adapters).memory
+    assert named is not None
+    assert named.reference_gib == 2 / 1024 * 4, "with adapters only a reference by path is a copy"
     without = plan(f"model.path={tmp_path}", "learner.track_reference_kl=false").memory
     assert without is not None
     assert without.reference_gib == 0

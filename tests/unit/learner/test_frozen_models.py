@@ -125,15 +125,18 @@ def test_a_model_that_the_recipe_does_not_name_is_refused_at_set_up(paths: dict[
         recipe_from({**values, "models": {"teacher": {"path": "p"}}, "update": update})
 
 
-def test_replayed_sequences_train_no_rule(paths: dict[str, str]):
-    """The rule's loss sees the main sequences only, and divides by their number."""
-    main = examples()
-    replayed = [replace(example, role="replay", group=example.group + 100) for example in examples(1)]
-    plain, mixed = (learner_with(paths, []) for _ in range(2))
-    record = plain.prepare(main, step=0) | plain.step(0)
-    with_replay = mixed.prepare([*main, *replayed], step=0) | mixed.step(0)
-    assert with_replay["optim/grad_norm"] == pytest.approx(record["optim/grad_norm"], rel=1e-4)
-    assert with_replay["loss/total"] == pytest.approx(record["loss/total"], abs=1e-6)
+@pytest.mark.parametrize("rule", ["grpo", "ppo"])
+def test_replayed_sequences_count_nowhere_in_the_rule(paths: dict[str, str], rule: str):
+    """Not in its groups, its whitening, its loss or its metrics, even with great rewards and a main group's number."""
+    replayed = [
+        replace(example, role="replay", rollout=replace(example.rollout, reward=100.0)) for example in examples(1)
+    ]
+    recipe = recipe_for(paths["policy"], update={"rule": rule, "kl_coef": 0.1})
+    plain, mixed = (Learner(LearnerSpec(recipe=recipe, model_path=paths["policy"])) for _ in range(2))
+    record = plain.prepare(examples(), step=0) | plain.step(0)
+    with_replay = mixed.prepare([*examples(), *replayed], step=0) | mixed.step(0)
+    assert record["optim/grad_norm"] > 1e-3
+    assert with_replay == pytest.approx(record, rel=1e-4, abs=1e-6)
 
 
 class Remember(Term):

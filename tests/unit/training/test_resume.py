@@ -237,7 +237,7 @@ def test_a_changed_rule_of_ones_own_is_noticed(run: Path, tmp_path: Path):
 
 @pytest.fixture
 def run_with_terms(run: Path, models: Path, tmp_path: Path) -> Path:
-    """The same run with a further frozen model and a custom term."""
+    """Return the run with a further frozen model and a custom term."""
     shutil.copytree(models / "other", tmp_path / "teacher")
     shutil.copy(TERM, tmp_path / "my_term.py")
     terms = "[{term: 'my_term.py:Floor'}, {term: kl, to: teacher}]"
