@@ -34,7 +34,7 @@ def recipe_of(run_dir: Path, folder: Path, prompts: list[Any], **sections: dict[
         "checkpoint": {"every": 2, "keep": 5},
     }
     for name, section in sections.items():
-        values[name] |= section
+        values[name] = values.get(name, {}) | section
     rewards = [{"function": "tests.realistic.rewards:odd"}]
     return Recipe.model_validate({**values, "steps": 3, "rewards": rewards})
 
@@ -89,13 +89,28 @@ def check_vllm(folder: Path, sequences: list[list[int]], tmp_path: Path) -> None
         assert scores == pytest.approx(wanted, abs=5e-4)
 
 
+TERMS = [
+    {"term": "kl", "to": "teacher", "direction": "model_to_policy", "coef": 0.01, "top_k": 64},
+    {"term": "kl", "to": "reference", "estimator": "k3", "coef": 0.01, "target": 1.0},
+    {"term": "entropy", "coef": 0.001},
+]
+
+
 def test_a_chat_model_in_bfloat16_trains_adapters_and_ends_its_turns(models: Path, tmp_path: Path):
-    """A Gemma ends its turns with another token than its tokenizer's end of sequence; both stop a completion."""
-    model = build(ModelChoice(architecture="gemma", vocabulary=4096, dtype="bfloat16"), models)
+    """A Gemma ends its turns with another token than its tokenizer's end of sequence; both stop a completion.
+
+    Two workers; a teacher, the policy without its adapters, and the entropy are terms of the loss; then a resume.
+    """
+    model, teacher = (
+        build(ModelChoice(architecture="gemma", vocabulary=4096, dtype="bfloat16", seed=seed), models)
+        for seed in (0, 1)
+    )
     chats = [[{"role": "user", "content": "badu gefi " * n}] for n in range(1, 7)]
     sections = {
         "model": {"dtype": "bfloat16", "lora": {"rank": 8}, "gradient_checkpointing": True},
-        "rollout": {"engine": "vllm"},
+        "models": {"teacher": {"path": str(teacher)}},
+        "rollout": {"engine": "vllm", "workers": 2},
+        "update": {"terms": TERMS},
         "learner": {"lr": 1e-4},
     }
     run_dir = tmp_path / "run"
@@ -107,3 +122,13 @@ def test_a_chat_model_in_bfloat16_trains_adapters_and_ends_its_turns(models: Pat
     assert all(line["rollout/truncated_fraction"] < 0.5 for line in lines)
     assert lines[0]["rollout/mismatch_max"] < 2.0
     assert lines[-1]["rollout/mismatch_max"] < 3 * lines[0]["rollout/mismatch_max"] + 0.1
+    assert lines[0]["term/kl_reference_nats"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[-1]["term/kl_reference_nats"] > 0
+    assert lines[0]["term/kl_teacher_nats"] > 0.1
+    assert all({"loss/kl_teacher", "loss/kl_reference", "loss/entropy_bonus"} <= line.keys() for line in lines)
+
+    whole = untimed(run_dir)
+    shutil.rmtree(run_dir / "policy")
+    shutil.rmtree(run_dir / "checkpoints" / "step_000003")
+    rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
+    assert untimed(run_dir) == whole
