@@ -7,7 +7,7 @@ A quantity of token ``t`` is at position ``t``: ``signals[POLICY_LOGPROBS][b, t]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -21,6 +21,15 @@ __all__ = ["ROLES", "Batch", "Denominators", "ImageInputs", "LossOutput", "Signa
 
 ROLES: tuple[Role, ...] = get_args(Role)
 """Roles by the number that `Batch.role_B` holds."""
+
+
+_RENAMED = {
+    "pair_B": "list_B (-1 for none)",
+    "chosen_B": "rank_B (0: preferred)",
+    "corrupted_B": "pictured_B",
+    "corrupted_images": "views",
+}
+"""Fields of `Batch` in an earlier version -> what to set instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +48,10 @@ class Denominators:
     """Sequences whose last response token is an end-of-sequence token: they were not truncated."""
     lists: int = 1
     """Lists of compared sequences (pairs)."""
-    corrupted_sequences: int = 1
-    """Sequences with a corrupted image and at least one response token."""
-    corrupted_tokens: int = 1
-    """Response tokens of sequences with a corrupted image."""
+    pictured_sequences: int = 1
+    """Sequences with a picture and at least one response token."""
+    pictured_tokens: int = 1
+    """Response tokens of sequences with a picture."""
     completion_limit: int
     """``rollout.max_new_tokens``: the constant that Dr. GRPO divides by instead of each sequence's length."""
     others: Mapping[Role, Denominators] = field(default_factory=dict)
@@ -124,8 +133,8 @@ class Batch:
     """int64: number of the list of compared sequences that the sequence belongs to, -1 for none."""
     rank_B: Tensor
     """int64: place in its list; 0 is the preferred sequence."""
-    corrupted_B: Tensor
-    """bool: the sequence has a corrupted image beside its own, so ``CORRUPTED_LOGPROBS`` is defined for it."""
+    pictured_B: Tensor
+    """bool: the sequence has a picture, so signals of the rule's views are defined for it."""
     progress: float
     """Share of the run's steps that are done, in [0, 1): for annealing."""
     denominators: Denominators
@@ -135,21 +144,24 @@ class Batch:
     """float32: the part of ``rewards_B`` that single response tokens earned, at those tokens; None where none did."""
     images: ImageInputs | None = None
     """The sequences' pictures; None where none has any."""
-    corrupted_images: ImageInputs | None = None
-    """The same pictures corrupted, for the sequences that ``corrupted_B`` marks and no others."""
+    views: Mapping[str, ImageInputs] = field(default_factory=dict)
+    """The same pictures as the rule changed them, by the name of the view (`PolicyUpdate.views`)."""
 
     def __new__(cls, **fields: Any) -> Batch:
         """Raise TypeError for fields of an earlier version, with their new names."""
-        if old := sorted(fields.keys() & {"pair_B", "chosen_B"}):
-            raise TypeError(
-                f"Batch has no field {' or '.join(old)}: set list_B (-1 for none) and rank_B (0: preferred)"
-            )
+        if old := sorted(fields.keys() & _RENAMED.keys()):
+            raise TypeError("; ".join(f"Batch has no field {name}: set {_RENAMED[name]}" for name in old))
         return object.__new__(cls)
 
     @property
     def size(self) -> int:
         """Number of sequences."""
         return self.token_ids_BT.shape[0]
+
+    @property
+    def corrupted_B(self) -> Tensor:
+        """`pictured_B`, by the name that rules written for an earlier version use."""
+        return self.pictured_B
 
     @property
     def pair_B(self) -> Tensor:
@@ -170,7 +182,7 @@ class Batch:
             **cut,
             signals=self.signals.rows(rows_B, length),
             images=self.images.rows(rows_B.tolist()) if self.images else None,
-            corrupted_images=self.corrupted_images.rows(rows_B.tolist()) if self.corrupted_images else None,
+            views=self._views(lambda images: images.rows(rows_B.tolist())),
         )
 
     def of_role(self, role: Role) -> Tensor:
@@ -204,7 +216,7 @@ class Batch:
             **moved,
             signals=self.signals.to(device),
             images=self.images.to(device) if self.images else None,
-            corrupted_images=self.corrupted_images.to(device) if self.corrupted_images else None,
+            views=self._views(lambda images: images.to(device)),
         )
 
     def recounted(self) -> Batch:
@@ -213,20 +225,24 @@ class Batch:
         others = {role: count for role, count in counts.items() if role != "main" and self._has(role)}
         return replace(self, denominators=replace(counts["main"], others=others))
 
+    def _views(self, change: Callable[[ImageInputs], ImageInputs | None]) -> dict[str, ImageInputs]:
+        changed = {name: change(images) for name, images in self.views.items()}
+        return {name: images for name, images in changed.items() if images is not None}
+
     def _has(self, role: Role) -> bool:
         return bool((self.role_B == ROLES.index(role)).any())
 
     def _count(self, role: int) -> Denominators:
         mine_B = self.role_B == role
         lengths_B = self.response_BT.sum(dim=1) * mine_B
-        corrupted_lengths_B = lengths_B[self.corrupted_B]
+        pictured_lengths_B = lengths_B[self.pictured_B]
         return Denominators(
             sequences=max(int((lengths_B > 0).sum()), 1),
             tokens=max(int(lengths_B.sum()), 1),
             stopped=int(((lengths_B > 0) & ~self.truncated_B).sum()),
             lists=max(int((self.chosen_B & mine_B).sum()), 1),
-            corrupted_sequences=max(int((corrupted_lengths_B > 0).sum()), 1),
-            corrupted_tokens=max(int(corrupted_lengths_B.sum()), 1),
+            pictured_sequences=max(int((pictured_lengths_B > 0).sum()), 1),
+            pictured_tokens=max(int(pictured_lengths_B.sum()), 1),
             completion_limit=self.denominators.completion_limit,
         )
 

@@ -24,8 +24,8 @@ Quantity = Literal["logprobs", "entropy", "kl_to_policy", "kl_from_policy", "hea
 """logprobs: of the sampled tokens. entropy: of the next-token distribution. kl_to_policy: KL(model || policy) of the
 next-token distributions. kl_from_policy: KL(policy || model). heads: the output ``[B, T, K]`` of the rule's heads."""
 
-View = Literal["clean", "corrupted"]
-"""The pictures that the model sees: the prompt's own, or corrupted copies of them."""
+CLEAN = "clean"
+"""The view of the prompt's own pictures."""
 
 Moment = Literal["live", "step_start"]
 """live: with the current weights, in each pass, with gradient. step_start: once a step, without gradient."""
@@ -40,7 +40,8 @@ class Signal:
 
     quantity: Quantity
     model: str = POLICY
-    view: View = "clean"
+    view: str = CLEAN
+    """The pictures that the model sees: the prompt's own, or the changed copies that the rule makes under this name."""
     moment: Moment = "live"
     top_k: int | None = None
     """For KLs: the frozen model's likeliest tokens to compare on, and one bucket for all others; None: the vocabulary,

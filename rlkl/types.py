@@ -13,6 +13,7 @@ A worked example, one prompt sampled twice::
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -181,5 +182,22 @@ class Learned:
     metrics: Mapping[str, float]
     token_columns: Mapping[str, Sequence[tuple[float, ...]]] = field(default_factory=dict)
     """The rule's numbers per token for the sample files, by column: one entry an example."""
-    pictures: Mapping[int, Sequence[Image]] = field(default_factory=dict)
-    """Corrupted pictures for the sample files, by group."""
+    pictures: Mapping[str, Mapping[int, Sequence[Image]]] = field(default_factory=dict)
+    """Pictures that the rule changed, for the sample files, by view and group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricDefinition:
+    """One metric. ``key`` may hold placeholders: ``loss/<term>`` matches ``loss/policy``, ``loss/kl``, ..."""
+
+    key: str
+    unit: str
+    formula: str
+    bad: str
+    """What a bad value looks like, and what it usually means."""
+    timing: bool = False
+    """Measured on a clock: differs between two otherwise identical runs."""
+
+    def matches(self, key: str) -> bool:
+        parts = re.split(r"<\w+>", self.key)
+        return re.fullmatch(r"[^/\s]+".join(map(re.escape, parts)), key) is not None

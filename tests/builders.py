@@ -39,8 +39,8 @@ def make_batch(
     response_BT = attention_BT & (positions_T >= PROMPT_TOKENS)
     truncated_B = torch.zeros(len(lengths), dtype=torch.bool)
     truncated_B[list(truncated)] = True
-    corrupted_B = torch.zeros(len(lengths), dtype=torch.bool)
-    corrupted_B[list(corrupted)] = True
+    pictured_B = torch.zeros(len(lengths), dtype=torch.bool)
+    pictured_B[list(corrupted)] = True
 
     def draw(offset: int) -> Tensor:
         return random_logprobs(response_BT[:, :width], seed=seed + offset)
@@ -62,7 +62,7 @@ def make_batch(
         weight_B=torch.ones(len(lengths)),
         list_B=torch.full((len(lengths),), -1),
         rank_B=torch.zeros(len(lengths), dtype=torch.int64),
-        corrupted_B=corrupted_B,
+        pictured_B=pictured_B,
         progress=0.0,
         denominators=Denominators(sequences=1, tokens=1, completion_limit=COMPLETION_LIMIT),
         signals=Signals(

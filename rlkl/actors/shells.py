@@ -127,7 +127,7 @@ class LearnerWorker:
         self._before = self._learner.probe(probes) if probes else None
         metrics = self._learner.prepare(examples, left_out, step=step)
         columns = self._learner.token_columns() if samples else {}
-        pictures = self._learner.corrupted_pictures() if samples else {}
+        pictures = self._learner.changed_pictures() if samples else {}
         return Learned(metrics={**metrics, **self._learner.step(step)}, token_columns=columns, pictures=pictures)
 
     def pack(self, version: int) -> WeightPackage:

@@ -48,7 +48,7 @@ def pack(
         "response_BT": response_BT,
         "rollout_logprobs_BT": rollout_logprobs_BT,
         "truncated_B": torch.tensor([completion.finish_reason == "length" for completion in completions]),
-        "corrupted_B": torch.zeros(len(examples), dtype=torch.bool),
+        "pictured_B": torch.tensor([bool(example.prompt.images) for example in examples]),
         **_example_columns(examples),
     }
     made |= zero_tensors(shape, without=made)

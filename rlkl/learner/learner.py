@@ -15,7 +15,6 @@ from rlkl.batch import Batch, LossOutput
 from rlkl.data.packing import micro_batches, minibatches, pack
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
-from rlkl.learner.corrupting import Corrupter
 from rlkl.learner.device import learner_device
 from rlkl.learner.manifest import SavedFile, list_files
 from rlkl.learner.schedule import learning_rate, schedule_position
@@ -26,18 +25,19 @@ from rlkl.learner.signals import (
     check_heads,
     check_supplied,
     differentiable_signals,
-    frozen_corrupted_logprobs,
     frozen_heads,
     frozen_model_signals,
     frozen_token_signals,
+    frozen_view_logprobs,
 )
 from rlkl.learner.state import LearnerState
 from rlkl.learner.stepping import Optimization, trained_parameters
+from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.models.policy import Policy, build_reference
 from rlkl.models.saliency import received_attention
 from rlkl.recipe import Recipe
 from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
-from rlkl.types import Completion, Example, Image, Probe, Prompt, Rollout
+from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
 
@@ -81,8 +81,8 @@ class Learner:
         )
         self._per_step = self._section.epochs * self._section.minibatches
         self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
-        self._corrupter = self._build_corrupter()
-        self._corrupted_pictures: dict[int, tuple[Image, ...]] = {}
+        self._view_maker = self._build_view_maker()
+        self._changed_pictures: dict[str, Pictures] = {}
         self._batch: Batch | None = None
         self._sampled_BT: Tensor | None = None
         """The prepared batch's response tokens, those included that the rule took out of the training."""
@@ -97,7 +97,7 @@ class Learner:
         of the policy, not of the best of its samples. No example at all leaves nothing to train on; `step` then does
         nothing.
         """
-        self._batch, self._corrupted_pictures = None, {}
+        self._batch, self._changed_pictures = None, {}
         if not examples:
             return {}
         progress = step / self._recipe.steps
@@ -109,23 +109,21 @@ class Learner:
         frozen |= frozen_model_signals(self._models, batch, self._signals, self._update, device=self._device)
         if Signal.PROXIMAL_HEADS in self._update.needs:
             frozen[Signal.PROXIMAL_HEADS] = self._frozen_heads(batch)
-        corrupted_s = 0.0
-        if self._corrupter is not None:
+        seconds: dict[str, float] = {}
+        if self._view_maker is not None:
             started = time.perf_counter()
-            corrupted = self._corrupter.corrupt(batch, examples)
-            batch, self._corrupted_pictures = corrupted.batch, corrupted.pictures
-            frozen[Signal.CORRUPTED_LOGPROBS] = frozen_corrupted_logprobs(
-                self.policy, batch, self._signals, device=self._device
-            )
-            corrupted_s = time.perf_counter() - started
+            batch, self._changed_pictures = self._view_maker.add(batch, examples)
+            for view in self._changed_pictures:
+                signal = Signal("logprobs", view=view, moment="step_start")
+                frozen[signal] = frozen_view_logprobs(view, self.policy, batch, self._signals, device=self._device)
+                seconds[f"time/{view}_s"] = time.perf_counter() - started
         batch = replace(batch, signals=Signals(frozen, self._update.rule))
         self._batch, self._sampled_BT = self._credited(batch), batch.response_BT
         main, sampled = batch.only("main"), _sampled(examples)
         self._prepared = _state_metrics(main, entropy_BT, sampled=sampled)
         if sampled and self._models.reference is not None:
             self._prepared |= self._reference_kl(main, left_out)
-        if self._corrupter is not None:
-            self._prepared["time/corrupted_s"] = corrupted_s
+        self._prepared |= seconds
         self._prepared |= self._update.batch_metrics(self._batch.only("main"))
         return self._prepared
 
@@ -167,28 +165,28 @@ class Learner:
         limit = self._recipe.rollout.max_new_tokens
         return pack(examples, completion_limit=limit, progress=progress, pictures=self._pictures)
 
-    def _build_corrupter(self) -> Corrupter | None:
-        """Build what corrupts pictures, if the rule needs it. Saliency comes from the policy at the time of use."""
-        if self._update.corruption is None:
+    def _build_view_maker(self) -> ViewMaker | None:
+        """Build what changes pictures, if the rule has views. The attention is the policy's at the time of use."""
+        if not self._update.views:
             return None
         if self._pictures is None:
             raise MissingSignalError(
                 self._update.rule,
-                Signal.CORRUPTED_LOGPROBS.name,
+                Signal("logprobs", view=min(self._update.views), moment="step_start").name,
                 "The model has no vision tower: take a vision-language model, or update.rule = grpo",
             )
         pictures = self._pictures
 
-        def saliency(picture: Any) -> Any:
+        def attention(picture: Any) -> Any:
             patches_PD, grid_3 = pictures.process(picture)
             tower = self.policy.model.base_model.visual
             return received_attention(tower, patches_PD.to(self._device), grid_3.to(self._device))
 
-        return Corrupter(settings=self._update.corruption, pictures=pictures, seed=self._recipe.seed, saliency=saliency)
+        return ViewMaker(rule=self._update, pictures=pictures, attention=attention)
 
-    def corrupted_pictures(self) -> dict[int, tuple[Image, ...]]:
-        """Return the corrupted pictures of the prepared batch, by group."""
-        return self._corrupted_pictures
+    def changed_pictures(self) -> dict[str, Pictures]:
+        """Return the changed pictures of the prepared batch, by view and group."""
+        return self._changed_pictures
 
     def _frozen_heads(self, batch: Batch) -> Tensor:
         """Compute the heads' output at the start of the step; dead heads are re-initialised before the first one."""

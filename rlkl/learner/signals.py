@@ -19,7 +19,7 @@ from rlkl.functional.logprobs import (
     chunked_logprobs_and_entropy,
     chunked_scores_against_reference,
 )
-from rlkl.signals import POLICY, REFERENCE, Quantity, Signal, Signals
+from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal, Signals
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
 
@@ -81,12 +81,12 @@ def supply(quantity: str, compute: Compute) -> Signal:
 def check_supplied(update: PolicyUpdate, frozen: Collection[str] = ()) -> None:
     """Raise `MissingSignalError` at set-up if the rule needs a signal that this learner cannot compute.
 
-    ``frozen``: names in the recipe's ``models``. Signals of corrupted pictures also need pictures, which set-up checks.
+    ``frozen``: names in the recipe's ``models``. Signals of a rule's views also need pictures, which set-up checks.
     """
     for signal in sorted(update.needs, key=lambda signal: signal.name):
         reason = _missing(signal, {REFERENCE, *frozen})
-        if signal.view == "corrupted" and update.corruption is None:
-            reason = "The rule corrupts no pictures."
+        if signal.view != CLEAN and signal.view not in update.views:
+            reason = f"The rule makes no view {signal.view} of the pictures: see its views and change_picture."
         if reason:
             raise MissingSignalError(update.rule, signal.name, reason)
 
@@ -103,11 +103,11 @@ def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
     if signal.frozen_model is not None and signal.model not in frozen:
         return f"The recipe names no model {signal.model}. Add it: models: {{{signal.model}: {{path: ...}}}}"
     kinds = {
-        "logprobs": signal.model == POLICY or (signal.moment == "step_start" and signal.view == "clean"),
-        "entropy": signal.model == POLICY and signal.is_live and signal.view == "clean",
-        "heads": signal.model == POLICY and signal.view == "clean",
-        "kl_to_policy": signal.model != POLICY and signal.is_live and signal.view == "clean",
-        "kl_from_policy": signal.model != POLICY and signal.is_live and signal.view == "clean",
+        "logprobs": signal.model == POLICY or (signal.moment == "step_start" and signal.view == CLEAN),
+        "entropy": signal.model == POLICY and signal.is_live and signal.view == CLEAN,
+        "heads": signal.model == POLICY and signal.view == CLEAN,
+        "kl_to_policy": signal.model != POLICY and signal.is_live and signal.view == CLEAN,
+        "kl_from_policy": signal.model != POLICY and signal.is_live and signal.view == CLEAN,
     }
     if signal.quantity in CUSTOM:
         return None
@@ -133,14 +133,14 @@ def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entr
     return _spread(logprobs_N, predicted), _spread(entropy_N, predicted)
 
 
-def corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings) -> Tensor:
-    """Log-probabilities ``[B, T]`` of the response given the corrupted pictures, zero for sequences without any."""
+def view_logprobs(view: str, model: Scorer, batch: Batch, settings: SignalSettings) -> Tensor:
+    """Compute log-probs ``[B, T]`` of the response given a view of the pictures, zero for sequences without any."""
     logprobs_BT = torch.zeros(batch.response_BT.shape, device=batch.response_BT.device)
-    rows_B = batch.corrupted_B.nonzero()[:, 0]
+    rows_B = batch.pictured_B.nonzero()[:, 0]
     if not len(rows_B):
         return logprobs_BT
     seen = batch.rows(rows_B)
-    seen_BT, _ = token_signals(model, replace(seen, images=seen.corrupted_images), settings, entropy=False)
+    seen_BT, _ = token_signals(model, replace(seen, images=seen.views[view]), settings, entropy=False)
     return logprobs_BT.index_put((rows_B,), pad_to(seen_BT, logprobs_BT.shape[1]))
 
 
@@ -161,9 +161,13 @@ def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, tokens: int, devic
     return whole
 
 
-def frozen_corrupted_logprobs(model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
-    """Compute `corrupted_logprobs` for a whole batch, without gradient."""
-    return _frozen(lambda micro: corrupted_logprobs(model, micro, settings), batch, settings.micro_batch_tokens, device)
+def frozen_view_logprobs(
+    view: str, model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device
+) -> Tensor:
+    """Compute `view_logprobs` for a whole batch, without gradient."""
+    return _frozen(
+        lambda micro: view_logprobs(view, model, micro, settings), batch, settings.micro_batch_tokens, device
+    )
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
@@ -252,8 +256,9 @@ def differentiable_signals(models: Models, batch: Batch, settings: SignalSetting
         )
         values[Signal.POLICY_LOGPROBS] = _spread(logprobs_N, predicted)
         values[Signal.POLICY_ENTROPY] = _spread(entropy_N, predicted)
-    if (corrupted := Signal("logprobs", view="corrupted")) in needs:
-        values[corrupted] = corrupted_logprobs(models.policy, batch, settings)
+    for signal in needs:
+        if signal.quantity == "logprobs" and signal.view != CLEAN:
+            values[signal] = view_logprobs(signal.view, models.policy, batch, settings)
     if models.heads is not None:
         values[Signal.HEADS] = _heads(models, batch, hidden_BTH)
     for signal in needs:

@@ -100,12 +100,12 @@ class Tracker:
         metrics: Mapping[str, float],
         groups: Sequence[RolloutGroup],
         token_columns: TokenColumns | None = None,
-        corrupted: Mapping[int, Sequence[Image]] | None = None,
+        views: Mapping[str, Mapping[int, Sequence[Image]]] | None = None,
     ) -> None:
         """Records the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
 
         ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file, and so do the
-        pictures; ``corrupted`` are a group's corrupted ones by its number.
+        pictures; ``views`` are those that the rule changed, by view and number of the group.
         Raises LearnerError for NaN or infinity, AssertionError for a metric without a definition, and
         what went wrong in writing an earlier step. W&B's errors are warned of and never raised.
         """
@@ -123,7 +123,7 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(finished, metrics)
         if due:
-            job = partial(self._write_samples, finished, groups, token_columns or {}, corrupted or {})
+            job = partial(self._write_samples, finished, groups, token_columns or {}, views or {})
             written = self._writer.submit(job)
             if self._wandb is not None:
                 self._wandb.log_samples(finished, written)
@@ -134,9 +134,9 @@ class Tracker:
         finished: int,
         groups: Sequence[RolloutGroup],
         token_columns: TokenColumns,
-        corrupted: Mapping[int, Sequence[Image]],
+        views: Mapping[str, Mapping[int, Sequence[Image]]],
     ) -> None:
-        pictures = save_pictures(self._run_dir, groups, corrupted, kept=self._recipe.tracking.samples_kept)
+        pictures = save_pictures(self._run_dir, groups, views, kept=self._recipe.tracking.samples_kept)
         write_samples(sample_path(self._run_dir, finished), finished, groups, token_columns, pictures)
 
     def _look(self, metrics: Mapping[str, float], groups: Sequence[RolloutGroup]) -> Sighting:

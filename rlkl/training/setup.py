@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from rlkl.actors.cluster import check_own_machine
 from rlkl.actors.hands import RayHands
-from rlkl.batch import Signal
 from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
@@ -30,6 +29,7 @@ from rlkl.recipe.run_lock import lock_run_dir
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
+from rlkl.signals import CLEAN
 from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import LoopState
@@ -220,12 +220,13 @@ def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None
 
 
 def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:
-    """Refuse a rule that corrupts pictures where no prompt has one; raises `MissingSignalError`."""
-    if Signal.CORRUPTED_LOGPROBS in update.needs and not source.images_per_prompt:
+    """Raise `MissingSignalError` if the rule changes pictures and no prompt has one."""
+    changed = sorted(signal.name for signal in update.needs if signal.view != CLEAN)
+    if changed and not source.images_per_prompt:
         raise MissingSignalError(
             update.rule,
-            Signal.CORRUPTED_LOGPROBS.name,
-            "No prompt has a picture to corrupt: take a vision-language model and a data set with pictures "
+            changed[0],
+            "No prompt has a picture to change: take a vision-language model and a data set with pictures "
             "(data.image_column), or update.rule = grpo",
         )
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
-from rlkl.updates.settings import CorruptionSettings, RuleSettings
+from rlkl.updates.settings import RuleSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    Attention = Callable[[Picture], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,17 @@ class ModelShape:
     """For the heads' initial weights."""
     dtype: torch.dtype = torch.float32
     """In which the policy computes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureContext:
+    """The means by which a rule changes a picture."""
+
+    key: tuple[int, str, int]
+    """Number of the draw, prompt id, and number of the picture in its prompt: derive the seed of random changes from
+    it and the rule's own seed, so that a resumed run repeats them."""
+    attention: Attention
+    """How much the policy's vision tower looks at each part of a picture: ``[rows, columns]`` of a grid over it."""
 
 
 class HeadInput(Enum):
@@ -69,9 +86,9 @@ class PolicyUpdate(ABC):
     One instance lives in the driver and one in the learner; they share nothing but the settings.
 
     - In the driver: `check_model` once; per step `select` on the scored groups; `alarms` on the records.
-    - In the learner: `build_heads` once; per step `credit` on the packed batch (frozen signals are in
-      ``batch.signals``), `batch_metrics` and `token_columns` on the credited batch, `loss` on each micro-batch, and
-      `observe`. `state` and `load_state` at checkpoints.
+    - In the learner: `build_heads` once; per step `change_picture` for each picture and view, `credit` on the packed
+      batch (frozen signals are in ``batch.signals``), `batch_metrics` and `token_columns` on the credited batch, `loss`
+      on each micro-batch, and `observe`. `state` and `load_state` at checkpoints.
 
     So `select` and `alarms` must depend on nothing but the settings and their arguments. A rule holds its settings, and
     in the learner a few numbers that `state` returns: no weights, no device.
@@ -87,6 +104,8 @@ class PolicyUpdate(ABC):
     """The keys of ``update`` for a rule from outside the package; it is constructed as ``Rule(settings)``."""
 
     def __init_subclass__(cls) -> None:
+        if "corruption" in cls.__dict__:
+            raise TypeError(f"{cls.__name__}.corruption is no part of a rule any more: define views and change_picture")
         cls.rule = cls.__dict__.get("rule", cls.__name__)
 
     def __init__(self, settings: Any) -> None:
@@ -103,9 +122,13 @@ class PolicyUpdate(ABC):
         return None
 
     @property
-    def corruption(self) -> CorruptionSettings | None:
-        """Settings for corrupting pictures, for signals whose view is ``corrupted``; None: the rule needs none."""
-        return None
+    def views(self) -> frozenset[str]:
+        """Names of the views of a picture that `change_picture` makes, for signals with such a view."""
+        return frozenset()
+
+    def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
+        """Return the picture as the model sees it in ``view``, one of `views`. Called once a step for each picture."""
+        raise NotImplementedError
 
     def check_model(self, *, is_multimodal: bool) -> None:  # noqa: B027 - most rules train every model
         """Raise `RecipeError` for a model that the rule cannot train. Called at set-up, before anything is loaded."""

@@ -20,7 +20,7 @@ from rlkl.updates.grpo.settings import (
     Ratio,
     Surrogate,
 )
-from rlkl.updates.papo.settings import PAPO_GRPO, CorruptionSettings, PapoSettings
+from rlkl.updates.papo.settings import PAPO_GRPO, PapoSettings
 from rlkl.updates.ppo.settings import PpoSettings
 from rlkl.updates.sparsepo.settings import MaskedTerms, SparsePoSettings, TokenMask
 from rlkl.updates.superhf.settings import SuperHfSettings
@@ -31,7 +31,6 @@ __all__ = [
     "PAPO_GRPO",
     "Advantage",
     "Aggregation",
-    "CorruptionSettings",
     "FilterSettings",
     "GrpoChoices",
     "GrpoSettings",

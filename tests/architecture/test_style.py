@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +101,15 @@ def test_rules_are_told_apart_in_updates_alone() -> None:
 
 def test_the_loop_is_short() -> None:
     assert len((ROOT / "rlkl" / "training" / "loop.py").read_text().splitlines()) <= 150
+
+
+WORDS_OF_PAPO = re.compile("corrupt|perception", re.IGNORECASE)
+OWN_PLACES = ("rlkl/updates/papo/", "rlkl/data/", "docs/", "tests/")
+
+
+def test_few_files_know_the_words_of_one_rule() -> None:
+    """A rule with pictures is built from general parts: views, terms, pictured sequences."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    texts = {name: (ROOT / name).read_text() for name in tracked if name.endswith((".py", ".md", ".yaml", ".toml"))}
+    found = [n for n, text in texts.items() if not n.startswith(OWN_PLACES) and WORDS_OF_PAPO.search(text)]
+    assert len(found) <= 10, found

@@ -63,7 +63,7 @@ def build() -> dict[str, object]:
 def trajectory(name: str) -> list[dict[str, float]]:
     """`METRICS` of each step of ``RULES[name]``, on one thread."""
     with TemporaryDirectory() as folder, threads(1):
-        is_multimodal = build_update(_recipe("", RULES[name]).update).corruption is not None
+        is_multimodal = bool(build_update(_recipe("", RULES[name]).update).views)
         path = Path(folder) / "model"
         model_path = str(tiny_qwen2_5_vl(path, seed=0) if is_multimodal else tiny_qwen3(path, tied=False, seed=0))
         recipe = _recipe(model_path, RULES[name])

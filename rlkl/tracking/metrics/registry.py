@@ -1,16 +1,25 @@
-"""Every logged metric, defined once. ``docs/metrics.md`` is this registry rendered:
-
-python -m rlkl.tracking.metrics.registry > docs/metrics.md
-"""
+"""Every logged metric, defined once. `rlkl.tracking.metrics.pages` writes the pages that show them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 
-from rlkl.tracking.metrics.definition import MetricDefinition
-from rlkl.tracking.metrics.rules import RULE_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
+from rlkl.types import MetricDefinition
+from rlkl.updates.grpo.metrics import METRICS as GRPO
+from rlkl.updates.papo.metrics import METRICS as PAPO
+from rlkl.updates.ppo.metrics import METRICS as PPO
+from rlkl.updates.sparsepo.metrics import METRICS as SPARSEPO
+from rlkl.updates.superhf.metrics import METRICS as SUPERHF
+
+RULE_METRICS: Mapping[str, tuple[MetricDefinition, ...]] = {
+    "grpo": GRPO,
+    "papo": PAPO,
+    "ppo": PPO,
+    "sparsepo": SPARSEPO,
+    "superhf": SUPERHF,
+}
+"""The metrics of each rule, in the order of its page."""
 
 METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
@@ -84,16 +93,6 @@ METRICS: tuple[MetricDefinition, ...] = (
         unit="nats per token",
         formula="The same differences summed over all response tokens, divided by their number.",
         bad="As above; use it to compare runs whose completions differ in length.",
-    ),
-    MetricDefinition(
-        key="kl/exact_reference_to_policy",
-        unit="nats per token",
-        formula=(
-            "KL(reference || policy) of the next-token distributions over the full vocabulary (a lower bound of it "
-            "under update.kl_top_k), summed over the trained response tokens and divided by their number: mean over "
-            "the step's optimizer steps, weights as they are in each."
-        ),
-        bad="Growing faster than the reward: raise the KL's coefficient. Near 0 throughout: the KL term decides.",
     ),
     MetricDefinition(
         key="entropy/policy",
@@ -202,24 +201,6 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Often 1: every group is uniform; choose prompts of middling difficulty.",
     ),
     MetricDefinition(
-        key="update/clip_fraction_low",
-        unit="fraction",
-        formula="Share of response tokens whose ratio fell below the lower bound and whose gradient was clipped away.",
-        bad="Above 0.2: the policy moves too far within a step; lower learner.lr, epochs or minibatches.",
-    ),
-    MetricDefinition(
-        key="update/clip_fraction_high",
-        unit="fraction",
-        formula="Share of response tokens whose ratio rose above the upper bound and whose gradient was clipped away.",
-        bad="Above 0.2: as above.",
-    ),
-    MetricDefinition(
-        key="update/selected_fraction",
-        unit="fraction",
-        formula="Rollouts that the rule selected for training, divided by all scored rollouts of the step.",
-        bad="Near 0 with rules that drop groups: generation is wasted.",
-    ),
-    MetricDefinition(
         key="weights/verified",
         unit="0 or 1",
         formula="1 when every engine's log-probs on the probes agree with the learner's after the publish, and have "
@@ -266,6 +247,13 @@ METRICS: tuple[MetricDefinition, ...] = (
         timing=True,
     ),
     MetricDefinition(
+        key="time/<view>_s",
+        unit="seconds",
+        formula="Making a rule's view of the pictures and scoring the responses given it, once a step.",
+        bad="A large share of time/learner_s: make the view cheaper, or the pictures smaller.",
+        timing=True,
+    ),
+    MetricDefinition(
         key="time/publish_s",
         unit="seconds",
         formula="Sending the weights to all engines and proving that they arrived.",
@@ -293,7 +281,19 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Falling at equal rollout/length_mean.",
         timing=True,
     ),
-    *RULE_METRICS,
+    MetricDefinition(
+        key="update/alarms",
+        unit="alarms",
+        formula="Warnings of the rule's own that are on; each is told in the log when it sets in (rlkl/updates).",
+        bad="Above 0: read the log.",
+    ),
+    MetricDefinition(
+        key="rule/<name>",
+        unit="the rule's own",
+        formula="What an update rule from outside rlkl logs under this name, summed over micro-batches.",
+        bad="Ask its author.",
+    ),
+    *dict.fromkeys(definition for rule in RULE_METRICS.values() for definition in rule),
     *WATCH_METRICS,
 )
 
@@ -308,8 +308,8 @@ def check_known(keys: Iterable[str]) -> None:
     """Raise AssertionError for a metric without a definition: a new metric needs one in `METRICS`."""
     unknown = sorted(key for key in keys if find_definition(key) is None)
     assert not unknown, (
-        f"metrics without a definition: {', '.join(unknown)}; define them in rlkl/tracking/metrics, or call them "
-        "rule/<name> where a rule from outside logs them"
+        f"metrics without a definition: {', '.join(unknown)}; define them in rlkl/tracking/metrics or in the rule's "
+        "metrics.py, or call them rule/<name> where a rule from outside logs them"
     )
 
 
@@ -321,29 +321,3 @@ def without_timings(record: Mapping[str, float]) -> dict[str, float]:
         return definition is not None and definition.timing
 
     return {key: value for key, value in record.items() if not is_timing(key)}
-
-
-def render_docs() -> str:
-    """The registry as ``docs/metrics.md``."""
-    lines = [
-        "# Metrics",
-        "",
-        "Written by `python -m rlkl.tracking.metrics.registry > docs/metrics.md`; edit the files in",
-        "`rlkl/tracking/metrics/` instead.",
-        "",
-        "The same keys are in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished",
-        "training steps from 1. Metrics marked with a clock differ between two otherwise identical runs.",
-    ]
-    section = ""
-    for definition in sorted(METRICS, key=lambda definition: definition.key.split("/")[0]):
-        if definition.key.split("/")[0] != section:
-            section = definition.key.split("/")[0]
-            lines += ["", f"## {section}", "", "| key | unit | formula | a bad value |", "|---|---|---|---|"]
-        unit = f"{definition.unit} (clock)" if definition.timing else definition.unit
-        formula = definition.formula.replace("|", "\\|")
-        lines.append(f"| `{definition.key}` | {unit} | {formula} | {definition.bad} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render_docs())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlkl.tracking.metrics.definition import MetricDefinition
+from rlkl.types import MetricDefinition
 
 _TRIPPED = "1 and above: it has tripped. See docs/hacking_watch.md."
 

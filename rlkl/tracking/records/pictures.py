@@ -17,29 +17,39 @@ if TYPE_CHECKING:
 PictureColumns = Mapping[str, Sequence[Sequence[str] | None]]
 """Paths from the run folder, by column name, an entry a rollout, None where no picture was kept."""
 
-CLEAN, CORRUPTED = "images", "corrupted_images"
+IMAGES = "images"
+"""The column of the prompts' own pictures; those of a view are in ``<view>_images``."""
 _FOLDER = Path("images")
 _GAP = 8
 """Pixels between pictures that are shown side by side."""
 
 
 def save_pictures(
-    run_dir: Path, groups: Sequence[RolloutGroup], corrupted: Mapping[int, Sequence[Image]], *, kept: int
+    run_dir: Path, groups: Sequence[RolloutGroup], views: Mapping[str, Mapping[int, Sequence[Image]]], *, kept: int
 ) -> dict[str, list[list[str] | None]]:
     """Write the pictures of the first ``kept`` rollouts, each different one once; no column without pictures.
 
-    ``corrupted``: the corrupted pictures of a group by its number, where the rule made any.
+    ``views``: the pictures that the rule changed, by view and number of the group.
     """
     if not any(group.prompt.images for group in groups):
         return {}
-    columns: dict[str, list[list[str] | None]] = {CLEAN: []} | ({CORRUPTED: []} if corrupted else {})
+    own = {number: group.prompt.images for number, group in enumerate(groups)}
+    by_column = {IMAGES: own} | {f"{view}_{IMAGES}": pictures for view, pictures in views.items() if pictures}
+    columns: dict[str, list[list[str] | None]] = {name: [] for name in by_column}
     for number, group in enumerate(groups):
         for _ in group.rollouts:
-            wanted = len(columns[CLEAN]) < kept
-            for name, images in ((CLEAN, group.prompt.images), (CORRUPTED, corrupted.get(number))):
-                if name in columns:
-                    columns[name].append([_save(run_dir, image) for image in images] if wanted and images else None)
+            wanted = len(columns[IMAGES]) < kept
+            for name, pictures in by_column.items():
+                images = pictures.get(number)
+                columns[name].append([_save(run_dir, image) for image in images] if wanted and images else None)
     return columns
+
+
+def picture_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns of pictures among ``names``: the prompts' own first, then those of views by name."""
+    return sorted(
+        (name for name in names if name == IMAGES or name.endswith(f"_{IMAGES}")), key=lambda n: (n != IMAGES, n)
+    )
 
 
 def side_by_side(run_dir: Path, paths: Sequence[str]) -> Picture | None:

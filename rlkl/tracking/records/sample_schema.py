@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from rlkl.tracking.records.pictures import CLEAN, CORRUPTED
+from rlkl.tracking.records.pictures import picture_columns
 
 TOKEN_COLUMN = pa.list_(pa.float64())
 """Type of a column with one number a token."""
@@ -14,14 +14,15 @@ TOKEN_COLUMN = pa.list_(pa.float64())
 _FIRST = ("step", "prompt_id", "prompt", "completion", "completion_ids", "logprobs", "finish_reason", "reward")
 _NAMED = ("reward/", "monitor/")
 _AFTER = ("reward_tags", "reward_failed", "sample_index", "weights_version")
-_LAST = (CLEAN, CORRUPTED)
-"""Columns in their order; numbers a token come between the last two groups."""
+"""Columns in their order; after them come numbers a token, then pictures."""
 
 
 def merged_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Return the columns of all schemas in a fixed order, whatever the order in which they first came up."""
     fields = {field.name: field for schema in schemas for field in schema}
-    return pa.schema([fields[name] for name in sorted(fields, key=_place)])
+    pictures = picture_columns(list(fields))
+    others = sorted(fields.keys() - set(pictures), key=_place)
+    return pa.schema([fields[name] for name in (*others, *pictures)])
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -42,4 +43,4 @@ def _place(name: str) -> tuple[int, int, str]:
             return 1, number, name
     if name in _AFTER:
         return 2, _AFTER.index(name), name
-    return (4, _LAST.index(name), name) if name in _LAST else (3, 0, name)
+    return 3, 0, name

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
-from rlkl.tracking.records.pictures import CLEAN, CORRUPTED, side_by_side
+from rlkl.tracking.records.pictures import picture_columns, side_by_side
 from rlkl.tracking.records.reading import TOKEN_COLUMN, sample_files, sample_path
 
 _log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class WandbRun:
         ones, ``samples_2`` takes its rows and those of the steps after it.
         """
         schema = pq.read_schema(path)
-        pictures = [name for name in (CLEAN, CORRUPTED) if name in schema.names]
+        pictures = picture_columns(schema.names)
         tokens = [f.name for f in schema if f.type == TOKEN_COLUMN and f.name != "logprobs"]
         columns = (*SAMPLE_COLUMNS, *pictures, *tokens)
         if columns not in self._tables:

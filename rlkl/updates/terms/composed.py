@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from rlkl.batch import Batch, LossOutput
 from rlkl.errors import LearnerError
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
-from rlkl.updates.base import Heads, ModelShape, PolicyUpdate
-from rlkl.updates.settings import CorruptionSettings
+from rlkl.updates.base import Heads, ModelShape, PictureContext, PolicyUpdate
 from rlkl.updates.terms.base import Term
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 
 class WithTerms(PolicyUpdate):
@@ -36,8 +39,11 @@ class WithTerms(PolicyUpdate):
         return self.inner.kl_top_k
 
     @property
-    def corruption(self) -> CorruptionSettings | None:
-        return self.inner.corruption
+    def views(self) -> frozenset[str]:
+        return self.inner.views
+
+    def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
+        return self.inner.change_picture(view, picture, context)
 
     def check_model(self, *, is_multimodal: bool) -> None:
         self.inner.check_model(is_multimodal=is_multimodal)

@@ -13,15 +13,18 @@ import pytest
 import torch
 from PIL import Image as pil
 
-from rlkl.batch import Signal
 from rlkl.data.images import open_image
 from rlkl.data.packing import pack
 from rlkl.data.vision import PictureProcessor
 from rlkl.errors import DataError, MissingSignalError
-from rlkl.learner.corrupting import Corrupter
 from rlkl.learner.learner import Learner
+from rlkl.learner.views import ViewMaker
+from rlkl.signals import Signal
 from rlkl.types import Example
-from rlkl.updates.settings import CorruptionSettings
+from rlkl.updates.base import PictureContext
+from rlkl.updates.grpo.rule import Grpo
+from rlkl.updates.papo.rule import Papo
+from rlkl.updates.settings import PapoSettings
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 from tests.pictures import example, picture, processor_of, prompt_with
 from tests.unit.learner.test_learner import build
@@ -64,7 +67,7 @@ def one_step(learner: Learner, batch: Sequence[Example], step: int = 0) -> dict[
 
 
 def corrupted_of(learner: Learner, group: int) -> list[bytes]:
-    return [open_image(image).tobytes() for image in learner.corrupted_pictures()[group]]
+    return [open_image(image).tobytes() for image in learner.changed_pictures()["corrupted"][group]]
 
 
 # Corruption (papers/papo.md section 9, properties 11 to 13)
@@ -74,11 +77,10 @@ def test_siblings_share_their_corrupted_pictures_and_a_new_draw_has_new_ones(mod
     learner = build(model_path, **papo())
     learner.prepare(examples(pictures), step=0)
     first = {group: corrupted_of(learner, group) for group in (0, 1)}
-    assert learner.corrupted_pictures().keys() == {0, 1}, "the third prompt has no picture"
+    assert learner.changed_pictures()["corrupted"].keys() == {0, 1}, "the third prompt has no picture"
     batch = learner._batch
     assert batch is not None
-    assert batch.corrupted_images is not None
-    assert batch.corrupted_images.images_B == ((0,), (0,), (1, 2), (1, 2), (), ())
+    assert batch.views["corrupted"].images_B == ((0,), (0,), (1, 2), (1, 2), (), ())
 
     learner.prepare(examples(pictures, draw=7), step=1)
     assert all(corrupted_of(learner, group) != first[group] for group in (0, 1))
@@ -89,17 +91,17 @@ def test_siblings_share_their_corrupted_pictures_and_a_new_draw_has_new_ones(mod
 def test_a_step_that_trains_on_nothing_has_no_corrupted_pictures(model_path: str, pictures):
     learner = build(model_path, **papo())
     learner.prepare(examples(pictures), step=0)
-    assert learner.corrupted_pictures()
+    assert learner.changed_pictures()
     learner.prepare([], step=1)
-    assert learner.corrupted_pictures() == {}
+    assert learner.changed_pictures() == {}
 
 
 def test_pictures_of_one_prompt_are_corrupted_independently(pictures):
     twice = picture(112, 112, 3)
     item = example(prompt_with(pictures, (twice, twice)), group=0)
-    corrupter = Corrupter(settings=CorruptionSettings(), pictures=pictures, seed=0)
-    made = corrupter.corrupt(pack([item], completion_limit=LIMIT, pictures=pictures), [item])
-    one, other = (open_image(image).tobytes() for image in made.pictures[0])
+    maker = ViewMaker(rule=Papo(PapoSettings()), pictures=pictures, attention=lambda picture: np.ones((1, 1)))
+    _, made = maker.add(pack([item], completion_limit=LIMIT, pictures=pictures), [item])
+    one, other = (open_image(image).tobytes() for image in made["corrupted"][0])
     assert one != other
 
 
@@ -109,9 +111,8 @@ def test_corruption_leaves_grids_and_token_counts_as_they_are(model_path: str, p
     learner.prepare(examples(pictures), step=0)
     batch = learner._batch
     assert batch is not None
-    clean, corrupted = batch.images, batch.corrupted_images
+    clean, corrupted = batch.images, batch.views["corrupted"]
     assert clean is not None
-    assert corrupted is not None
     for row in range(batch.size):
         grids = [[inputs.grids_I3[image].tolist() for image in inputs.images_B[row]] for inputs in (clean, corrupted)]
         assert grids[0] == grids[1]
@@ -123,7 +124,7 @@ def test_salient_cells_follow_the_policy(model_path: str, pictures):
     learner = build(model_path, **papo(corruption={"kind": "saliency", "fraction": 0.5}))
     batch = [example(prompt_with(pictures, (picture(252, 252, 5),)), group=0, sample=s) for s in range(2)]
     learner.prepare(batch, step=0)
-    (before,) = learner.corrupted_pictures()[0]
+    (before,) = learner.changed_pictures()["corrupted"][0]
     black = ~np.asarray(open_image(before)).any(axis=2)
     assert black.mean() == pytest.approx(40 / 81, abs=0.01), "9 x 9 cells, half of them rounded down"
     with torch.no_grad():
@@ -131,7 +132,7 @@ def test_salient_cells_follow_the_policy(model_path: str, pictures):
             if "qkv" in name:
                 weights.copy_(torch.randn(weights.shape, generator=torch.Generator().manual_seed(1)))
     learner.prepare(batch, step=1)
-    (after,) = learner.corrupted_pictures()[0]
+    (after,) = learner.changed_pictures()["corrupted"][0]
     assert after.data != before.data
 
 
@@ -149,11 +150,10 @@ def test_nothing_is_sampled_under_corruption_and_the_reference_never_sees_it(mod
     batch = learner._batch
     assert batch is not None
     assert batch.images is not None
-    assert batch.corrupted_images is not None
     clean = {patch.numpy().tobytes() for patch in batch.images.patches_PD}
     shown = {patch.numpy().tobytes() for images in seen if images is not None for patch in images.patches_PD}
     assert shown == clean
-    assert {patch.numpy().tobytes() for patch in batch.corrupted_images.patches_PD} - clean
+    assert {patch.numpy().tobytes() for patch in batch.views["corrupted"].patches_PD} - clean
 
 
 # PAPO
@@ -308,3 +308,47 @@ def test_pictures_are_cut_once_however_often_they_come(model_path: str, monkeypa
     buffer = io.BytesIO()
     open_image(picture(84, 84, 0)).save(buffer, format="PNG")
     assert cuts[0].tobytes() == pil.open(buffer).tobytes()
+
+
+class Dark(Grpo):
+    """A rule with a view of its own, as docs/your_own_rule.md shows it."""
+
+    signal = Signal("logprobs", view="dark", moment="step_start")
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return super().needs | {self.signal}
+
+    @property
+    def views(self) -> frozenset[str]:
+        return frozenset({"dark"})
+
+    def change_picture(self, view: str, picture: pil.Image, context: PictureContext) -> pil.Image:
+        assert view == "dark"
+        return pil.fromarray(np.asarray(picture) // 2)
+
+
+def test_a_rule_brings_a_view_of_its_own(model_path: str, pictures, monkeypatch):
+    monkeypatch.setattr("rlkl.updates.grpo.rule.Grpo", Dark)
+    learner = build(model_path, update={"rule": "grpo"})
+    record = learner.prepare(examples(pictures), step=0)
+    batch = learner._batch
+    assert batch is not None
+    dark_BT, clean_BT = batch.signals[Dark.signal], batch.signals[Signal.PROXIMAL_LOGPROBS]
+    assert batch.pictured_B.tolist() == [True] * 4 + [False] * 2
+    assert ((dark_BT - clean_BT)[batch.pictured_B].abs() > 1e-6).any(dim=1).all()
+    assert dark_BT[~batch.pictured_B].abs().sum() == 0
+    assert record["time/dark_s"] > 0
+    assert np.asarray(open_image(learner.changed_pictures()["dark"][0][0])).max() <= 127
+
+
+def test_a_view_that_the_rule_does_not_make_is_refused_at_set_up(model_path: str, monkeypatch):
+    monkeypatch.setattr(Dark, "views", frozenset())
+    monkeypatch.setattr("rlkl.updates.grpo.rule.Grpo", Dark)
+    with pytest.raises(MissingSignalError, match="makes no view dark"):
+        build(model_path, update={"rule": "grpo"})
+
+
+def test_a_rule_of_an_earlier_version_is_told_the_new_names():
+    with pytest.raises(TypeError, match=r"Old\.corruption is no part of a rule any more: define views"):
+        type("Old", (Grpo,), {"corruption": None})

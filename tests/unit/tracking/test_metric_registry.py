@@ -4,13 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from rlkl.tracking.metrics.registry import METRICS, check_known, find_definition, render_docs, without_timings
+from rlkl.tracking.metrics.pages import render_docs, render_rule_page, rule_page
+from rlkl.tracking.metrics.registry import METRICS, RULE_METRICS, check_known, find_definition, without_timings
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def test_docs_are_the_rendered_registry():
-    assert DOCS.read_text() == render_docs(), "run: python -m rlkl.tracking.metrics.registry > docs/metrics.md"
+    assert DOCS.read_text() == render_docs(), "run: python -m rlkl.tracking.metrics.pages"
+
+
+@pytest.mark.parametrize("rule", RULE_METRICS)
+def test_the_page_of_a_rule_shows_its_metrics(rule: str):
+    page = rule_page(rule).read_text()
+    assert page == render_rule_page(rule, page), "run: python -m rlkl.tracking.metrics.pages"
+
+
+def test_a_page_without_the_table_is_refused():
+    with pytest.raises(ValueError, match="the page of grpo has no table of metrics"):
+        render_rule_page("grpo", "# GRPO\n")
 
 
 def test_each_key_is_defined_once():
@@ -32,7 +44,8 @@ def test_unknown_keys_are_named():
         ("reward/gold/format", "reward/<name>/<component>"),
         ("monitor/gold", "monitor/<name>"),
         ("loss/total", "loss/total"),
-        ("loss/kl", "loss/<term>"),
+        ("loss/kl", "loss/kl"),
+        ("loss/kl_teacher", "loss/<term>"),
     ],
 )
 def test_an_exact_key_wins_over_a_pattern(key: str, defined_as: str):

@@ -33,7 +33,9 @@ def _group(*images: PromptImage, rollouts: int = 2) -> RolloutGroup:
 def test_each_different_picture_is_one_file_with_its_own_bytes(tmp_path: Path):
     red, blue, black = _picture("red"), _picture("blue"), _picture("black")
 
-    columns = save_pictures(tmp_path, [_group(red, blue), _group(), _group(red)], {0: (black, black)}, kept=5)
+    columns = save_pictures(
+        tmp_path, [_group(red, blue), _group(), _group(red)], {"corrupted": {0: (black, black)}}, kept=5
+    )
 
     at = {name: f"images/{image.key}.png" for name, image in {"r": red, "b": blue, "k": black}.items()}
     both, one = [at["r"], at["b"]], [at["r"]]
@@ -72,7 +74,7 @@ def test_the_tracker_writes_pictures_beside_the_samples(tmp_path: Path):
     )
     red, black = _picture("red"), _picture("black")
     tracker = Tracker(tmp_path, recipe, run_id=None, first_step=0)
-    tracker.log(0, {"reward/mean": 0.0}, [_group(red)], {"perception_kl": [[0.5], None]}, {0: (black,)})
+    tracker.log(0, {"reward/mean": 0.0}, [_group(red)], {"perception_kl": [[0.5], None]}, {"corrupted": {0: (black,)}})
     tracker.finish(RunSummary(interrupted=False, policy_dir=None))
 
     rows = pq.read_table(tmp_path / "samples" / "step_000001.parquet").to_pylist()

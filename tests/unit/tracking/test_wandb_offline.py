@@ -91,7 +91,7 @@ def test_pictures_and_numbers_a_token_stand_in_the_table(tmp_path: Path):
     clean, spoiled = encode_image(Image.new("RGB", (6, 4), "red")), encode_image(Image.new("RGB", (6, 4), "black"))
     prompt = Prompt(id="row-7", text="?", token_ids=(3,), images=(clean, clean))
     groups = [replace(_groups(1)[0], prompt=prompt)]
-    pictures = save_pictures(tmp_path, groups, {0: (spoiled, spoiled)}, kept=2)
+    pictures = save_pictures(tmp_path, groups, {"corrupted": {0: (spoiled, spoiled)}}, kept=2)
     write_samples(sample_path(tmp_path, 1), 1, groups, {"perception_kl": [[0.25], None, [0.5]]}, pictures)
     run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
 

@@ -13,6 +13,7 @@ from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.functional.perception import kl_clean_to_corrupted_k3
 from rlkl.updates import build_update
 from rlkl.updates.papo.rule import Papo
+from rlkl.updates.papo.terms import CleanEntropy
 from rlkl.updates.settings import GrpoSettings, PapoSettings
 from tests.builders import PROMPT_TOKENS, make_batch, make_group, random_logprobs, with_frozen
 
@@ -185,7 +186,7 @@ def test_all_terms_are_token_means_of_the_whole_step() -> None:
     """The released code averages within each micro-batch; here k3 of every token weighs the same."""
     batch, policy_BT, corrupted_BT = some_batch()
     terms = run(PapoSettings(perception_coef=1.0, entropy_coef=1.0), batch, policy_BT, corrupted_BT).output.terms
-    image_BT = batch.response_BT & batch.corrupted_B[:, None]
+    image_BT = batch.response_BT & batch.pictured_B[:, None]
     k_N = kl_clean_to_corrupted_k3(policy_BT, corrupted_BT)[image_BT]
     assert terms["perception"].item() == pytest.approx(-k_N.sum().item() / 10)
     assert terms["entropy"].item() == pytest.approx(-policy_BT[image_BT].sum().item() / 10)
@@ -195,7 +196,7 @@ def test_perception_follows_the_aggregation_and_entropies_stay_token_means() -> 
     batch, policy_BT, corrupted_BT = some_batch()
     settings = PapoSettings(aggregation="sequence_mean", perception_coef=1.0, entropy_coef=1.0)
     terms = run(settings, batch, policy_BT, corrupted_BT).output.terms
-    image_BT = batch.response_BT & batch.corrupted_B[:, None]
+    image_BT = batch.response_BT & batch.pictured_B[:, None]
     k_BT = torch.where(image_BT, kl_clean_to_corrupted_k3(policy_BT, corrupted_BT), 0.0)
     means_B = k_BT.sum(1) / torch.tensor([3, 1, 4, 2])
     assert terms["perception"].item() == pytest.approx(-means_B.mean().item())
@@ -250,10 +251,13 @@ def test_annealing_is_linear_and_scales_both_entropies() -> None:
     settings = PapoSettings(
         perception_coef=0.02, anneal_to=0.0, anneal_over=0.5, entropy_coef=0.05, corrupted_entropy_coef=0.05
     )
-    rule = Papo(settings)
-    assert [rule.annealing(progress) for progress in (0.0, 0.125, 0.25, 0.5, 0.9)] == [1.0, 0.75, 0.5, 0.0, 0.0]
-    assert Papo(settings.model_copy(update={"anneal_to": 0.01})).annealing(0.25) == 0.75
-    assert Papo(settings.model_copy(update={"anneal_to": None})).annealing(0.9) == 1.0
+
+    def annealing(settings: PapoSettings, progress: float) -> float:
+        return CleanEntropy(settings).annealing(progress)
+
+    assert [annealing(settings, progress) for progress in (0.0, 0.125, 0.25, 0.5, 0.9)] == [1.0, 0.75, 0.5, 0.0, 0.0]
+    assert annealing(settings.model_copy(update={"anneal_to": 0.01}), 0.25) == 0.75
+    assert annealing(settings.model_copy(update={"anneal_to": None}), 0.9) == 1.0
     batch, policy_BT, corrupted_BT = some_batch()
     full = run(settings, batch, policy_BT, corrupted_BT).output.terms
     half = run(settings, replace(batch, progress=0.25), policy_BT, corrupted_BT).output.terms
@@ -276,7 +280,7 @@ def test_sequences_without_an_image_contribute_grpos_terms_alone() -> None:
     papo = run(settings, batch, policy_BT, unknown_BT)
     assert torch.equal(papo.to_policy_BT[1], grpo.to_policy_BT[1])
     assert not torch.equal(papo.to_policy_BT[0], grpo.to_policy_BT[0])
-    text_only = replace(batch, corrupted_B=torch.zeros(4, dtype=torch.bool)).recounted()
+    text_only = replace(batch, pictured_B=torch.zeros(4, dtype=torch.bool)).recounted()
     alone = run(settings, text_only, policy_BT, torch.full_like(corrupted_BT, float("nan")))
     assert alone.loss == grpo.loss
     assert torch.equal(alone.to_policy_BT, grpo.to_policy_BT)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlkl.data.corruption import add_noise, blacken, mask_patches, mask_salient
+from rlkl.updates.papo.corruption import add_noise, blacken, mask_patches, mask_salient
 
 CELL = 14
 

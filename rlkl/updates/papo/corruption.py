@@ -1,4 +1,4 @@
-"""Taking from a picture what an answer should depend on. Pictures in, pictures of the same size out; RGB.
+"""Take from a picture what an answer should depend on. Pictures in, pictures of the same size out; RGB.
 
 ``patches`` is PAPO's (arXiv 2507.06448): cells of the original picture, counted from its top left corner and before any
 resizing, turn black independently. The cells are not those of the vision tower, which sees the picture resized.
@@ -7,29 +7,41 @@ resizing, turn black independently. The cells are not those of the vision tower,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlkl.updates.papo.settings import CorruptionSettings
+
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-Corruption = Callable[["Picture", np.random.Generator], "Picture"]
-"""Makes a corrupted copy; every draw comes from the generator."""
-Saliency = Callable[["Picture"], np.ndarray]
-"""How much the policy looks at each part of a picture: ``[rows, columns]`` of a grid laid over it."""
+    from rlkl.updates.base import Attention
+
+
+def corrupt(picture: Picture, settings: CorruptionSettings, *, seed: int, attention: Attention) -> Picture:
+    """Return a copy corrupted as ``settings`` describe; only the kind ``saliency`` calls ``attention``."""
+    generator = np.random.default_rng(seed)
+    match settings.kind:
+        case "patches":
+            return mask_patches(picture, generator, settings.fraction, settings.cell)
+        case "black":
+            return blacken(picture)
+        case "noise":
+            return add_noise(picture, generator, settings.noise_std)
+        case "saliency":
+            return mask_salient(picture, attention(picture), settings.fraction)
 
 
 def mask_patches(picture: Picture, generator: np.random.Generator, probability: float, cell: int) -> Picture:
-    """Each cell of ``cell`` pixels a side, cut ones at the edges too, turns black with this probability."""
+    """Blacken each cell of ``cell`` pixels a side, cut ones at the edges too, with this probability."""
     shape = (math.ceil(picture.height / cell), math.ceil(picture.width / cell))
     black = generator.random(shape) < probability
     return blacken(picture, black.repeat(cell, axis=0).repeat(cell, axis=1))
 
 
 def add_noise(picture: Picture, generator: np.random.Generator, std: float) -> Picture:
-    """Gaussian noise on every channel; ``std`` is in units of the range from black to white."""
+    """Add Gaussian noise to every channel; ``std`` is in units of the range from black to white."""
     from PIL import Image as pil
 
     values = np.asarray(picture) / 255.0
@@ -38,7 +50,7 @@ def add_noise(picture: Picture, generator: np.random.Generator, std: float) -> P
 
 
 def mask_salient(picture: Picture, saliency: np.ndarray, fraction: float) -> Picture:
-    """The ``fraction`` of the grid's cells (rounded down) that are looked at most turn black."""
+    """Blacken the ``fraction`` of the grid's cells (rounded down) that are looked at most."""
     black = np.zeros(saliency.size, dtype=bool)
     black[np.argsort(-saliency, axis=None, kind="stable")[: math.floor(fraction * saliency.size)]] = True
     black = black.reshape(saliency.shape)
@@ -48,7 +60,7 @@ def mask_salient(picture: Picture, saliency: np.ndarray, fraction: float) -> Pic
 
 
 def blacken(picture: Picture, black: np.ndarray | None = None) -> Picture:
-    """Black where ``black`` is, which covers the picture; everywhere where it is left out."""
+    """Blacken the pixels in ``black``, an array at least as large as the picture; all pixels without it."""
     from PIL import Image as pil
 
     values = np.asarray(picture).copy()
