@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch, Denominators, Signal, Signals
+from rlkl.learner.learner import Learner
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 PROMPT_TOKENS = 2
@@ -106,3 +107,9 @@ def make_group(prompt_id: str, rewards: Sequence[float]) -> RolloutGroup:
             for index, reward in enumerate(rewards)
         ),
     )
+
+
+def prepared_batch(learner: Learner) -> Batch:
+    """Return the batch that the learner prepared last."""
+    assert learner._last is not None
+    return learner._last.batch

@@ -125,10 +125,10 @@ class LearnerWorker:
         """
         step, samples = at
         self._before = self._learner.probe(probes) if probes else None
-        metrics = self._learner.prepare(examples, left_out, step=step)
+        metrics = self._learner.prepare(examples, left_out, step=step) | self._learner.step(step)
         columns = self._learner.token_columns() if samples else {}
         pictures = self._learner.changed_pictures() if samples else {}
-        return Learned(metrics={**metrics, **self._learner.step(step)}, token_columns=columns, pictures=pictures)
+        return Learned(metrics=metrics, token_columns=columns, pictures=pictures)
 
     def pack(self, version: int) -> WeightPackage:
         """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged."""

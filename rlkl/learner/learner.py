@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
-from rlkl.data.packing import micro_batches, minibatches, pack
+from rlkl.data.packing import micro_batches, minibatches
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
 from rlkl.learner.device import learner_device
+from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
+from rlkl.learner.preparation import Prepared, Preparer, StartSignals
 from rlkl.learner.schedule import learning_rate, schedule_position
 from rlkl.learner.signals import (
     Models,
@@ -24,11 +25,7 @@ from rlkl.learner.signals import (
     SignalSettings,
     check_heads,
     check_supplied,
-    differentiable_signals,
-    frozen_heads,
-    frozen_model_signals,
     frozen_token_signals,
-    frozen_view_logprobs,
 )
 from rlkl.learner.state import LearnerState
 from rlkl.learner.stepping import Optimization, trained_parameters
@@ -81,58 +78,35 @@ class Learner:
         )
         self._per_step = self._section.epochs * self._section.minibatches
         self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
-        self._view_maker = self._build_view_maker()
-        self._changed_pictures: dict[str, Pictures] = {}
-        self._batch: Batch | None = None
-        self._sampled_BT: Tensor | None = None
-        """The prepared batch's response tokens, those included that the rule took out of the training."""
-        self._prepared: dict[str, float] = {}
+        self._preparer = Preparer(
+            recipe=recipe,
+            update=self._update,
+            models=self._models,
+            settings=self._signals,
+            device=self._device,
+            pictures=self._pictures,
+            views=self._build_view_maker(),
+        )
+        self._prepared: Prepared | None = None
+        """The batch that the next `step` trains on."""
+        self._last: Prepared | None = None
+        """The last prepared batch, also after its `step`."""
         self.moved = False
         """Whether an optimizer step should have changed the weights since this was last set to False."""
 
     def prepare(self, examples: Sequence[Example], left_out: Sequence[Example] = (), *, step: int) -> dict[str, float]:
-        """Pack the examples, fill the frozen signals, let the rule credit them; returns metrics of the policy as it is.
+        """Pack the examples, fill the frozen signals, let the rule credit them; return the metrics known so far.
 
         ``left_out`` are the rollouts that the rule does not train on: they count in the KL to the reference, which is
         of the policy, not of the best of its samples. No example at all leaves nothing to train on; `step` then does
-        nothing.
+        nothing. If the training pass gives the log-probs of the step's start, `step` returns the metrics of them.
         """
-        self._batch, self._changed_pictures = None, {}
+        self._prepared = self._last = None
         if not examples:
             return {}
-        progress = step / self._recipe.steps
-        batch = self._pack(examples, progress=progress)
-        proximal_BT, entropy_BT = frozen_token_signals(
-            self.policy, batch, self._signals, device=self._device, entropy=True
-        )
-        frozen = {Signal.PROXIMAL_LOGPROBS: proximal_BT}
-        frozen |= frozen_model_signals(self._models, batch, self._signals, self._update, device=self._device)
-        if Signal.PROXIMAL_HEADS in self._update.needs:
-            frozen[Signal.PROXIMAL_HEADS] = self._frozen_heads(batch)
-        seconds: dict[str, float] = {}
-        if self._view_maker is not None:
-            started = time.perf_counter()
-            batch, self._changed_pictures = self._view_maker.add(batch, examples)
-            for view in self._changed_pictures:
-                signal = Signal("logprobs", view=view, moment="step_start")
-                frozen[signal] = frozen_view_logprobs(view, self.policy, batch, self._signals, device=self._device)
-                seconds[f"time/{view}_s"] = time.perf_counter() - started
-        batch = replace(batch, signals=Signals(frozen, self._update.rule))
-        self._batch, self._sampled_BT = self._credited(batch), batch.response_BT
-        main, sampled = batch.only("main"), _sampled(examples)
-        self._prepared = _state_metrics(main, entropy_BT, sampled=sampled)
-        if sampled and self._models.reference is not None:
-            self._prepared |= self._reference_kl(main, left_out)
-        self._prepared |= seconds
-        self._prepared |= self._update.batch_metrics(self._batch.only("main"))
-        return self._prepared
-
-    def _credited(self, batch: Batch) -> Batch:
-        """Let the rule credit its own sequences; those of other roles stay as they are and count in no group."""
-        if not batch.denominators.others:
-            return self._update.credit(batch)
-        rows_B = batch.of_role("main")
-        return batch.with_rows(rows_B, self._update.credit(batch.rows(rows_B))).recounted()
+        first = self._optimization.steps == 0
+        self._prepared = self._last = self._preparer.prepare(examples, left_out, step=step, first=first)
+        return dict(self._last.metrics)
 
     def _frozen_models(self, spec: LearnerSpec, heads: Heads | None) -> dict[str, Scorer]:
         """Load the frozen models that the rule's signals, its heads or the KL metrics need."""
@@ -141,29 +115,6 @@ class Learner:
             needed.add(REFERENCE)
         paths = {REFERENCE: spec.reference_path, **spec.frozen_paths}
         return {name: build_reference(self.policy, spec.model_path, paths[name]) for name in sorted(needed)}
-
-    def _reference_kl(self, batch: Batch, left_out: Sequence[Example]) -> dict[str, float]:
-        """Return the mean of log pi - log pi_ref over all samples; an empty response does not count.
-
-        For rollouts that are not trained on, log pi is the sampler's.
-        """
-        gap_BT = batch.signals[Signal.PROXIMAL_LOGPROBS] - batch.signals[Signal.REFERENCE_LOGPROBS]
-        gap = float(gap_BT[batch.response_BT].sum())
-        lengths_B = batch.response_BT.sum(dim=1)
-        if left_out:
-            assert self._models.reference is not None
-            others = self._pack(left_out)
-            reference_BT, _ = frozen_token_signals(
-                self._models.reference, others, self._signals, device=self._device, entropy=False
-            )
-            gap += float((others.rollout_logprobs_BT - reference_BT)[others.response_BT].sum())
-            lengths_B = torch.cat([lengths_B, others.response_BT.sum(dim=1)])
-        sequences, tokens = max(int((lengths_B > 0).sum()), 1), max(int(lengths_B.sum()), 1)
-        return {"kl/policy_to_reference": gap / sequences, "kl/policy_to_reference_per_token": gap / tokens}
-
-    def _pack(self, examples: Sequence[Example], *, progress: float = 0.0) -> Batch:
-        limit = self._recipe.rollout.max_new_tokens
-        return pack(examples, completion_limit=limit, progress=progress, pictures=self._pictures)
 
     def _build_view_maker(self) -> ViewMaker | None:
         """Build what changes pictures, if the rule has views. The attention is the policy's at the time of use."""
@@ -185,27 +136,18 @@ class Learner:
         return ViewMaker(rule=self._update, pictures=pictures, attention=attention)
 
     def changed_pictures(self) -> dict[str, Pictures]:
-        """Return the changed pictures of the prepared batch, by view and group."""
-        return self._changed_pictures
-
-    def _frozen_heads(self, batch: Batch) -> Tensor:
-        """Compute the heads' output at the start of the step; dead heads are re-initialised before the first one."""
-        heads = self._models.heads
-        assert heads is not None
-        while True:
-            heads_BTK = frozen_heads(self._models, batch, self._signals, device=self._device)
-            if self._optimization.steps > 0 or not heads.redraw(heads_BTK[batch.response_BT]):
-                return heads_BTK
+        """Return the pictures of the prepared batch that the rule changed, by view and group."""
+        return self._last.pictures if self._last is not None else {}
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        """Return the rule's per-token columns of the prepared batch: a tuple an example, a number a response token.
+        """Return the rule's per-token columns of the batch: a tuple an example, a number a response token.
 
-        Responses that the rule took out of the training (``mask_truncated``) are included.
+        Call it after `step`. Responses that the rule took out of the training (``mask_truncated``) are included.
         """
-        if self._batch is None or self._sampled_BT is None:
+        if self._last is None:
             return {}
-        masks_BT = self._sampled_BT
-        columns = self._update.token_columns(replace(self._batch, response_BT=masks_BT))
+        masks_BT = self._last.sampled_BT
+        columns = self._update.token_columns(replace(self._last.batch, response_BT=masks_BT))
         return {
             name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=True)]
             for name, x_BT in columns.items()
@@ -222,19 +164,20 @@ class Learner:
         An error leaves the weights, the optimizer and the rule as the step before left them, so that they can be
         saved; `LearnerError` if a gradient is not finite.
         """
-        batch, self._batch = self._batch, None
-        if batch is None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
             metrics = {"optim/skipped": 1.0, "optim/lr": 0.0, "optim/grad_norm": 0.0}
         else:
-            metrics = self._train(batch, step)
+            metrics = self._train(prepared, step)
         self._state.finished_steps = step + 1
         return metrics
 
-    def _train(self, batch: Batch, step: int) -> dict[str, float]:
+    def _train(self, prepared: Prepared, step: int) -> dict[str, float]:
+        batch, seed = prepared.batch, self._recipe.seed
         parts = [
             rows_B
             for epoch in range(self._section.epochs)
-            for rows_B in minibatches(batch, self._section.minibatches, seed=self._recipe.seed, step=step, epoch=epoch)
+            for rows_B in minibatches(batch, self._section.minibatches, seed=seed, step=step, epoch=epoch)
         ]
         total = self._recipe.steps * self._per_step
         records: list[dict[str, float]] = []
@@ -244,32 +187,40 @@ class Learner:
                 for made, rows_B in enumerate(parts):
                     position = schedule_position(step, made, len(parts), per_step=self._per_step)
                     lr = learning_rate(self._section, position, total)
-                    records.append({**self._gradient(batch.rows(rows_B).recounted()), "optim/lr": lr})
+                    start = prepared.start if prepared.pending else None
+                    records.append({**self._gradient(batch.rows(rows_B).recounted(), start), "optim/lr": lr})
+                    prepared.finish_start()
                     if made == len(parts) - 1:  # before the weights move: the rule may raise
-                        self._update.observe({**self._prepared, **_means(records)})
+                        self._update.observe({**prepared.metrics, **_means(records)})
                     self._optimization.apply(lr)
         except BaseException:
             self._update.load_state(rule_before)
             raise
         self.moved = self.moved or any(r["optim/lr"] > 0 and r["optim/grad_norm"] > 0 for r in records)
-        return {**_means(records), "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
+        return {**prepared.metrics, **_means(records), "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
 
-    def _gradient(self, batch: Batch) -> dict[str, float]:
-        """Accumulate the clipped gradient of one optimizer step; return its losses and metrics."""
+    def _gradient(self, batch: Batch, start: StartSignals | None) -> dict[str, float]:
+        """Accumulate the clipped gradient of one optimizer step; return its losses and metrics.
+
+        ``start``: to fill with the log-probs and entropies of this pass, which is the step's first.
+        """
         self._optimization.zero_gradients()
         totals: dict[str, Tensor] = {}
         for rows_B in micro_batches(batch, self._signals.micro_batch_tokens):
-            output = self._loss(batch.rows(rows_B).to(self._device))
+            micro = batch.rows(rows_B).to(self._device)
+            live = live_signals(self._models, micro, self._signals, self._update, start=start is not None)
+            if start is not None:
+                start.fill(rows_B, micro.response_BT.cpu(), live.logprobs_BT.cpu(), live.entropy_BT.cpu())
+            output = self._loss(micro, live.signals)
             output.loss.backward()
             for name, value in _log_keys(output):
                 totals[name] = totals[name] + value if name in totals else value
         metrics = {name: float(value) for name, value in totals.items()}
         return {**metrics, "optim/grad_norm": self._optimization.clip_gradients(metrics)}
 
-    def _loss(self, micro: Batch) -> LossOutput:
-        own = differentiable_signals(self._models, micro, self._signals, self._update)
+    def _loss(self, micro: Batch, live: Signals) -> LossOutput:
         batch = micro if self._update.sees_all_roles else micro.only("main")
-        return self._update.loss(batch, micro.signals.merged(own))
+        return self._update.loss(batch, micro.signals.merged(live))
 
     @torch.no_grad()
     def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
@@ -279,7 +230,7 @@ class Learner:
         """
         if not probes:
             return []
-        batch = self._pack(_probe_examples(probes))
+        batch = self._preparer.pack(_probe_examples(probes))
         settings = replace(self._signals, temperature=1.0)
         logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=self._device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
@@ -328,27 +279,6 @@ def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
     for name, value in output.terms.items():
         yield f"loss/{name}", value
     yield from output.metrics.items()
-
-
-def _sampled(examples: Sequence[Example]) -> bool:
-    """Return whether the policy sampled all sequences of the role ``main``."""
-    return all(e.rollout.completion.logprobs is not None for e in examples if e.role == "main")
-
-
-def _state_metrics(batch: Batch, entropy_BT: Tensor, *, sampled: bool) -> dict[str, float]:
-    """Compare the policy at the start of the step with the sampler.
-
-    Stored answers give the entropy only: log-ratios estimate a KL on the policy's own samples alone.
-    """
-    mask_BT, counts = batch.response_BT, batch.denominators
-    proximal_BT = batch.signals[Signal.PROXIMAL_LOGPROBS]
-    metrics = {"entropy/policy": float(torch.where(mask_BT, entropy_BT, 0.0).sum()) / counts.tokens}
-    if not sampled:
-        return metrics
-    gap_N = (proximal_BT - batch.rollout_logprobs_BT)[mask_BT]
-    metrics["rollout/mismatch_max"] = float(gap_N.abs().max()) if gap_N.numel() else 0.0
-    metrics["rollout/mismatch_kl"] = float(-gap_N.sum()) / counts.tokens
-    return metrics
 
 
 def _probe_examples(probes: Sequence[Probe]) -> list[Example]:

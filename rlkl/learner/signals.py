@@ -15,11 +15,9 @@ from rlkl.batch import Batch, ImageInputs
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import (
-    WantedScores,
     chunked_logprobs_and_entropy,
-    chunked_scores_against_reference,
 )
-from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal, Signals
+from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
 
@@ -130,7 +128,7 @@ def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entr
         chunk_tokens=settings.chunk_tokens,
         with_entropy=entropy,
     )
-    return _spread(logprobs_N, predicted), _spread(entropy_N, predicted)
+    return spread(logprobs_N, predicted), spread(entropy_N, predicted)
 
 
 def view_logprobs(view: str, model: Scorer, batch: Batch, settings: SignalSettings) -> Tensor:
@@ -171,7 +169,7 @@ def frozen_view_logprobs(
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
-    """Zeros on the right up to ``length``."""
+    """Pad with zeros on the right up to ``length``."""
     return F.pad(x_BT, (0, length - x_BT.shape[1]))
 
 
@@ -212,82 +210,19 @@ def _custom(compute: Compute, models: Models, settings: SignalSettings, batch: B
     return compute(models, batch, settings)
 
 
-def differentiable_signals(models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate) -> Signals:
-    """Compute the live signals that a rule needs, for one micro-batch, with gradient."""
-    needs = {signal for signal in update.needs if signal.is_live}
-    predicted = batch.response_BT[:, 1:]
-    hidden_BTH = models.policy.hidden(batch.token_ids_BT, batch.images)
-    hidden_NH, targets_N = hidden_BTH[:, :-1][predicted], batch.token_ids_BT[:, 1:][predicted]
-    entropy = Signal.POLICY_ENTROPY in needs
-    values: dict[Signal, Tensor] = {}
-    for (name, top_k), signals in _kl_signals(needs, update.kl_top_k).items():
-        with torch.no_grad():
-            frozen_NH = models.frozen[name].hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
-        quantities = {signal.quantity for signal in signals}
-        scores = chunked_scores_against_reference(
-            (hidden_NH, frozen_NH),
-            (models.policy.head, models.frozen[name].head),
-            targets_N,
-            WantedScores(
-                entropy=entropy and not values,
-                kl_reference_to_policy="kl_to_policy" in quantities,
-                kl_policy_to_reference="kl_from_policy" in quantities,
-                top_k=top_k,
-            ),
-            temperature=settings.temperature,
-            chunk_tokens=settings.chunk_tokens,
-        )
-        if not values:
-            values[Signal.POLICY_LOGPROBS] = _spread(scores.logprobs_N, predicted)
-            values[Signal.POLICY_ENTROPY] = _spread(scores.entropy_N, predicted)
-        found = {
-            "kl_to_policy": scores.kl_reference_to_policy_N,
-            "kl_from_policy": scores.kl_policy_to_reference_N,
-        }
-        values |= {signal: _spread(found[signal.quantity], predicted) for signal in signals}
-    if not values:
-        logprobs_N, entropy_N = chunked_logprobs_and_entropy(
-            hidden_NH,
-            models.policy.head,
-            targets_N,
-            temperature=settings.temperature,
-            chunk_tokens=settings.chunk_tokens,
-            with_entropy=entropy,
-        )
-        values[Signal.POLICY_LOGPROBS] = _spread(logprobs_N, predicted)
-        values[Signal.POLICY_ENTROPY] = _spread(entropy_N, predicted)
-    for signal in needs:
-        if signal.quantity == "logprobs" and signal.view != CLEAN:
-            values[signal] = view_logprobs(signal.view, models.policy, batch, settings)
-    if models.heads is not None:
-        values[Signal.HEADS] = _heads(models, batch, hidden_BTH)
-    for signal in needs:
-        if signal.quantity in CUSTOM:
-            values[signal] = CUSTOM[signal.quantity](models, batch, settings)
-    return Signals({signal: x_BT for signal, x_BT in values.items() if signal in needs}, update.rule)
-
-
-def _kl_signals(needs: Collection[Signal], top_k: int | None) -> dict[tuple[str, int | None], list[Signal]]:
-    """Group the exact KLs by model and tokens compared: each group needs one pass over the logits of two models."""
-    groups: dict[tuple[str, int | None], list[Signal]] = {}
-    for signal in sorted((signal for signal in needs if signal.is_kl), key=lambda one: (one.model, one.quantity)):
-        groups.setdefault((signal.model, signal.top_k or top_k), []).append(signal)
-    return groups
-
-
 def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:
     """Compute the heads' output with the current weights, ``[B, T, K]``, for a whole batch."""
     reads_policy = models.heads is not None and models.heads.reads is HeadInput.POLICY_HIDDEN
 
     def heads(micro: Batch) -> Tensor:
         hidden_BTH = models.policy.hidden(micro.token_ids_BT, micro.images) if reads_policy else None
-        return _heads(models, micro, hidden_BTH)
+        return heads_output(models, micro, hidden_BTH)
 
     return _frozen(heads, batch, settings.micro_batch_tokens, device)
 
 
-def _heads(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
-    """The heads' output at the token that each place predicts, zero outside the response.
+def heads_output(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
+    """Compute the heads' output at the token that each place predicts, zero outside the response.
 
     ``hidden_BTH`` is the policy's, for heads that read it.
     """
@@ -305,7 +240,7 @@ def _heads(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
     return torch.where(batch.response_BT.unsqueeze(-1), heads_BTK, 0.0)
 
 
-def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """Values at the mask's places, zeros elsewhere, and a zero first column (position 0 predicts nothing)."""
+def spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return values at the mask's places, zeros elsewhere, and a zero first column (position 0 predicts nothing)."""
     zeros_BT = torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device)
     return F.pad(zeros_BT.masked_scatter(mask_BT, values_N), (1, 0))

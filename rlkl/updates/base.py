@@ -117,6 +117,15 @@ class PolicyUpdate(ABC):
         """The signals that `credit` and `loss` read."""
 
     @property
+    def reads_before_loss(self) -> frozenset[Signal]:
+        """The signals of the step's start that `credit` and `batch_metrics` read; all of them by default.
+
+        If PROXIMAL_LOGPROBS is not among them and a step has one optimizer step, the learner does not compute them in a
+        pass of their own: in `loss` they are then the live log-probs, detached, which are the same numbers.
+        """
+        return frozenset(signal for signal in self.needs if not signal.is_live)
+
+    @property
     def kl_top_k(self) -> int | None:
         """Tokens that exact KLs compare if their signal names none; None: the whole vocabulary."""
         return None

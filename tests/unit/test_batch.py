@@ -95,8 +95,11 @@ def test_names_of_an_earlier_version_are_read_or_name_the_new_ones():
     assert batch.pair_B.tolist() == [0, 0, -1]
     assert batch.chosen_B.tolist() == [True, False, False]
     assert batch.denominators.pairs == 1
-    with pytest.raises(TypeError, match="no field chosen_B or pair_B: set list_B"):
+    with pytest.raises(TypeError, match=r"no field chosen_B: set rank_B.*; Batch has no field pair_B: set list_B"):
         replace(batch, pair_B=batch.list_B, chosen_B=batch.chosen_B)
+    assert batch.corrupted_B is batch.pictured_B
+    with pytest.raises(TypeError, match="no field corrupted_B: set pictured_B"):
+        replace(batch, corrupted_B=batch.pictured_B)
     with pytest.raises(TypeError, match="no field chosen or pair: use list"):
         example(0, 2, pair=3, chosen=True)
 

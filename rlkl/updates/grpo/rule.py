@@ -66,6 +66,11 @@ class Grpo(PolicyUpdate):
             needs.add(Signal.REFERENCE_LOGPROBS)
         return frozenset(needs)
 
+    @property
+    def reads_before_loss(self) -> frozenset[Signal]:
+        in_reward = self.settings.kl_coef > 0 and self.settings.kl_placement == "reward"
+        return frozenset({Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS} if in_reward else ())
+
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
         """Return all rollouts; with ``drop_uniform_groups`` leave out groups whose rewards are all equal."""
         examples = super().select(groups)

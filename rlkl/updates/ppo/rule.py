@@ -101,6 +101,12 @@ class Ppo(PolicyUpdate):
             needs |= {Signal.HEADS, Signal.PROXIMAL_HEADS}
         return frozenset(needs)
 
+    @property
+    def reads_before_loss(self) -> frozenset[Signal]:
+        in_reward = {Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS} if self.settings.kl_coef > 0 else set()
+        values = {Signal.PROXIMAL_HEADS} if self.settings.critic != "none" else set()
+        return frozenset(in_reward | values)
+
     def check_model(self, *, is_multimodal: bool) -> None:
         if is_multimodal and self.settings.critic == "model":
             raise RecipeError(

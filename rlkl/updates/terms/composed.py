@@ -35,6 +35,10 @@ class WithTerms(PolicyUpdate):
         return self.inner.needs.union(*(term.needs for term in self.terms.values()))
 
     @property
+    def reads_before_loss(self) -> frozenset[Signal]:
+        return self.inner.reads_before_loss
+
+    @property
     def kl_top_k(self) -> int | None:
         return self.inner.kl_top_k
 

@@ -19,6 +19,7 @@ from rlkl.recipe.io import recipe_from
 from rlkl.signals import Signal, Signals
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.terms.base import Term
+from tests.builders import prepared_batch
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for
 
@@ -52,8 +53,7 @@ def test_the_kl_to_a_teacher_is_that_of_both_models(paths: dict[str, str], setti
     learner = learner_with(paths, [term], track_reference_kl=False)
     assert learner._models.frozen.keys() == {"teacher"}
     record = learner.prepare(examples(), step=0)
-    batch = learner._batch
-    assert batch is not None
+    batch = prepared_batch(learner)
     record |= learner.step(0)
 
     policy, teacher = (next_token_logprobs(paths[name], batch.token_ids_BT)[:, :-1] for name in ("policy", "teacher"))
@@ -177,7 +177,7 @@ def test_a_term_trains_on_its_own_role(paths: dict[str, str]):
     [
         (Signal.HEADS, "HEADS.*The rule has no heads"),
         (Signal.PROXIMAL_HEADS, "HEADS.*The rule has no heads"),
-        (Signal.CORRUPTED_LOGPROBS, "CORRUPTED_LOGPROBS.*The rule corrupts no pictures"),
+        (Signal.CORRUPTED_LOGPROBS, "CORRUPTED_LOGPROBS.*The rule makes no view corrupted"),
     ],
 )
 def test_signals_that_a_term_cannot_have_are_refused_at_set_up(

@@ -25,6 +25,7 @@ from rlkl.updates.base import PictureContext
 from rlkl.updates.grpo.rule import Grpo
 from rlkl.updates.papo.rule import Papo
 from rlkl.updates.settings import PapoSettings
+from tests.builders import prepared_batch
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 from tests.pictures import example, picture, processor_of, prompt_with
 from tests.unit.learner.test_learner import build
@@ -78,8 +79,7 @@ def test_siblings_share_their_corrupted_pictures_and_a_new_draw_has_new_ones(mod
     learner.prepare(examples(pictures), step=0)
     first = {group: corrupted_of(learner, group) for group in (0, 1)}
     assert learner.changed_pictures()["corrupted"].keys() == {0, 1}, "the third prompt has no picture"
-    batch = learner._batch
-    assert batch is not None
+    batch = prepared_batch(learner)
     assert batch.views["corrupted"].images_B == ((0,), (0,), (1, 2), (1, 2), (), ())
 
     learner.prepare(examples(pictures, draw=7), step=1)
@@ -109,8 +109,7 @@ def test_pictures_of_one_prompt_are_corrupted_independently(pictures):
 def test_corruption_leaves_grids_and_token_counts_as_they_are(model_path: str, pictures, kind: str):
     learner = build(model_path, **papo(corruption={"kind": kind}))
     learner.prepare(examples(pictures), step=0)
-    batch = learner._batch
-    assert batch is not None
+    batch = prepared_batch(learner)
     clean, corrupted = batch.images, batch.views["corrupted"]
     assert clean is not None
     for row in range(batch.size):
@@ -147,8 +146,7 @@ def test_nothing_is_sampled_under_corruption_and_the_reference_never_sees_it(mod
 
     learner.prepare(examples(pictures), step=0)
 
-    batch = learner._batch
-    assert batch is not None
+    batch = prepared_batch(learner)
     assert batch.images is not None
     clean = {patch.numpy().tobytes() for patch in batch.images.patches_PD}
     shown = {patch.numpy().tobytes() for images in seen if images is not None for patch in images.patches_PD}
@@ -228,9 +226,8 @@ def test_the_cut_into_micro_batches_does_not_matter(model_path: str, pictures, r
 
 def test_token_columns_are_the_perception_kl_of_each_token(model_path: str, pictures):
     learner = build(model_path, **papo())
-    record = learner.prepare(examples(pictures), step=0)
+    record = one_step(learner, examples(pictures))
     rows = learner.token_columns()["perception_kl"]
-    record = {**record, **learner.step(0)}
     assert [len(row) for row in rows] == [2, 3, 3, 4, 4, 5]
     tokens = [value for row in rows[:4] for value in row]
     assert all(value >= 0 for value in tokens)
@@ -246,11 +243,12 @@ def test_responses_masked_for_their_truncation_keep_their_token_columns(model_pa
     rows = []
     for mask_truncated in (False, True):
         learner = build(model_path, **papo(mask_truncated=mask_truncated))
-        learner.prepare(found, step=0)
+        one_step(learner, found)
         rows.append(learner.token_columns()["perception_kl"])
 
     assert [len(row) for row in rows[1]] == [2, 3, 3, 4, 4, 5]
-    assert rows[1] == rows[0]
+    for masked, whole in zip(rows[1], rows[0], strict=True):
+        assert masked == pytest.approx(whole, rel=1e-4, abs=1e-6), "a pass over fewer sequences rounds otherwise"
 
 
 def test_a_text_model_is_refused_with_the_signal_that_it_lacks(tmp_path: Path):
@@ -331,9 +329,8 @@ class Dark(Grpo):
 def test_a_rule_brings_a_view_of_its_own(model_path: str, pictures, monkeypatch):
     monkeypatch.setattr("rlkl.updates.grpo.rule.Grpo", Dark)
     learner = build(model_path, update={"rule": "grpo"})
-    record = learner.prepare(examples(pictures), step=0)
-    batch = learner._batch
-    assert batch is not None
+    record = one_step(learner, examples(pictures))
+    batch = prepared_batch(learner)
     dark_BT, clean_BT = batch.signals[Dark.signal], batch.signals[Signal.PROXIMAL_LOGPROBS]
     assert batch.pictured_B.tolist() == [True] * 4 + [False] * 2
     assert ((dark_BT - clean_BT)[batch.pictured_B].abs() > 1e-6).any(dim=1).all()

@@ -201,8 +201,12 @@ FAULTS = {
     "sampling": Fault(at=lambda run: run.hands, method="submit", error=ValueError("odd"), saved=2),
     "preparing": Fault(at=lambda run: learner_of(run), method="prepare", error=RuntimeError("out of memory"), saved=2),
     "credit": Fault(at=lambda run: learner_of(run)._update, method="credit", error=ValueError("odd"), saved=2),
-    "token columns": Fault(at=lambda run: learner_of(run), method="token_columns", error=TypeError("odd"), saved=2),
-    "pictures": Fault(at=lambda run: learner_of(run), method="changed_pictures", error=OSError("odd"), saved=2),
+    "token columns": Fault(
+        at=lambda run: learner_of(run), method="token_columns", error=TypeError("odd"), saved=3, recorded=2
+    ),
+    "pictures": Fault(
+        at=lambda run: learner_of(run), method="changed_pictures", error=OSError("odd"), saved=3, recorded=2
+    ),
     "the first optimizer step's loss": Fault(
         at=lambda run: learner_of(run)._update, method="loss", error=ValueError("odd"), call=5, saved=2
     ),

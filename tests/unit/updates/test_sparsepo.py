@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput, Signal, Signals
 from rlkl.learner.learner import Learner
-from rlkl.learner.signals import differentiable_signals
+from rlkl.learner.live import live_signals
 from rlkl.models.language_model import LanguageModel
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
@@ -21,7 +21,7 @@ from rlkl.updates.base import ModelShape
 from rlkl.updates.settings import MaskedTerms, SparsePoSettings, TokenMask
 from rlkl.updates.sparsepo.mask_heads import MaskHead, MaskHeads
 from rlkl.updates.sparsepo.rule import SparsePo
-from tests.builders import make_batch, random_logprobs
+from tests.builders import make_batch, prepared_batch, random_logprobs
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import build, weights
 
@@ -372,8 +372,8 @@ def test_heads_train_and_the_reference_does_not(model_path: str, model: dict) ->
 def test_masks_are_no_way_back_into_policy_or_reference(model_path: str) -> None:
     learner = learner_with(model_path, mask="sparse_independent", mask_init="paper")
     learner.prepare(pairs(), step=0)
-    assert learner._batch is not None
-    said_BTK = differentiable_signals(learner._models, learner._batch, learner._signals, learner._update)[Signal.HEADS]
+    live = live_signals(learner._models, prepared_batch(learner), learner._signals, learner._update)
+    said_BTK = live.signals[Signal.HEADS]
     reference = learner._models.reference
     assert isinstance(reference, LanguageModel)
     backbones = [*learner.policy.parameters(), *reference.requires_grad_(True).parameters()]

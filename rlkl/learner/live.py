@@ -1,0 +1,133 @@
+"""Compute the live signals of a micro-batch: those of the current weights, with gradient. Shapes as in `rlkl.batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlkl.batch import Batch
+from rlkl.functional.logprobs import (
+    TokenScores,
+    WantedScores,
+    chunked_logprobs_and_entropy,
+    chunked_scores_against_reference,
+)
+from rlkl.learner.signals import CUSTOM, Models, SignalSettings, heads_output, spread, view_logprobs
+from rlkl.signals import CLEAN, Signal, Signals
+from rlkl.updates.base import PolicyUpdate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """The signals of one forward pass."""
+
+    signals: Signals
+    """Those that the rule needs, with gradient."""
+    logprobs_BT: Tensor
+    """The policy's log-probs, without gradient."""
+    entropy_BT: Tensor
+    """The policy's entropies, without gradient; zero if nobody asked for them."""
+
+
+def live_signals(
+    models: Models, batch: Batch, settings: SignalSettings, update: PolicyUpdate, *, start: bool = False
+) -> Live:
+    """Compute the live signals that a rule needs, for one micro-batch, with gradient.
+
+    ``start``: this is the first pass of the step, so that its log-probs are also those of the step's start.
+    """
+    needs = {signal for signal in update.needs if signal.is_live}
+    hidden_BTH = models.policy.hidden(batch.token_ids_BT, batch.images)
+    comparisons = _comparisons(needs, update.kl_top_k)
+    entropy = start or Signal.POLICY_ENTROPY in needs
+    values = dict(_from_logits(models, batch, settings, hidden_BTH, comparisons, entropy=entropy))
+    for signal in needs:
+        if signal.quantity == "logprobs" and signal.view != CLEAN:
+            values[signal] = view_logprobs(signal.view, models.policy, batch, settings)
+        if signal.quantity in CUSTOM:
+            values[signal] = CUSTOM[signal.quantity](models, batch, settings)
+    if models.heads is not None:
+        values[Signal.HEADS] = heads_output(models, batch, hidden_BTH)
+    logprobs_BT, entropy_BT = (values[s].detach() for s in (Signal.POLICY_LOGPROBS, Signal.POLICY_ENTROPY))
+    if start:
+        values[Signal.PROXIMAL_LOGPROBS] = logprobs_BT
+        needs |= update.needs & {Signal.PROXIMAL_LOGPROBS}
+    wanted = {signal: x_BT for signal, x_BT in values.items() if signal in needs}
+    return Live(signals=Signals(wanted, update.rule), logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
+
+
+Comparison = tuple[str, int | None, list[Signal]]
+"""A frozen model, the tokens to compare on, and the KLs between it and the policy: one pass over two models' logits."""
+
+
+def _comparisons(needs: Collection[Signal], top_k: int | None) -> list[Comparison]:
+    groups: dict[tuple[str, int | None], list[Signal]] = {}
+    for signal in sorted((signal for signal in needs if signal.is_kl), key=lambda one: (one.model, one.quantity)):
+        groups.setdefault((signal.model, signal.top_k or top_k), []).append(signal)
+    return [(name, tokens, signals) for (name, tokens), signals in groups.items()]
+
+
+def _from_logits(
+    models: Models,
+    batch: Batch,
+    settings: SignalSettings,
+    hidden_BTH: Tensor,
+    comparisons: list[Comparison],
+    *,
+    entropy: bool,
+) -> Iterator[tuple[Signal, Tensor]]:
+    """Yield the policy's log-probs, its entropies, and the exact KLs."""
+    predicted = batch.response_BT[:, 1:]
+    hidden_NH, targets_N = hidden_BTH[:, :-1][predicted], batch.token_ids_BT[:, 1:][predicted]
+    if not comparisons:
+        logprobs_N, entropy_N = chunked_logprobs_and_entropy(
+            hidden_NH,
+            models.policy.head,
+            targets_N,
+            temperature=settings.temperature,
+            chunk_tokens=settings.chunk_tokens,
+            with_entropy=entropy,
+        )
+        yield Signal.POLICY_LOGPROBS, spread(logprobs_N, predicted)
+        yield Signal.POLICY_ENTROPY, spread(entropy_N, predicted)
+    for number, comparison in enumerate(comparisons):
+        wanted = entropy and number == 0
+        scores = _compared(models, batch, settings, (hidden_NH, targets_N), comparison, entropy=wanted)
+        if number == 0:
+            yield Signal.POLICY_LOGPROBS, spread(scores.logprobs_N, predicted)
+            yield Signal.POLICY_ENTROPY, spread(scores.entropy_N, predicted)
+        found = {"kl_to_policy": scores.kl_reference_to_policy_N, "kl_from_policy": scores.kl_policy_to_reference_N}
+        for signal in comparison[2]:
+            yield signal, spread(found[signal.quantity], predicted)
+
+
+def _compared(
+    models: Models,
+    batch: Batch,
+    settings: SignalSettings,
+    policy: tuple[Tensor, Tensor],
+    comparison: Comparison,
+    *,
+    entropy: bool,
+) -> TokenScores:
+    """Compare the policy, given as hidden states and targets of its response tokens, with a frozen model."""
+    (hidden_NH, targets_N), (name, top_k, signals) = policy, comparison
+    with torch.no_grad():
+        frozen_BTH = models.frozen[name].hidden(batch.token_ids_BT, batch.images)
+    quantities = {signal.quantity for signal in signals}
+    return chunked_scores_against_reference(
+        (hidden_NH, frozen_BTH[:, :-1][batch.response_BT[:, 1:]]),
+        (models.policy.head, models.frozen[name].head),
+        targets_N,
+        WantedScores(
+            entropy=entropy,
+            kl_reference_to_policy="kl_to_policy" in quantities,
+            kl_policy_to_reference="kl_from_policy" in quantities,
+            top_k=top_k,
+        ),
+        temperature=settings.temperature,
+        chunk_tokens=settings.chunk_tokens,
+    )

@@ -1,0 +1,107 @@
+"""One pass less: the log-probs of the step's start come from the training pass if that is the step's only one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkl.learner.learner import Learner
+from rlkl.signals import Signal
+from rlkl.types import Example
+from rlkl.updates.base import PolicyUpdate
+from tests.builders import prepared_batch
+from tests.models import tiny_qwen3
+from tests.unit.learner.test_learner import build, examples
+
+RULES: dict[str, dict[str, Any]] = {
+    "grpo": {"rule": "grpo"},
+    "grpo without KL": {"rule": "grpo", "kl_coef": 0.0},
+    "grpo, truncated masked": {"rule": "grpo", "mask_truncated": True},
+    "superhf": {"rule": "superhf"},
+    "ppo without KL": {"rule": "ppo", "kl_coef": 0.0},
+    "terms": {"rule": "grpo", "terms": [{"term": "entropy", "coef": 0.01}, {"term": "kl", "coef": 0.1}]},
+}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_qwen3(tmp_path_factory.mktemp("model") / "tied", tied=True, seed=0))
+
+
+def batch(step: int) -> list[Example]:
+    """Every third completion is truncated."""
+    found = examples(step)
+    for number in range(0, len(found), 3):
+        rollout = found[number].rollout
+        cut = replace(rollout.completion, finish_reason="length")
+        found[number] = replace(found[number], rollout=replace(rollout, completion=cut))
+    return found
+
+
+def run(learner: Learner, steps: int = 3) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    records = []
+    for step in range(steps):
+        known = learner.prepare(batch(step), batch(step + 7)[:4], step=step)
+        records.append(known | learner.step(step))
+    return records, {name: p.detach().clone() for name, p in learner.policy.named_parameters()}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_is_bit_for_bit_the_same_with_one_pass_less(model_path: str, rule: str, monkeypatch: pytest.MonkeyPatch):
+    learner = build(model_path, update=RULES[rule])
+    assert learner._preparer.skips_proximal_pass
+    fast, fast_weights = run(learner)
+    monkeypatch.setattr("rlkl.learner.preparation.Preparer.skips_proximal_pass", False)
+    slow, slow_weights = run(build(model_path, update=RULES[rule]))
+    assert fast == slow
+    assert all(torch.equal(weights, slow_weights[name]) for name, weights in fast_weights.items())
+
+
+def passes(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Count the policy's forward passes in one step."""
+    seen: list[object] = []
+    hidden = learner.policy.hidden
+    monkeypatch.setattr(learner.policy, "hidden", lambda *a, **k: seen.append(1) or hidden(*a, **k))
+    learner.prepare(batch(0), step=0)
+    learner.step(0)
+    return len(seen)
+
+
+def test_the_policy_runs_once_over_each_micro_batch(model_path: str, monkeypatch: pytest.MonkeyPatch):
+    assert passes(build(model_path, update={"rule": "grpo"}), monkeypatch) == 1
+    assert passes(build(model_path, update={"rule": "grpo"}, learner={"epochs": 2}), monkeypatch) == 3
+    assert (
+        passes(build(model_path, update={"rule": "grpo", "kl_placement": "reward", "kl_coef": 0.1}), monkeypatch) == 2
+    )
+
+
+def test_no_reference_pass_if_neither_rule_nor_recipe_asks(model_path: str):
+    learner = build(model_path, update={"rule": "grpo", "kl_coef": 0.0}, learner={"track_reference_kl": False})
+    assert learner._models.frozen == {}
+
+
+def test_token_columns_see_the_log_probs_of_the_steps_start(model_path: str):
+    learner = build(model_path, update={"rule": "grpo"})
+    learner.prepare(batch(0), step=0)
+    learner.step(0)
+    prepared = prepared_batch(learner)
+    fresh = build(model_path, update={"rule": "grpo"}, learner={"epochs": 2})
+    fresh.prepare(batch(0), step=0)
+    start_BT = prepared_batch(fresh).signals[Signal.PROXIMAL_LOGPROBS]
+    assert torch.equal(prepared.signals[Signal.PROXIMAL_LOGPROBS], start_BT)
+
+
+def test_a_custom_rule_that_names_nothing_keeps_its_signals_before_credit(model_path: str):
+    class Own(PolicyUpdate):
+        @property
+        def needs(self) -> frozenset[Signal]:
+            return frozenset({Signal.POLICY_LOGPROBS, Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS})
+
+        def loss(self, batch: Any, signals: Any) -> Any:
+            raise NotImplementedError
+
+    assert Own(None).reads_before_loss == {Signal.PROXIMAL_LOGPROBS, Signal.REFERENCE_LOGPROBS}
