@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from rlkl.updates.base_settings import RuleSettings, RunFacts, most_kept, warnings_about_no_reference
+from rlkl.updates.base_settings import RuleSettings, most_kept, warnings_about_no_reference
+from rlkl.updates.run_facts import RunFacts
 
 KlEstimator = Literal["k1", "k2", "k3"]
 KlPlacement = Literal["loss", "reward"]
@@ -110,6 +111,11 @@ class GrpoSettings(RuleSettings):
     @property
     def keeps_reference(self) -> bool:
         return self.kl_coef > 0
+
+    @property
+    def own_terms(self) -> frozenset[str]:
+        has_kl_term = self.kl_coef > 0 and self.kl_placement == "loss"
+        return frozenset({"policy", "kl"} if has_kl_term else {"policy"})
 
     def choices(self) -> GrpoChoices:
         """The variant's choices with the recipe's own on top."""

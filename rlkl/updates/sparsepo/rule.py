@@ -37,7 +37,7 @@ class SparsePo(PolicyUpdate):
 
     def __init__(self, settings: SparsePoSettings) -> None:
         self.settings = settings
-        self.trains_masks = settings.mask in ("sparse_common", "sparse_independent")
+        self.trains_masks = settings.trains_masks
 
     @property
     def needs(self) -> frozenset[Signal]:
