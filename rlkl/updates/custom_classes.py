@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlkl.errors import RecipeError
 from rlkl.schema import Section
 from rlkl.system.importing import Importer, file_of, is_file
+
+
+class WrongSettings(ValueError):
+    """Settings that do not fit a custom class; `rlkl.recipe.explain` turns each of its problems into a sentence."""
+
+    def __init__(self, error: ValidationError, section: type[Section]) -> None:
+        self.error, self.section = error, section
+        super().__init__(str(error))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

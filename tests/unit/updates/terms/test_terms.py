@@ -238,19 +238,39 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         ({"term": "kl", "target": 1.0, "coef": 0.0}, "it has to start above 0"),
         ({"term": "kl", "estimator": "k1", "free_nats": 0.5}, r"free_nats = 0\.5 with estimator = k1.*exact"),
         ({"term": "masked_kl"}, "token_ids is empty"),
-        ({"term": "klx"}, r"update\.terms\[0\]\.term = 'klx': expected"),
-        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing"),
+        (
+            {"term": "kll"},
+            r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, or FILE\.py:Class or "
+            r"package\.module:Class for a term of your own\. Did you mean kl\?$",
+        ),
+        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, or FILE\.py:Class"),
         (
             {"term": "kl", "coeff": 0.1},
             r"update\.terms\[0\]\.coeff: unknown key\. Did you mean update\.terms\[0\]\.coef",
         ),
-        ({"term": f"{EXAMPLE}:Floor", "floor": 3.0}, "floor: Input should be less than or equal to 0"),
-        ({"term": f"{EXAMPLE}:Ceiling"}, r"did you mean|There are"),
+        (
+            {"term": f"{EXAMPLE}:Floor", "floor": 3.0},
+            r"^recipe: update\.terms\[0\]\.floor = 3\.0: expected a number <= 0$",
+        ),
+        (
+            {"term": f"{EXAMPLE}:Floor", "florr": -3.0},
+            r"^recipe: update\.terms\[0\]\.florr: unknown key\. Did you mean update\.terms\[0\]\.floor\?$",
+        ),
+        (
+            {"term": f"{EXAMPLE}:Floor", "florr": -3.0, "coef": "x"},
+            r"^recipe: 2 problems\n  update\.terms\[0\]\.coef = 'x': expected a number\n  update\.terms\[0\]\.florr: ",
+        ),
+        (
+            {"term": f"{EXAMPLE}:Flor"},
+            r"^recipe: update\.terms\[0\]\.term = '[^']*:Flor': 'Flor' does not exist in .*; did you mean 'Floor'\?",
+        ),
+        ({"term": "json:loads"}, r"^recipe: update\.terms\[0\]\.term = 'json:loads': .* is no subclass of rlkl"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_key(term: dict, message: str):
-    with pytest.raises(RecipeError, match=message):
-        recipe({"rule": "grpo", "terms": [term]})
+    for rule in ("grpo", f"{EXAMPLE.with_name('rule_example.py')}:Reinforce"):
+        with pytest.raises(RecipeError, match=message):
+            recipe({"rule": rule, "terms": [term]})
 
 
 @pytest.mark.parametrize("name", ["policy", "reference", "Teacher", "2b"])
