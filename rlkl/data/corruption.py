@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 Corruption = Callable[["Picture", np.random.Generator], "Picture"]
 """Makes a corrupted copy; every draw comes from the generator."""
 Saliency = Callable[["Picture"], np.ndarray]
-"""How much the policy looks at each part of a picture: ``[rows, columns]`` of a grid laid over it."""
+"""Measures how much the policy looks at each part of a picture: ``[rows, columns]`` of a grid over it."""
 
 
 def mask_patches(picture: Picture, generator: np.random.Generator, probability: float, cell: int) -> Picture:
-    """Each cell of ``cell`` pixels a side, cut ones at the edges too, turns black with this probability."""
+    """Turn each cell black with this probability. A cell is ``cell`` pixels a side, and smaller at the edges."""
     shape = (math.ceil(picture.height / cell), math.ceil(picture.width / cell))
     black = generator.random(shape) < probability
     return blacken(picture, black.repeat(cell, axis=0).repeat(cell, axis=1))
 
 
 def add_noise(picture: Picture, generator: np.random.Generator, std: float) -> Picture:
-    """Gaussian noise on every channel; ``std`` is in units of the range from black to white."""
+    """Add Gaussian noise to every channel; ``std`` is in units of the range from black to white."""
     from PIL import Image as pil
 
     values = np.asarray(picture) / 255.0
@@ -38,7 +38,7 @@ def add_noise(picture: Picture, generator: np.random.Generator, std: float) -> P
 
 
 def mask_salient(picture: Picture, saliency: np.ndarray, fraction: float) -> Picture:
-    """The ``fraction`` of the grid's cells (rounded down) that are looked at most turn black."""
+    """Turn the ``fraction`` of the grid's cells (rounded down) black that the policy looks at most."""
     black = np.zeros(saliency.size, dtype=bool)
     black[np.argsort(-saliency, axis=None, kind="stable")[: math.floor(fraction * saliency.size)]] = True
     black = black.reshape(saliency.shape)
@@ -48,7 +48,7 @@ def mask_salient(picture: Picture, saliency: np.ndarray, fraction: float) -> Pic
 
 
 def blacken(picture: Picture, black: np.ndarray | None = None) -> Picture:
-    """Black where ``black`` is, which covers the picture; everywhere where it is left out."""
+    """Turn the pixels black for which ``black`` is true; all if it is left out. ``black`` covers the picture."""
     from PIL import Image as pil
 
     values = np.asarray(picture).copy()

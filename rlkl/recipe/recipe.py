@@ -29,7 +29,7 @@ from rlkl.updates.terms.checks import check_names
 
 
 def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
-    """Settings of a rule from outside are checked where the recipe is read (`rlkl.recipe.io`)."""
+    """Pass the settings of a custom rule on; they were checked when the recipe was read (`rlkl.recipe.io`)."""
     return value if isinstance(value, OutsideSettings) else built_in(value)
 
 

@@ -106,7 +106,7 @@ class RuleSettings(Section):
 
 
 def most_kept(settings: FilterSettings | None, samples: int) -> int:
-    """Upper bound of a prompt's completions that pass the filter."""
+    """Return the most completions of a prompt that can pass the filter."""
     if settings is None or settings.keep == "threshold":
         return samples
     return min(int(settings.value), samples) if settings.keep == "top_k" else math.ceil(settings.value * samples)

@@ -34,7 +34,7 @@ class CustomKind:
     own_settings: type[Section]
     """The class that its ``Settings`` must extend."""
     own_settings_name: str
-    """Where users import that class from."""
+    """The module and name by which users import that class."""
     with_reference: Callable[[], type[Section]]
     """The settings class with the reference among its keys."""
     arrived: dict[str, type] = field(default_factory=dict)
