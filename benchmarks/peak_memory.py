@@ -16,12 +16,12 @@ HIDDEN = 128
 
 
 def hidden_states(tokens: int, *, seed: int) -> Tensor:
-    """Random ``[tokens, HIDDEN]`` states, with gradient."""
+    """Draw random ``[tokens, HIDDEN]`` states, with gradient."""
     return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
 def head_weight(*, seed: int) -> Tensor:
-    """A random ``[VOCABULARY, HIDDEN]`` output head, its gradient already there."""
+    """Draw a random ``[VOCABULARY, HIDDEN]`` output head, with its gradient allocated."""
     generator = torch.Generator().manual_seed(seed)
     weight_VH = torch.randn(VOCABULARY, HIDDEN, generator=generator).mul_(HIDDEN**-0.5).requires_grad_()
     weight_VH.grad = torch.zeros_like(weight_VH)
@@ -29,7 +29,7 @@ def head_weight(*, seed: int) -> Tensor:
 
 
 def targets(tokens: int) -> Tensor:
-    """Random target tokens."""
+    """Draw random target tokens."""
     return torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(0))
 
 

@@ -65,7 +65,7 @@ def _one_score(file: Path) -> None:
 
 
 def _one_step(file: Path, overrides: list[str]) -> None:
-    """Turns of inline and process, so that whatever else the machine does falls on both."""
+    """Time inline and process by turns, so that other work of the machine affects both."""
     records: dict[str, list[dict[str, float]]] = {"inline": [], "process": []}
     for turn in range(TURNS):
         for mode, found in records.items():

@@ -102,7 +102,7 @@ def pad(prompts: list[tuple[int, ...]], completions: list[Completion]) -> tuple[
 
 
 def policy_logprobs(model: Any, ids_BT: Tensor, response_BT: Tensor) -> Tensor:
-    """Log-probability of each response token, zero elsewhere, with gradient: ``[B, T]`` in nats."""
+    """Return the log-prob (nats, ``[B, T]``) of each response token, zero elsewhere, with gradient."""
     hidden_BTH = model.base_model(ids_BT, use_cache=False).last_hidden_state
     hidden_NH = hidden_BTH[:, :-1][response_BT[:, 1:]]  # the state before a token predicts it
     logprobs_N, _ = chunked_logprobs_and_entropy(

@@ -101,7 +101,7 @@ def compare(results: Results, folder: Path) -> None:
 
 
 def hack(results: Results, folder: Path) -> None:
-    """Nothing holds the policy near its start; gamma grows; the double entropy in the mode where all of it acts."""
+    """Train with nothing that holds the policy, with growing gamma, and with the whole double entropy."""
 
     def one(key: str, gamma: float, entropy: float, recompute: bool) -> None:
         run_dir = folder / key.replace("/", "-").replace(".", "_")  # what follows a point would be a suffix
@@ -126,7 +126,7 @@ def hack(results: Results, folder: Path) -> None:
 
 
 def time_steps(results: Results, folder: Path) -> None:
-    """GRPO and PAPO_G by turns, alone on the machine; the policy does not move, so both do the same work."""
+    """Time GRPO and PAPO_G by turns, alone on the machine. The policy does not move, so both do the same work."""
     for turn in range(TIMED_TURNS):
         for arm in ARMS[:2]:
             name = f"time/{arm.name}/{turn}"

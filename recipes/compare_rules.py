@@ -138,7 +138,7 @@ def in_parallel(jobs: Sequence[tuple], results: Results, pattern: str) -> None:
 
 
 def table(results: Results) -> str:
-    """Mean and standard deviation over the seeds, as Markdown."""
+    """Return mean and standard deviation over the seeds, as Markdown."""
     names = ("proxy", "gold", "KL", "METEOR", "s")
     base = results.runs["base"]
     lines = ["| rule | KL weight | proxy | gold | KL | METEOR | s |", "|---|---|---|---|---|---|---|"]

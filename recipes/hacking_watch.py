@@ -51,19 +51,19 @@ def train(arm: Arm, seed: int, folder: Path) -> Records:
 
 
 def smoothed(records: Records, key: str) -> list[float]:
-    """Means of the last `WINDOW` steps."""
+    """Average the last `WINDOW` steps, at each step."""
     values = [record[key] for record in records]
     return [fmean(values[max(end - WINDOW, 0) : end]) for end in range(1, len(values) + 1)]
 
 
 def peak(records: Records) -> int:
-    """The step that ends the best `WINDOW` steps of the gold reward."""
+    """Return the step that ends the best `WINDOW` steps of the gold reward."""
     gold = smoothed(records, GOLD)
     return max(range(WINDOW, len(gold) + 1), key=lambda step: gold[step - 1])
 
 
 def collapse(records: Records) -> int | None:
-    """The first step after the peak at which the gold reward is below its start, over `WINDOW` steps."""
+    """Return the first step after the peak at which the gold reward is below its start, over `WINDOW` steps."""
     gold = smoothed(records, GOLD)
     start = gold[WINDOW - 1]
     return next((step for step in range(peak(records), len(gold) + 1) if gold[step - 1] < start), None)
@@ -105,7 +105,7 @@ def signals_table(runs: dict[str, list[Records]]) -> str:
 
 
 def spread(values: Sequence[int]) -> str:
-    """Mean ± standard deviation over the seeds, and the values."""
+    """Return mean ± standard deviation over the seeds, and the values."""
     if len(values) < 2:
         return ", ".join(map(str, values)) or "never"
     return f"{fmean(values):+.1f} ± {stdev(values):.1f} ({', '.join(f'{value:+d}' for value in values)})"

@@ -5,7 +5,7 @@ rlkl train recipes/quickstart.yaml 'rewards=[{function: recipes/rewards_example.
 
 
 def closeness(completion: str, answer: str) -> float:
-    """1 for the right sum, a tenth less for each unit off, 0 for what is no number.
+    """Score 1 for the right sum, a tenth less for each unit off, 0 for what is no number.
 
     ``completion`` is what the model wrote; ``answer`` is a column of the data.
     """

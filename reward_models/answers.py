@@ -23,7 +23,7 @@ class ExactMatch:
 
     answer_column: str = "answer"
     extract: str = "whole"
-    """Which part of the completion is its answer: ``whole``, ``last_line``, ``last_number`` or ``boxed``."""
+    """The part of the completion that is its answer: ``whole``, ``last_line``, ``last_number`` or ``boxed``."""
     ignore_case: bool = False
     ignore_space: bool = True
     """Runs of white space count as one space."""
@@ -58,7 +58,7 @@ class NumericMatch:
 
     answer_column: str = "answer"
     extract: str = "last_number"
-    """Which part of the completion is its answer: ``last_number``, ``whole``, ``last_line`` or ``boxed``."""
+    """The part of the completion that is its answer: ``last_number``, ``whole``, ``last_line`` or ``boxed``."""
     absolute_tolerance: float = 0.0
     relative_tolerance: float = 1e-6
 

@@ -52,14 +52,14 @@ class SequenceClassifier:
     prompt_column: str | None = None
     """The column to take the prompt from, when the one that the policy saw carries the policy's chat template."""
     label: int | str | None = None
-    """Which logit is the score, by number or name. A model with one logit needs none."""
+    """The logit that is the score, by number or name. A model with one logit needs none."""
     output: str = "logit"
     """``logit`` or ``probability`` (sigmoid of one logit, softmax over several)."""
     batch_size: int = 16
     max_tokens: int | None = None
     """Longest text; the model's own limit if left out."""
     truncate: str = "never"
-    """What longer texts lose: their ``left`` or ``right`` end; ``never`` makes them an error."""
+    """The end that longer texts lose, ``left`` or ``right``; ``never`` makes them an error."""
     dtype: str = "float32"
     device: str = "auto"
     """``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ..."""
@@ -83,7 +83,7 @@ class SequenceClassifier:
         self.__signature__ = takes("completions", *([] if self.text == "completion" else [self._prompts]))
 
     def fingerprint(self) -> str:
-        """Of the model's files, so that another model in the same folder is another reward."""
+        """Hash the model's files, so that another model in the same folder is another reward."""
         return fingerprint_of_files(Path(self.path))
 
     def setup(self) -> None:
@@ -154,7 +154,7 @@ class _Loaded:
         self._answers: AnswerEncoder | None = None
 
     def encode(self, prompt: Any, completion: str) -> list[int]:
-        """The token ids of one text, not padded."""
+        """Encode one text into token ids, without padding."""
         settings = self._settings
         if self._text == "chat":
             turns = [*self._messages(prompt), {"role": "assistant", "content": completion}]
@@ -178,7 +178,7 @@ class _Loaded:
         return ids[-self._longest :] if settings.truncate == "left" else ids[: self._longest]
 
     def _as_sampled(self, prompt: Any, completion: str) -> list[int]:
-        """The ids that a policy would see, the end of its answer included, as `rlkl.data` encodes them."""
+        """Return the ids that a policy would see, the end of its answer included, as `rlkl.data` encodes them."""
         from rlkl.data.answers import AnswerEncoder, encode_plain
         from rlkl.data.chat import EncodedPrompt, render
 
@@ -195,7 +195,10 @@ class _Loaded:
         return [*ids, *self._answers.encode_sampled(encoded, completion)]
 
     def score(self, texts: Sequence[list[int]]) -> list[float]:
-        """The score of each text, in order. The longest come first, so that memory runs out at once or never."""
+        """Score each text; the result is in the order of the texts.
+
+        The longest text comes first, so that memory runs out at once or never.
+        """
         import torch
 
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
@@ -273,5 +276,5 @@ class _Loaded:
 
 
 def _unused(taken: set[int]) -> int:
-    """The smallest token id that is not among those taken."""
+    """Return the smallest token id that is not among those taken."""
     return next(number for number in range(len(taken) + 1) if number not in taken)

@@ -27,7 +27,7 @@ _IMPORTER = Importer(
 )
 _PLURALS = {"prompt": "prompts", "completion": "completions"}
 _NOT_PER_SAMPLE = ("state",)
-"""The same for all samples of a batch."""
+"""Arguments that are equal for all samples of a batch."""
 _DISAGREEMENT = "disagreement"
 
 
@@ -78,7 +78,7 @@ class Ensemble:
         self.__signature__ = Signature(list(parameters.values()))
 
     def fingerprint(self) -> str:
-        """Of its members: each counts as it would by itself."""
+        """Join the members' fingerprints: each counts as it would by itself."""
         return " ".join(member.fingerprint() for member in self._built)
 
     def setup(self) -> None:
@@ -225,7 +225,7 @@ def _name_of(function: Any) -> str:
 
 
 def _of_sample(arguments: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """One sample's arguments out of a batch's."""
+    """Return one sample's arguments out of a batch's."""
     singular = {plural: single for single, plural in _PLURALS.items()}
     return {
         singular.get(name, name): value if name in _NOT_PER_SAMPLE else value[index]

@@ -12,12 +12,12 @@ _FENCE = "```"
 
 
 def whole(text: str) -> str | None:
-    """The text without the white space around it; None where nothing is left."""
+    """Return the text without the white space around it; None if nothing is left."""
     return text.strip() or None
 
 
 def last_line(text: str) -> str | None:
-    """The last line that holds anything."""
+    """Return the last line that is not empty."""
     stripped = text.strip()
     return stripped.splitlines()[-1].strip() if stripped else None
 

@@ -33,7 +33,7 @@ class FormatMatch:
     blocks: Sequence[str] = ("think",)
     """Tags of blocks, in order. Each comes once and holds something."""
     ending: str = "boxed"
-    r"""What follows the last block: ``boxed`` (one ``\boxed{...}``), ``text`` (anything), or ``nothing``."""
+    r"""The text after the last block: ``boxed`` (one ``\boxed{...}``), ``text`` (anything), or ``nothing``."""
     opened: str = ""
     """Text that the prompt already ends with, such as ``<think>``; it counts as the completion's beginning."""
     partial: bool = False
@@ -133,9 +133,9 @@ class Regex:
     flags: Sequence[str] = ()
     """Any of ``ignore_case``, ``multiline``, ``dot_all``."""
     found: float = 1.0
-    """What a match is worth; with ``count`` each of them."""
+    """The value of a match; with ``count`` of each of them."""
     missing: float = 0.0
-    """What no match is worth."""
+    """The value without a match."""
     most: int | None = None
     """With ``count``: matches beyond this many are worth nothing."""
     timeout_s: float = 1.0

@@ -39,7 +39,7 @@ class JsonSchema:
     extract: str = "whole"
     """``whole`` (the completion and nothing else) or ``fenced`` (the last block between ``` fences)."""
     parsed: float = 0.0
-    """What JSON is worth that does not fit the schema, in [0, 1]."""
+    """The value of JSON that does not fit the schema, in [0, 1]."""
     _validator: Validator | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class JsonSchema:
         self.__signature__ = takes("completion", *([self.schema_column] if self.schema_column else []))
 
     def fingerprint(self) -> str:
-        """Of the schema's file, where it has one."""
+        """Hash the schema's file, if it has one."""
         return fingerprint_of_files(Path(self.schema)) if isinstance(self.schema, str) else ""
 
     def setup(self) -> None:
@@ -109,7 +109,7 @@ class JsonSchema:
 
 
 def _validator(schema: Any) -> Validator:
-    """Raises `ValueError` where ``schema`` is none."""
+    """Build the validator of a schema; raises `ValueError` if ``schema`` is none."""
     from jsonschema import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
     from referencing import Registry

@@ -160,7 +160,7 @@ class Judge:
         }
 
     def _client(self) -> _Client:
-        """This event loop's own: connections cannot move between loops."""
+        """Return the client of this event loop: connections cannot move between loops."""
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             self._clients[loop] = _Client(self, self._headers(), f"{self._url}/chat/completions")
@@ -209,7 +209,7 @@ class _Client:
         await self._http.aclose()
 
     async def complete(self, request: Mapping[str, Any]) -> str:
-        """The reply's text; raises `RewardError` where none comes."""
+        """Return the reply's text; raises `RewardError` if none comes."""
         async with self._turns:
             for attempt in range(self._settings.retries + 1):
                 outcome = await self._attempt(request)
@@ -243,7 +243,7 @@ class _Setback:
 
     reason: str
     asked_s: float | None = None
-    """How long the server asked to wait."""
+    """The seconds that the server asked to wait."""
 
     def wait_s(self, attempt: int, backoff_s: float) -> float:
         if self.asked_s is not None:
@@ -252,7 +252,7 @@ class _Setback:
 
 
 def _asked_wait(header: str | None) -> float | None:
-    """Seconds that a Retry-After header names, as a number or as a date."""
+    """Return the seconds that a Retry-After header names, as a number or as a date."""
     if header is None:
         return None
     if header.strip().isdecimal():

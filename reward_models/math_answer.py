@@ -18,7 +18,7 @@ from reward_models.settings import check_choice, check_column, check_number, sho
 from rlkl.errors import RewardError
 
 _START_S = 300.0
-"""How long sympy may take to be imported on a busy machine."""
+"""Seconds that the import of sympy may take on a busy machine."""
 _WORKER = Path(__file__).with_name("math_worker.py")
 _LATEX = ("$", "\\boxed", "\\(", "\\[")
 
@@ -143,7 +143,7 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The reply to one question; raises `RewardError` where there is none in time."""
+        """Return the reply to one question; raises `RewardError` if there is none in time."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -183,5 +183,5 @@ class _Worker:
 
 
 def _as_latex(expected: str) -> str:
-    """math-verify looks for LaTeX only between its delimiters, and for plain numbers anywhere."""
+    """Put LaTeX between delimiters: math-verify looks for it only there, and for plain numbers anywhere."""
     return expected if any(mark in expected for mark in _LATEX) else f"${expected}$"

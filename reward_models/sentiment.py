@@ -55,7 +55,7 @@ NEGATIONS = _words(
 )
 STRENGTHENING = _words("very really extremely absolutely incredibly truly so too utterly totally highly deeply")
 REACH = 3
-"""How many words before a word of sentiment may turn it around or strengthen it."""
+"""Number of words before a word of sentiment that may turn it around or strengthen it."""
 STRENGTHENED = 1.5
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
@@ -106,7 +106,7 @@ class SentimentLexicon:
         return max(-1.0, min(1.0, (positive - negative) / words)) if words else 0.0
 
     def _distinct(self, clauses: Iterable[list[str]]) -> list[float]:
-        """The first value of each word."""
+        """Return the first value of each word."""
         first: dict[str, float] = {}
         for word, value in self._valued(clauses):
             first.setdefault(word, value)

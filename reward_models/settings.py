@@ -89,7 +89,7 @@ def check_column(reward: object, *settings: str) -> None:
 
 
 def is_text_list(value: object) -> bool:
-    """Whether it is a list (or tuple) of texts, none of them empty."""
+    """Return whether a value is a list (or tuple) of texts, none of them empty."""
     return isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value)
 
 
@@ -109,7 +109,7 @@ def shorten(text: str, characters: int = _SHOWN_CHARACTERS) -> str:
 
 
 def fingerprint_of_files(path: Path) -> str:
-    """Hash of a file, or of all files of a folder with their names; return an empty text if there is no file."""
+    """Hash a file, or all files of a folder with their names; return an empty text if there is no file."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     digest = hashlib.blake2b(digest_size=16)
     for file in files:

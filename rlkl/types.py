@@ -21,7 +21,7 @@ from typing import Any, Literal
 FinishReason = Literal["stop", "length"]
 
 Role = Literal["main", "replay"]
-"""Why a sequence is in a batch. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
+"""The purpose of a sequence. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

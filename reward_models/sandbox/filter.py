@@ -79,7 +79,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def refused_calls(*, namespaces: bool) -> list[Instruction]:
-    """The filter for a program that runs in namespaces of its own, or without; raises `OSError` where none is known.
+    """Build the filter for a program with or without namespaces of its own; raises `OSError` if none is known.
 
     Without namespaces it is made for the calling process, whose id it holds.
     """

@@ -58,7 +58,7 @@ class Order:
 
 
 def main() -> None:
-    """``jail.py ORDER REPORT``: the numbers of two open files."""
+    """Run ``jail.py ORDER REPORT``: the numbers of two open files."""
     order_fd, report_fd = int(sys.argv[1]), int(sys.argv[2])
     with os.fdopen(order_fd) as text:
         order = Order(**json.load(text))
@@ -134,7 +134,10 @@ class _Guard:
                 return
 
     def _build_world(self, folder: str) -> None:
-        """A root of its own: what may be read, a few devices, and one folder to write to, all gone when it ends."""
+        """Build a root of its own: what may be read, a few devices, and one folder to write to.
+
+        All is gone when it ends.
+        """
         kernel.unshare(kernel.NEW_MOUNTS)  # here, because the guard keeps the old root to clean up in
         kernel.mount("none", "/", "", Mount.RECURSIVE | Mount.PRIVATE)
         no_tricks = Mount.NO_SET_UID | Mount.NO_DEVICES
@@ -259,7 +262,7 @@ def _show(path: str, root: str) -> None:
 
 
 def _private_id() -> int:
-    """A user id that no account and no other sandbox of this machine has; nobody's where large ids are not mapped."""
+    """Return a user id of no account and no other sandbox of this machine; nobody's id if large ids are not mapped."""
     wanted = _FIRST_PRIVATE_ID + os.getpid()
     with open("/proc/self/uid_map") as lines:
         for line in lines:
@@ -287,7 +290,7 @@ def _descendants() -> list[int]:
 
 
 def _or_tell(report_fd: int, work: Any) -> NoReturn:
-    """In a child: do the work, tell why it failed if it did, and end."""
+    """Do the work in a child, report why it failed if it did, and end the child."""
     try:
         work()
     except OSError as error:

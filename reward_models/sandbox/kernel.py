@@ -44,7 +44,7 @@ _LOCKED = {
     os.ST_NODIRATIME: Mount.NO_DIRECTORY_ACCESS_TIME,
     os.ST_RELATIME: Mount.RELATIVE_ACCESS_TIME,
 }
-"""What a mount has on, and a remount by an ordinary user has to keep on."""
+"""Flags that a remount by an ordinary user has to keep if the mount has them."""
 
 
 def unshare(flags: int) -> None:
@@ -91,7 +91,7 @@ def adopt_orphans() -> None:
 
 
 def renounce_privileges() -> None:
-    """No program that this process starts gains a privilege, and it keeps no capability."""
+    """Give up all capabilities; no program that this process starts can gain a privilege."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
@@ -138,12 +138,12 @@ _SCOPES = 0b11
 
 
 def landlock_version() -> int:
-    """0 where the kernel has no Landlock."""
+    """Return the version of the kernel's Landlock; 0 if it has none."""
     return max(0, _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
 
 
 def restrict_files(readable: Sequence[str], writable: Sequence[str]) -> None:
-    """From now on this process may use these folders and files only; the former to read and to execute."""
+    """Restrict this process to these folders and files from now on; ``readable`` ones may be read and executed."""
     version = landlock_version()
     if version < _LANDLOCK_NEEDED:
         raise OSError(f"this kernel's Landlock has version {version}; {_LANDLOCK_NEEDED} is needed (Linux 6.2)")

@@ -94,7 +94,7 @@ def _listed(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _held(processes: Iterable[int], device: int) -> Iterator[os.stat_result]:
-    """Files without a name on ``device`` that a process has open, or has mapped."""
+    """Yield the files without a name on ``device`` that a process has open, or has mapped."""
     for process in processes:
         for kind in ("fd", "map_files"):
             folder = f"/proc/{process}/{kind}"

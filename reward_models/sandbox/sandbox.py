@@ -28,7 +28,7 @@ _SYSTEM = (
     "/gnu/store",
     "/etc/ld.so.cache",
 )
-"""What programs need to start: binaries and shared libraries, those of the machine."""
+"""Folders that programs need to start: the machine's binaries and shared libraries."""
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -40,9 +40,9 @@ _ENVIRONMENT = {
 _PYTHON_FLAGS = ("-P", "-s", "-B", "-X", "utf8")
 _PACKAGE_FOLDER = str(Path(__file__).parents[1])
 _CHECK_S = 60.0
-"""How long the trivial program may take, also on a busy machine."""
+"""Seconds that the trivial program may take, also on a busy machine."""
 _GRACE_S = 30.0
-"""How much longer than the wall limit the guard may take, start and cleaning up included."""
+"""Seconds beyond the wall limit that the guard may take, start and cleaning up included."""
 _START_GUARD = """
 import sys, types
 package = types.ModuleType("reward_models")
@@ -81,7 +81,7 @@ class Outcome:
     """The end of a program."""
 
     exit_code: int
-    """Of the program; minus the signal that ended it, as in `subprocess`. -9 where the sandbox stopped it."""
+    """Exit code of the program; minus the signal that ended it, as in `subprocess`; -9 if the sandbox stopped it."""
     stopped: str
     """``time``, ``output`` or ``disk`` if the sandbox stopped the program for that limit, else empty."""
     stdout: str
@@ -246,7 +246,7 @@ class _Collector:
 
 
 def _memory_file(text: str) -> IO[bytes]:
-    """An open file that lies in no folder, from its beginning."""
+    """Open a file that lies in no folder; it holds ``text`` and is at its beginning."""
     file = os.fdopen(os.memfd_create("rlkl_sandbox"), "w+b", buffering=0)
     file.write(text.encode(errors="surrogatepass"))
     file.seek(0)

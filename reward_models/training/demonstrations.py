@@ -26,7 +26,7 @@ class Demonstration:
 
 
 def load_demonstrations(section: AnswersSection, tokenizer: PreTrainedTokenizerBase) -> list[Demonstration]:
-    """All usable rows of ``section.source``, in order.
+    """Load all usable rows of ``section.source``, in order.
 
     Raises:
         DataError: the source cannot be read, lacks a column, or holds too many bad rows.
@@ -45,7 +45,7 @@ def load_demonstrations(section: AnswersSection, tokenizer: PreTrainedTokenizerB
 
 
 def training_rows(demonstrations: Sequence[Demonstration], *, train_on_prompt: bool) -> dict[str, list[Any]]:
-    """The columns that TRL's trainer takes, tokenized as here."""
+    """Return the columns that TRL's trainer takes, tokenized as here."""
     return {
         "input_ids": [[*row.prompt_ids, *row.answer_ids] for row in demonstrations],
         "labels": [

@@ -73,11 +73,11 @@ class Agreement:
     """Share of pairs that both rank the same way."""
     pearson: float | None
     spearman: float | None
-    """Of the scores of all answers."""
+    """The rank correlation of the scores of all answers."""
 
 
 def judge(pairs: Sequence[ScoredPair]) -> Judgement:
-    """Everything in `Judgement`, of at least one pair."""
+    """Compute everything in `Judgement`, of at least one pair."""
     bins = calibration(pairs)
     scores = [score for pair in pairs for score in (pair.chosen, pair.rejected)]
     gaps = [
@@ -95,17 +95,17 @@ def judge(pairs: Sequence[ScoredPair]) -> Judgement:
 
 
 def log_loss(pair: ScoredPair) -> float:
-    """Bradley and Terry's loss, with a soft label where the probability is below 1."""
+    """Compute Bradley and Terry's loss, with a soft label if the probability is below 1."""
     return pair.probability * softplus(-pair.difference) + (1 - pair.probability) * softplus(pair.difference)
 
 
 def softplus(x: float) -> float:
-    """log(1 + exp(x)) without overflow."""
+    """Compute log(1 + exp(x)) without overflow."""
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def calibration(pairs: Sequence[ScoredPair], *, bins: int = BINS) -> tuple[CalibrationBin, ...]:
-    """Pairs by the model's confidence in its ranking, in ``bins`` equal bins from 0.5 to 1."""
+    """Sort pairs by the model's confidence in its ranking into ``bins`` equal bins from 0.5 to 1."""
     width = 0.5 / bins
     members: list[list[ScoredPair]] = [[] for _ in range(bins)]
     for pair in pairs:
@@ -123,12 +123,15 @@ def calibration(pairs: Sequence[ScoredPair], *, bins: int = BINS) -> tuple[Calib
 
 
 def confidence(pair: ScoredPair) -> float:
-    """The probability that the model gives to its own ranking, 0.5 to 1."""
+    """Return the probability that the model gives to its own ranking, 0.5 to 1."""
     return math.exp(-softplus(-abs(pair.difference)))
 
 
 def agreement(first: Sequence[ScoredPair], second: Sequence[ScoredPair]) -> Agreement:
-    """Of two models' scores of the same pairs, in the same order. Two ties are alike, a tie and a ranking are not."""
+    """Compare two models' scores of the same pairs, in the same order.
+
+    Two ties agree; a tie and a ranking do not.
+    """
     alike = [_sign(one.difference) == _sign(other.difference) for one, other in zip(first, second, strict=True)]
     scores = [[score for pair in pairs for score in (pair.chosen, pair.rejected)] for pairs in (first, second)]
     return Agreement(
@@ -140,7 +143,7 @@ def agreement(first: Sequence[ScoredPair], second: Sequence[ScoredPair]) -> Agre
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Rank of each value from 1; equal values share the mean of their ranks.
+    """Return the rank of each value from 1; equal values share the mean of their ranks.
 
     >>> ranks([30.0, 10.0, 20.0, 10.0])
     [4.0, 1.5, 3.0, 1.5]

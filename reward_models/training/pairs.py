@@ -27,7 +27,7 @@ class Pair:
 
 
 def load_pairs(section: PairsSection, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
-    """All usable rows of ``section.source``, in order.
+    """Load all usable rows of ``section.source``, in order.
 
     Raises:
         DataError: the source cannot be read, lacks a column, or holds too many bad rows; or a margin or a probability
@@ -57,7 +57,7 @@ def load_pairs(section: PairsSection, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def training_rows(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
-    """The columns that TRL's trainer takes, tokenized as here."""
+    """Return the columns that TRL's trainer takes, tokenized as here."""
     columns: dict[str, list[Any]] = {
         "chosen_ids": [list(pair.chosen_ids) for pair in pairs],
         "rejected_ids": [list(pair.rejected_ids) for pair in pairs],
@@ -73,10 +73,10 @@ def _number(section: PairsSection, key: str, columns: Mapping[str, Any], row: st
     if column is None:
         return None
     if column not in columns:
-        raise DataError(f"data.{key} = '{column}' is not a column of row {row}; {did_you_mean(column, columns)}")
+        raise DataError(f"data.{key} = '{column}' is not a column of {row}; {did_you_mean(column, columns)}")
     value = columns[column]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"data.{key} = '{column}': row {row} has {value!r} there, expected a number")
+        raise DataError(f"data.{key} = '{column}': {row} has {value!r} there, expected a number")
     return float(value)
 
 

@@ -82,7 +82,7 @@ class RowsSection(Section):
     )
 
     def prompts(self, *, chosen_column: str | None = None, rejected_column: str | None = None) -> DataSection:
-        """The section as the reader of prompts takes it."""
+        """Return the section as the reader of prompts takes it."""
         return DataSection(
             source=self.source,
             subset=self.subset,

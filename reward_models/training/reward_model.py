@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 REWARD_MODEL = "reward_model"
 HELD_OUT_REWARD_MODEL = "held_out_reward_model"
-"""Of the second half; for a monitor, never for training."""
+"""The model of the second half; for a monitor, never for training."""
 REPORT = "report.json"
 TEXT_KEY, TEXT = "rlkl_text", "sampled"
 """Entry of a model's config: it was taught the ids of the prompt, of the answer and of the answer's end.

@@ -13,7 +13,9 @@ from rlkl.seeds import derive_seed
 def split_by_prompt(
     prompts: Sequence[str], *, held_out_fraction: float, parts: int, seed: int
 ) -> tuple[list[int], list[list[int]]]:
-    """Row numbers of the held-out rows, and of each of ``parts`` equal training parts. No prompt is in two of them.
+    """Return the numbers of the held-out rows, and of each of ``parts`` equal training parts, by prompt.
+
+    No prompt is in two of them.
 
     Prompts are dealt out in an order drawn from ``seed``: to the held-out rows until they are ``held_out_fraction`` of
     all, then always to the smallest part. Row numbers come out in order.

@@ -23,11 +23,11 @@ from rlkl.tasks.teaching import threads
 logger = logging.getLogger(__name__)
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-"""As transformers calls them."""
+"""The names that transformers has for them."""
 
 
 def model_folder(path: str) -> str:
-    """The folder behind ``model.path``: a built-in base model is built if need be, a local folder made absolute."""
+    """Return the folder behind ``model.path``: a built-in base model is built first, a local folder made absolute."""
     task = task_name(path)
     if task is not None:
         return str(base_model(task))
@@ -35,7 +35,7 @@ def model_folder(path: str) -> str:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Raises `InputError` where there is none, or where it cannot end a sequence."""
+    """Load the tokenizer; raises `InputError` if there is none, or if it cannot end a sequence."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -58,7 +58,7 @@ def open_run(recipe: HasRun, dumped: str) -> Path:
 
 
 def trl_settings(model: StartSection, learner: LearnerSection, seed: int) -> dict[str, Any]:
-    """Settings that TRL's trainers share. Nothing is saved, reported or evaluated by the trainer itself."""
+    """Return settings that TRL's trainers share. The trainer itself saves, reports and evaluates nothing."""
     return {
         "num_train_epochs": float(learner.epochs),
         "max_steps": learner.max_steps or -1,
@@ -85,7 +85,7 @@ def trl_settings(model: StartSection, learner: LearnerSection, seed: int) -> dic
 
 
 def lora_config(model: StartSection, task_type: str) -> Any:
-    """peft's settings, or None. A scoring head is always trained whole."""
+    """Return peft's settings, or None. A scoring head is always trained whole."""
     if model.lora is None:
         return None
     from peft import LoraConfig
@@ -123,7 +123,7 @@ class TrainingLog(TrainerCallback):
 
 @contextmanager
 def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into. It gets its name, ``folder``, if the block ends well, and is removed otherwise."""
+    """Make a folder to write into. It becomes ``folder`` if the block ends well, and is removed otherwise."""
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -136,12 +136,12 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def merged(model: Any) -> Any:
-    """A trained model with its adapters, if it has some, merged into its weights."""
+    """Merge the adapters of a trained model, if it has some, into its weights."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder."""
+    """Save a Hugging Face folder."""
     with complete_or_absent(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

@@ -15,7 +15,7 @@ _SHOWN_CHARACTERS = 600
 
 
 def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
-    """The result of one call.
+    """Wait for one call and return its result.
 
     Raises the actor's own `RlklError`; `ActorDiedError` when it ended or failed otherwise; `DeadlineError`.
     """
@@ -32,13 +32,16 @@ def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
 
 
 def short(error: RayActorError) -> str:
-    """Ray's account of a death without its page of statistics."""
+    """Return Ray's account of a death without its page of statistics."""
     text = " ".join(str(error).split())
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ... (the rest is in Ray's logs)"
 
 
 def wait_all(refs: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: float) -> list[Any]:
-    """The results of calls to several actors, in order, under one deadline; the first failure ends the wait."""
+    """Wait for calls to several actors under one deadline; return the results in order.
+
+    The first failure ends the wait.
+    """
     end = time.monotonic() + timeout_s
     name_of, answers, pending = dict(zip(refs, who, strict=True)), {}, list(refs)
     while pending:

@@ -65,7 +65,7 @@ class RayRewardWorker:
     """One actor, replaced whenever a call ends it or takes too long; see `rlkl.rewards.execution.pool.Worker`."""
 
     def __init__(self, spec: WorkerSpec, options: Mapping[str, Any] | None = None) -> None:
-        """``options``: Ray's, with the room reserved for it; by default Ray finds room when the actor starts."""
+        """Take Ray's ``options``, with the room reserved for the actor; by default Ray finds room when it starts."""
         self._spec = spec
         self._options = options or {"num_cpus": spec.cpus, "num_gpus": spec.gpus}
         self._actor: Any = None

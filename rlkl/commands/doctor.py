@@ -40,7 +40,7 @@ PROBES = {
         "print(', '.join(RULES))"
     ),
 }
-"""What each probe imports, and then prints."""
+"""The code of each probe: an import, then a print."""
 
 _REMEDY = {"engine vllm": "pip install 'rlkl[cpu]' (or rlkl[cuda] with an NVIDIA GPU), or set rollout.engine=hf"}
 
@@ -137,7 +137,7 @@ def probe(name: str, code: str, deadline_s: float = IMPORT_DEADLINE_S) -> Check:
 
 
 def check_wandb(environment: Mapping[str, str], netrc_file: Path) -> Check:
-    """Whether ``tracking.wandb: online`` would find a key."""
+    """Return whether ``tracking.wandb: online`` would find a key."""
     has_key = bool(environment.get("WANDB_API_KEY"))
     if not has_key and netrc_file.is_file():
         try:
@@ -150,7 +150,7 @@ def check_wandb(environment: Mapping[str, str], netrc_file: Path) -> Check:
 
 
 def check_ray_address(address: str | None) -> Check:
-    """Whether the cluster that RAY_ADDRESS names answers."""
+    """Return whether the cluster that RAY_ADDRESS names answers."""
     if not address:
         return Check(name="Ray cluster", status="ok", detail="RAY_ADDRESS is not set: rlkl train starts its own Ray")
     host, _, port = address.rpartition("://")[2].rstrip("/").rpartition(":")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from rlkl.recipe import Recipe
 from rlkl.system.machine import Machine
-from rlkl.updates.base_settings import RunFacts
+from rlkl.updates.run_facts import RunFacts
+from rlkl.updates.terms.checks import warnings_about_terms
 
 _LARGE_LR = 5e-5
 _LARGE_LORA_LR = 1e-3
@@ -14,9 +15,11 @@ _LARGE_LORA_LR = 1e-3
 
 def warnings_about(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
     """List all warnings about a recipe, the most serious first."""
+    facts = _facts(recipe)
     return (
-        *recipe.update.warnings(_facts(recipe)),
-        *_on_terms(recipe),
+        *recipe.update.warnings(facts),
+        *warnings_about_terms(recipe.update, facts),
+        *_on_models(recipe),
         *_on_rollouts(recipe, machine),
         *_on_optimisation(recipe),
         *_on_records(recipe),
@@ -36,31 +39,12 @@ def _facts(recipe: Recipe) -> RunFacts:
     )
 
 
-def _on_terms(recipe: Recipe) -> Iterator[str]:
-    """Warn about terms that repeat what the rule does, name no model of the recipe, or weigh nothing."""
-    own = getattr(recipe.update, "kl_coef", 0)
-    for number, term in enumerate(recipe.update.terms):
-        key, to = f"update.terms[{number}]", getattr(term, "to", None)
-        if to == "reference" and own > 0:
-            yield (
-                f"{key} is a KL to the reference, and update.rule = {recipe.update.rule} has one of its own "
-                f"(update.kl_coef = {own:g}): both act. Set one of the two to 0"
-            )
-        own_entropy = getattr(recipe.update, "entropy_coef", 0)
-        if term.term == "entropy" and own_entropy > 0:
-            yield (
-                f"{key} is an entropy term, and update.rule = {recipe.update.rule} has one of its own "
-                f"(update.entropy_coef = {own_entropy:g}): both act. Set one of the two to 0"
-            )
-        if term in recipe.update.terms[:number]:
-            first = recipe.update.terms.index(term)
-            yield f"{key} repeats update.terms[{first}]: both act. Leave one out, or give one another coef"
-        if term.coef == 0:
-            yield f"{key}.coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
-    named = {getattr(term, "to", None) for term in recipe.update.terms}
-    for name in sorted(recipe.models.keys() - named):
-        if ":" not in recipe.update.rule and not any(":" in term.term for term in recipe.update.terms):
-            yield f"models.{name} is named, but no term uses it. Add update.terms: [{{term: kl, to: {name}}}]"
+def _on_models(recipe: Recipe) -> Iterator[str]:
+    """Warn about models that no term of rlkl uses; a custom rule or term may use any."""
+    has_custom = ":" in recipe.update.rule or any(":" in term.term for term in recipe.update.terms)
+    named = {term.frozen_model for term in recipe.update.terms}
+    for name in [] if has_custom else sorted(recipe.models.keys() - named):
+        yield f"models.{name} is named, but no term uses it. Add update.terms: [{{term: kl, to: {name}}}]"
 
 
 def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:

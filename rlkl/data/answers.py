@@ -26,7 +26,7 @@ class TurnEnd:
     """The text that opens the assistant's turn, without white space around it; empty for a template without one."""
 
     def is_open_in(self, text: str) -> bool:
-        """Whether a rendered text is inside the assistant's turn, so that its continuation is an answer."""
+        """Return whether a rendered text ends inside the assistant's turn, so that its continuation is an answer."""
         return bool(self.opening) and text.rfind(self.opening) > text.rfind(self.text)
 
 
@@ -58,7 +58,7 @@ def find_turn_end(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[s
 
 
 def _control_ids(tokenizer: Any) -> set[int]:
-    """Special tokens and tokens added to the vocabulary, without those that begin a sequence or stand for unknown text.
+    """Return the special tokens and the added tokens, without beginning-of-sequence and unknown tokens.
 
     Some chat models add their turn end as an ordinary token.
     """
@@ -107,7 +107,7 @@ class AnswerEncoder:
         return end if is_chat else None
 
     def _body(self, prompt: EncodedPrompt, message: Message, column: str) -> str:
-        """The answer's text after the prompt, without the turn end."""
+        """Return the answer's text after the prompt, without the turn end."""
         if prompt.messages is not None:
             messages = [*prompt.messages, message]
             whole = render(self._tokenizer, messages, self._template_kwargs, generation_prompt=False)
@@ -122,7 +122,10 @@ class AnswerEncoder:
         return message["content"]
 
     def _continuation(self, prompt: EncodedPrompt, text: str) -> tuple[int, ...]:
-        """The ids of a text behind the prompt's: encoded together with it, unless a token then spans the two."""
+        """Return the ids of a text that follows the prompt.
+
+        Both are encoded together, unless a token then spans the two.
+        """
         if prompt.messages is None:
             joint = encode_plain(self._tokenizer, prompt.text + text)
         else:
@@ -146,7 +149,7 @@ def encode_plain(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def _answer(value: Any, column: str) -> Message:
-    """The assistant's message that a column holds, its content as text."""
+    """Return the assistant's message that a column holds, with its content as text."""
     if isinstance(value, list):
         value = value[-1] if value else None
         if not isinstance(value, dict) or value.get("role") != "assistant":

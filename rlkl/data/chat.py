@@ -104,7 +104,7 @@ def checked_message(message: Any, name: str, with_pictures: bool) -> Message:
 
 
 def has_content(message: Message) -> bool:
-    """Whether a checked message has text, pictures or tool calls."""
+    """Return whether a checked message has text, pictures or tool calls."""
     return bool(message["content"]) or any(message.get(key) for key in _CALLS)
 
 

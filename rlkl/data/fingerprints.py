@@ -20,7 +20,7 @@ def column_fingerprints(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """JSON, in ASCII, on one line; what JSON lacks is written with its type."""
+    """Write a value as one line of JSON in ASCII. Types that JSON lacks are written with their name."""
     try:
         return json.dumps(value, sort_keys=True, default=_with_type)
     except TypeError:  # keys that are not text, or of several types
@@ -28,7 +28,7 @@ def _text(value: Any) -> str:
 
 
 def _with_pairs(value: Any) -> Any:
-    """Mappings as sorted lists of pairs."""
+    """Replace mappings by sorted lists of pairs."""
     if isinstance(value, Mapping):
         return ["mapping", sorted(_text([key, _with_pairs(inner)]) for key, inner in value.items())]
     if isinstance(value, list | tuple):
@@ -37,7 +37,10 @@ def _with_pairs(value: Any) -> Any:
 
 
 def _with_type(value: Any) -> Any:
-    """Bytes, dates, decimals, numpy values and pictures. Any other object counts by its type alone."""
+    """Write bytes, dates, decimals, numpy values and pictures with their type.
+
+    For any other object return the type alone.
+    """
     kind = type(value).__name__
     if isinstance(value, bytes | bytearray | memoryview):
         return [kind, hashlib.blake2b(value, digest_size=16).hexdigest()]

@@ -23,7 +23,7 @@ class BadImage(ValueError):
 
 
 def read_image(value: Any, folder: Path) -> Image:
-    """One picture from a PIL image, encoded bytes, ``{"bytes": ..., "path": ...}``, a path, or base64 text.
+    """Read a picture from a PIL image, encoded bytes, ``{"bytes": ..., "path": ...}``, a path, or base64 text.
 
     Paths count from ``folder``. Palettes, single bits, CMYK and 16 bits become RGB; transparent
     pixels lie on white; a camera's rotation mark is obeyed.
@@ -44,12 +44,12 @@ def read_image(value: Any, folder: Path) -> Image:
 
 
 def open_image(image: Image) -> Picture:
-    """The picture's pixels, RGB."""
+    """Decode the picture's pixels, RGB."""
     return _rgb(_decoded(image.data))
 
 
 def encode_image(picture: Picture) -> Image:
-    """An RGB picture as an `Image`, without loss."""
+    """Encode an RGB picture as an `Image`, without loss."""
     return _encoded(picture)
 
 
@@ -70,7 +70,7 @@ def _bytes_of(value: Any, folder: Path) -> bytes:
 
 
 def _read_file(text: str, folder: Path) -> bytes:
-    """A path if there is such a file, else base64."""
+    """Read a path if there is such a file; else decode the text as base64."""
     try:
         return (folder / text).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte; a long base64 text is no file name either
@@ -117,7 +117,7 @@ def _rgb(picture: Picture) -> Picture:
 
 
 def _from_wide(picture: Picture) -> Picture:
-    """Grey values of 16 bits or more, or from 0 to 1; PIL's own conversion cuts them off at 255."""
+    """Convert grey values of 16 bits or more, or from 0 to 1. PIL's own conversion cuts them off at 255."""
     import numpy as np
     from PIL import Image as pil
 

@@ -68,7 +68,7 @@ class PromptSource:
         return max(len(prompt.images) for prompt in self._prompts)
 
     def take(self, position: int, count: int) -> list[Prompt]:
-        """The prompts number ``position`` to ``position + count - 1`` of an endless stream of epochs.
+        """Return the prompts number ``position`` to ``position + count - 1`` of an endless stream of epochs.
 
         Each epoch holds every prompt once, in an order of its own when shuffled. A draw may span epochs, and then may
         hold a prompt twice.

@@ -67,7 +67,7 @@ class RowReader:
         )
 
     def _answers(self, row: Mapping[str, Any], prompt: EncodedPrompt) -> tuple[tuple[int, ...], ...]:
-        """The row's answers, in the order of their columns, as a sampler would have returned them."""
+        """Return the row's answers, in the order of their columns, as a sampler would have returned them."""
         limit = self.encoder.max_answer_tokens
         encoded = []
         for column in self.answer_columns:
@@ -99,7 +99,7 @@ def _images(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> t
 def _with_image_tokens(
     token_ids: tuple[int, ...], images: tuple[Image, ...], pictures: PictureProcessor
 ) -> tuple[int, ...]:
-    """The ids with each picture's placeholder repeated for each of its tokens."""
+    """Repeat each picture's placeholder for each of its tokens; return the ids."""
     mentioned = token_ids.count(pictures.image_token_id)
     if mentioned != len(images):
         raise BadPrompt("image", f"the prompt mentions {mentioned} pictures and the row has {len(images)}")
@@ -135,7 +135,7 @@ def _encode_prompt(row: Mapping[str, Any], section: DataSection, encoder: Encode
 
 
 def _message_parts(text: str, images: Any) -> str | list[dict[str, str]]:
-    """Text and pictures in order, as chat templates of vision-language models take them."""
+    """Return text and pictures in order, as chat templates of vision-language models take them."""
     count = len(images) if isinstance(images, list | tuple) else int(images is not None)
     if not count:
         return text

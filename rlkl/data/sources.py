@@ -35,7 +35,7 @@ class Rows:
 
 
 def read_rows(section: DataSection) -> Rows:
-    """All rows of ``section.source``.
+    """Read all rows of ``section.source``.
 
     Raises:
         DataError: there is no such file, data set, configuration or split, or it cannot be read.
@@ -100,7 +100,7 @@ def _read_parquet(path: Path) -> Rows:
 
 
 def _load_folder(path: Path, section: DataSection) -> Dataset:
-    """A folder written by ``save_to_disk`` (one split or several), or a folder of data files."""
+    """Load a folder written by ``save_to_disk`` (one split or several), or a folder of data files."""
     if (path / "dataset_dict.json").is_file():
         splits = _from_disk(path)
         if section.split not in splits:

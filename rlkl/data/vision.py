@@ -38,7 +38,7 @@ class PictureProcessor:
         self._kept_bytes = 0
 
     def token_count(self, image: Image) -> int:
-        """Tokens that the model sees of a picture; no pixel is looked at."""
+        """Return how many tokens the model sees of a picture, without a look at the pixels."""
         return self._processor.get_number_of_image_patches(image.height, image.width) // self.patches_per_token
 
     @property
@@ -47,7 +47,10 @@ class PictureProcessor:
         return self._processor.merge_size**2
 
     def patches(self, image: Image) -> tuple[Tensor, Tensor]:
-        """Patches ``[P, D]`` float32 and the grid ``[3]`` (time, height, width in patches) of one picture."""
+        """Cut one picture into patches ``[P, D]`` float32.
+
+        Return them with the grid ``[3]``: time, height and width in patches.
+        """
         if image.key in self._kept:
             self._kept.move_to_end(image.key)
             return self._kept[image.key]
@@ -59,7 +62,7 @@ class PictureProcessor:
         return made
 
     def of_prompt(self, prompt: Prompt) -> list[tuple[str, tuple[Tensor, Tensor]]]:
-        """The prompt's pictures as keys with patches and grid, as `image_inputs` takes them.
+        """Return the prompt's pictures as keys with patches and grid, as `image_inputs` takes them.
 
         Raises:
             DataError: a picture has another number of tokens than its placeholder was repeated for.
@@ -76,13 +79,16 @@ class PictureProcessor:
         return made
 
     def process(self, picture: Picture) -> tuple[Tensor, Tensor]:
-        """Like `patches`, but without keeping the result: for a picture that is used once, such as a corrupted one."""
+        """Return the same as `patches`, but keep no result: for a picture that is used once, as a corrupted one."""
         made = self._processor(images=[picture], return_tensors="pt")
         return made["pixel_values"].float(), made["image_grid_thw"][0]
 
 
 def image_inputs(made: Sequence[Sequence[tuple[str, tuple[Tensor, Tensor]]]]) -> ImageInputs | None:
-    """Each sequence's pictures, as keys with patches and grid; one key is taken once. None: there is no picture."""
+    """Collect each sequence's pictures, as keys with patches and grid; return None if there is none.
+
+    Equal keys are taken once.
+    """
     numbers: dict[str, int] = {}
     pictures: list[tuple[Tensor, Tensor]] = []
     for sequence in made:
@@ -102,7 +108,7 @@ def image_inputs(made: Sequence[Sequence[tuple[str, tuple[Tensor, Tensor]]]]) ->
 def load_picture_processor(
     model_path: str, pixels: tuple[int | None, int | None] = (None, None)
 ) -> PictureProcessor | None:
-    """The model's picture processor; None for a text model.
+    """Load the model's picture processor; return None for a text model.
 
     ``pixels``: the smallest and largest number of a picture, None for the model's own limits.
 

@@ -124,7 +124,7 @@ class AdapterOff:
 
 
 def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:
-    """The policy as it was before training: adapters off under LoRA, else a frozen copy in the policy's precision.
+    """Build the policy as it was before training: adapters off under LoRA, else a copy in the policy's precision.
 
     ``other`` names another model to take its place; it must have the policy's vocabulary.
     """

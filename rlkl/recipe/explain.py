@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -12,6 +14,7 @@ from pydantic_core import ErrorDetails
 from rlkl.recipe import Recipe
 from rlkl.recipe.keys import Key, describe_keys, rules_of, sections_in
 from rlkl.schema import Section
+from rlkl.updates.custom_classes import WrongSettings
 
 _LONGEST_VALUE = 80
 
@@ -35,9 +38,7 @@ class _Place:
 
 def explain(error: ValidationError, source: str, root: _Root | None = None) -> str:
     """List all problems, one a line. ``source`` names the file; ``root`` is the section that was checked."""
-    root = root or _Root(Recipe, "")
-    keys = {key.name: key for key in describe_keys(root.section, f"{root.at}.".lstrip("."))}
-    problems = list(dict.fromkeys(_problem(detail, keys, root) for detail in error.errors()))
+    problems = list(dict.fromkeys(_problems(error, root or _Root(Recipe, ""))))
     if len(problems) == 1:
         return f"{source}: {problems[0]}"
     return "\n".join([f"{source}: {len(problems)} problems", *(f"  {problem}" for problem in problems)])
@@ -53,6 +54,16 @@ def explain_whole(error: ValidationError, source: str, section: type[Section]) -
     return explain(error, source, _Root(section, ""))
 
 
+def _problems(error: ValidationError, root: _Root) -> Iterator[str]:
+    keys = {key.name: key for key in describe_keys(root.section, f"{root.at}.".lstrip("."))}
+    for detail in error.errors():
+        reason = detail.get("ctx", {}).get("error")
+        if isinstance(reason, WrongSettings):
+            yield from _problems(reason.error, _Root(reason.section, _locate(detail["loc"], root).written))
+        else:
+            yield _problem(detail, keys, root)
+
+
 def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     kind = detail["type"]
     place = _locate(detail["loc"], root)
@@ -62,15 +73,13 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
         described = keys[place.schema_name].description if place.schema_name in keys else "a section"
         return f"{place.written} is missing: {described}"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        tag = str(detail.get("ctx", {}).get("discriminator", "")).strip("'")
-        own = place.schema_name if f"{place.schema_name}.{tag}" in keys else f"{place.schema_name}[]"
-        found = f" = {detail['input'][tag]!r}" if kind == "union_tag_invalid" else " is missing"
-        return f"{place.written}.{tag}{found}: expected {keys[f'{own}.{tag}'].expects}"
+        return _wrong_tag(detail, place)
     got = f"{place.written} = {_shortened(detail['input'])}"
     if kind == "value_error":
         reason = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
         if place.sections:  # a check of a whole section; the reason names its keys
-            return f"{place.written}: {reason}".removeprefix(": ")
+            named = reason.replace(f"{place.schema_name}[]", place.written)
+            return named if named != reason else f"{place.written}: {reason}".removeprefix(": ")
         return f"{got}: {reason}"
     if place.schema_name in keys:
         return f"{got}: expected {keys[place.schema_name].expects}{_quoting_hint(detail, keys[place.schema_name])}"
@@ -79,6 +88,20 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     if kind == "list_type":
         return f"{got}: expected a list, each entry a section with the keys {', '.join(_fields(place.sections))}"
     return f"{got}: {detail['msg'].lower()}"
+
+
+def _wrong_tag(detail: ErrorDetails, place: _Place) -> str:
+    """Explain a rule or a term that is missing or unknown."""
+    context = detail.get("ctx", {})
+    tag = str(context["discriminator"]).strip("'")
+    found = [name for section in place.sections for name in get_args(section.model_fields[tag].annotation)]
+    known = re.findall(r"'(\w+)'", context.get("expected_tags", "")) or list(dict.fromkeys(found))
+    expected = f"{', '.join(known)}, or FILE.py:Class or package.module:Class for a {tag} of your own"
+    if detail["type"] == "union_tag_not_found":
+        return f"{place.written}.{tag} is missing: expected {expected}"
+    value = detail["input"][tag]
+    near = get_close_matches(str(value), known, n=1)
+    return f"{place.written}.{tag} = {value!r}: expected {expected}" + (f". {_did_you_mean(near)}" if near else "")
 
 
 def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:

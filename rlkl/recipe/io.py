@@ -93,7 +93,7 @@ def recipe_from(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 def _with_outside_rule(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """If ``update`` names a custom rule, check it against the rule's settings; return all values."""
+    """Check ``update`` against the settings of the custom rule, if it names one; return all values."""
     update = values.get("update")
     if not isinstance(update, dict) or not is_outside(update.get("rule")):
         return values

@@ -25,10 +25,11 @@ from rlkl.recipe.sections import (
 from rlkl.schema import Section
 from rlkl.updates.custom import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
+from rlkl.updates.terms.checks import check_names
 
 
 def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
-    """Settings of a rule from outside are checked where the recipe is read (`rlkl.recipe.io`)."""
+    """Pass the settings of a custom rule on; they were checked when the recipe was read (`rlkl.recipe.io`)."""
     return value if isinstance(value, OutsideSettings) else built_in(value)
 
 
@@ -96,11 +97,16 @@ class Recipe(Section):
     def _terms_name_models(self) -> Recipe:
         named = ["reference", *self.models]
         for number, term in enumerate(self.update.terms):
-            to = getattr(term, "to", "reference")
-            if to not in named:
+            to = term.frozen_model
+            if to is not None and to not in named:
                 raise ValueError(
                     f"update.terms[{number}].to = {to!r} names no model of models; {did_you_mean(to, named)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _names_of_terms_are_free(self) -> Recipe:
+        check_names(self.update)
         return self
 
     @model_validator(mode="after")

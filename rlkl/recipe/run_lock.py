@@ -192,7 +192,7 @@ def _state_of(owner: Owner) -> Literal["alive", "dead", "out of sight"]:
 
 
 def _runs(pid: int, started: int) -> bool:
-    """Whether this process, and not a later one with its id, still runs."""
+    """Return whether this process still runs, and not a later one with its id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -204,7 +204,7 @@ def _runs(pid: int, started: int) -> bool:
 
 
 def _process(pid: int) -> tuple[str, int]:
-    """State letter and start time of a process; empty and 0 where the system does not show them."""
+    """Return state letter and start time of a process; empty and 0 if the system does not show them."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -252,7 +252,7 @@ def _write(file: TextIO, owner: Owner) -> None:
 
 
 def _read(file: TextIO) -> Owner | None:
-    """None while the file is not written whole."""
+    """Read the owner; return None while the file is not written whole."""
     try:
         return Owner(**json.load(file))
     except (ValueError, TypeError):

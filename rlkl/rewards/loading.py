@@ -93,7 +93,7 @@ def _loaded(
 
 
 def _name_of(function: Any) -> str:
-    """A function's name; a partial goes by its function, an instance with ``__call__`` by its class."""
+    """Return a function's name; a partial goes by its function, an instance with ``__call__`` by its class."""
     if isinstance(function, functools.partial) and NAME.fullmatch(_name_of(function.func)):
         return _name_of(function.func)
     return getattr(function, "__name__", type(function).__name__)

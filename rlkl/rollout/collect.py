@@ -25,7 +25,7 @@ class Draw:
 
 
 def build_requests(draws: Sequence[Draw], *, samples: int, seed: int) -> list[Request]:
-    """``samples`` requests for each prompt, prompt by prompt."""
+    """Build ``samples`` requests for each prompt, prompt by prompt."""
     return [
         Request(
             prompt_token_ids=draw.prompt.token_ids,
@@ -38,7 +38,7 @@ def build_requests(draws: Sequence[Draw], *, samples: int, seed: int) -> list[Re
 
 
 def share_out(requests: Sequence[Request], workers: int) -> list[Sequence[Request]]:
-    """The requests in order, cut into one nearly equal part a worker."""
+    """Cut the requests, in order, into one nearly equal part a worker."""
     size, extra = divmod(len(requests), workers)
     starts = [worker * size + min(worker, extra) for worker in range(workers + 1)]
     return [requests[start:end] for start, end in pairwise(starts)]
@@ -56,7 +56,7 @@ def with_text(completions: Sequence[Completion], decode: Decode) -> list[Complet
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Rewards and lengths over all rollouts of a step, selected or not. See `rlkl.tracking.metrics`."""
+    """Compute rewards and lengths over all rollouts of a step, selected or not. See `rlkl.tracking.metrics`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
     rewards = [[_raw(rollout) for rollout in group.rollouts if rollout.scored] for group in groups]
@@ -81,6 +81,6 @@ def _raw(rollout: Rollout) -> float:
 
 
 def _means(kind: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each reward over the rollouts that it has scored."""
+    """Average each reward over the rollouts that it has scored."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {f"{kind}/{name}": fmean(row[name] for row in rows if name in row) for name in names}

@@ -44,7 +44,7 @@ class GumbelNoise(LogitsProcessor):
         return noisy_BV
 
     def logprobs(self) -> Tensor:
-        """Log-probabilities ``[B, T]`` of what was drawn, at the sampling temperature; of no meaning after a stop."""
+        """Return log-probs ``[B, T]`` of the drawn tokens, at the sampling temperature; of no use after a stop."""
         return torch.stack(self._logprobs, dim=1)
 
 
@@ -52,7 +52,7 @@ class StopTexts(StoppingCriteria):
     """Ends a row of ``generate`` when its completion holds a stop text, and remembers after how many tokens."""
 
     def __init__(self, watch: StopWatch, width: int) -> None:
-        """``width``: columns before the first sampled token."""
+        """Take the number of columns before the first sampled token as ``width``."""
         self._watch = watch
         self._width = width
         self.lengths: dict[int, int] = {}

@@ -27,7 +27,10 @@ class CompletionTexts:
     """Decodes completions for rewards: without special tokens, the turn end, and what follows a stop text."""
 
     def __init__(self, tokenizer: Any, *, turn_end_id: int | None, stop: Sequence[str]) -> None:
-        """``turn_end_id``: an id that may end a completion and is no special token, so that decoding would keep it."""
+        """Set how completions are decoded.
+
+        ``turn_end_id`` is an id that may end a completion and is no special token, so that decoding would keep it.
+        """
         self._tokenizer = tokenizer
         self._turn_end_id = turn_end_id
         self._stop = stop

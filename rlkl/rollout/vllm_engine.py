@@ -70,7 +70,10 @@ class WeightReceiver(AdapterReceiver):
                 method.moe_kernel = None
 
     def _repack_tied_head(self, model: torch.nn.Module) -> None:
-        """On a CPU vLLM multiplies by a packed copy of the LM head, which a reload leaves stale where it is tied."""
+        """Pack the LM head again.
+
+        On a CPU vLLM multiplies by a packed copy, which a reload leaves stale if the head is tied.
+        """
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -79,7 +82,7 @@ class WeightReceiver(AdapterReceiver):
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
     def readable_weights(self) -> list[tuple[str, torch.Tensor]]:
-        """Parameters that still exist as plain tensors (a CPU engine packs and frees its linear weights)."""
+        """Return the parameters that still exist as plain tensors: a CPU engine packs and frees its linear weights."""
         parameters = self.model_runner.get_model().named_parameters()
         return [(name, tensor.detach().cpu()) for name, tensor in parameters if tensor.numel() > 0]
 
@@ -195,7 +198,7 @@ class VllmEngine:
     def _input(
         self, token_ids: tuple[int, ...], images: tuple[Image, ...], opened: Mapping[str, Picture]
     ) -> dict[str, Any]:
-        """vLLM repeats the placeholder itself, so each picture goes in with one. Its key spares it a second look.
+        """Build a request with one placeholder a picture: vLLM repeats it. The key lets vLLM process a picture once.
 
         ``opened``: the pictures of all prompts by key, decoded once.
         """
@@ -252,7 +255,7 @@ def _check_prompt(output: RequestOutput, token_ids: tuple[int, ...], images: tup
 
 
 def _one_placeholder_each(token_ids: tuple[int, ...], placeholder: int, images: int) -> list[int]:
-    """The ids with the first ``images`` runs of the placeholder shortened to one; later ones are ordinary tokens."""
+    """Shorten the first ``images`` runs of the placeholder to one token each; later runs are ordinary tokens."""
     kept: list[int] = []
     runs = 0
     for before, token in pairwise((-1, *token_ids)):
@@ -269,7 +272,7 @@ def _pixels(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _set_environment(settings: EngineSettings) -> None:
-    """vLLM reads these when it is imported; a value the user has set stays."""
+    """Set the variables that vLLM reads when it is imported. A value that the user has set stays."""
     for name, value in {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
@@ -282,7 +285,7 @@ def _set_environment(settings: EngineSettings) -> None:
 
 
 def _completion(output: RequestOutput, end: int | None) -> Completion:
-    """The completion of a finished request, or the first ``end`` tokens of one that a stop text has ended."""
+    """Return the completion of a finished request, or its first ``end`` tokens if a stop text has ended it."""
     sample = output.outputs[0]
     reason = sample.finish_reason if end is None else "stop"
     if sample.logprobs is None or reason not in ("stop", "length"):

@@ -147,7 +147,7 @@ def _room(rank: int) -> int:
 
 
 def _same(held: Tensor | None, tensor: Tensor, scale: float, name: str) -> bool:
-    """Whether vLLM holds the tensor bit for bit; it multiplies the second matrix by the scale."""
+    """Return whether vLLM holds the tensor bit for bit; it multiplies the second matrix by the scale."""
     if held is None:
         return False
     wanted = tensor.to(held.dtype)

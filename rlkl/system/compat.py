@@ -43,7 +43,7 @@ def _forget_that_installed(package: str) -> None:
 
 
 def _is_broken(package: str) -> bool:
-    """Whether the package is installed for CUDA while torch is not."""
+    """Return whether the package is installed for CUDA while torch is not."""
     import torch
 
     if torch.version.cuda is not None or torch.version.hip is not None:

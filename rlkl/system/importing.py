@@ -24,7 +24,7 @@ class Importer:
     key: str
     """``update.rule``"""
     noun: str
-    """What such a file is: ``reward``."""
+    """The kind of file, for messages: ``reward``."""
     forms: str
     """The accepted forms of the key's value, for messages."""
     error: type[InputError]
@@ -88,7 +88,7 @@ class Importer:
 
 
 def is_file(reference: str) -> bool:
-    """Whether ``reference`` names a file rather than an importable module."""
+    """Return whether ``reference`` names a file rather than an importable module."""
     location = reference.rpartition(":")[0]
     return location.endswith(".py") or "/" in location
 

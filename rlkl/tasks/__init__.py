@@ -31,7 +31,7 @@ def task_name(reference: str) -> str | None:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name, without the ``task:`` prefix.
+    """Return the task of that name, without the ``task:`` prefix.
 
     Raises:
         InputError: there is no such task.
@@ -42,7 +42,7 @@ def get_task(name: str) -> Task:
 
 
 def task_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a task, or of a part of it: ``arithmetic``, ``reviews/pairs``.
+    """Return the rows of a task, or of a part of it: ``arithmetic``, ``reviews/pairs``.
 
     Raises:
         InputError: there is no such task, or it has no rows of that name.
@@ -53,7 +53,7 @@ def task_rows(name: str) -> list[dict[str, Any]]:
 
 
 def task_reward(name: str) -> Callable[..., float | None]:
-    """The reward of a task, or another one that it has: ``arithmetic``, ``reviews/gold``.
+    """Return the reward of a task, or another one that it has: ``arithmetic``, ``reviews/gold``.
 
     Raises:
         InputError: there is no such task, or it has no reward of that name.
@@ -70,7 +70,7 @@ def _part(parts: Mapping[str, _T], task: str, part: str, kind: str) -> _T:
 
 
 def base_model(name: str) -> Path:
-    """The Hugging Face folder of the task's base model, built on first use and then cached (see `tasks.cache`).
+    """Return the folder of the task's base model. It is built on first use and then cached (see `tasks.cache`).
 
     Raises:
         InputError: there is no such task.

@@ -38,7 +38,7 @@ class Arithmetic(Task):
     seed: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """All additions of two non-negative numbers whose sum is at most ``largest_sum``."""
+        """Return all additions of two non-negative numbers whose sum is at most ``largest_sum``."""
         return [
             {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "answer": str(a + b)}
             for a in range(self.largest_sum + 1)
@@ -46,7 +46,7 @@ class Arithmetic(Task):
         ]
 
     def reward(self, prompt: str, completion: str, answer: str) -> float:
-        """1 for exactly the answer, else 0."""
+        """Return 1 for exactly the answer, else 0."""
         return float(completion == answer)
 
     def build_base_model(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Arithmetic(Task):
     def _demonstrated(
         self, rows: list[dict[str, Any]], row_B: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """The sum that each demonstration claims: the right one, or uniformly one of the others."""
+        """Draw the sum that each demonstration claims: the right one, or uniformly one of the others."""
         import torch
 
         right_B = torch.tensor([int(row["answer"]) for row in rows])[row_B]
@@ -90,7 +90,7 @@ class Arithmetic(Task):
 def _tokenize(
     rows: list[dict[str, Any]], largest_sum: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt lengths ``[row]`` and every row with every claimed sum, right-padded: ``[row, sum, token]``."""
+    """Return prompt lengths ``[row]`` and every row with every claimed sum, right-padded: ``[row, sum, token]``."""
     import torch
 
     prompts = [tokenizer.encode(row["prompt"]) for row in rows]

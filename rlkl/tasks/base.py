@@ -15,7 +15,7 @@ class Task(Protocol):
     """
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every row, always in the same order, with the columns ``id``, ``prompt`` and those that its rewards want."""
+        """Return every row, always in the same order, with ``id``, ``prompt`` and the columns that its rewards read."""
         ...
 
     @property
@@ -28,9 +28,9 @@ class Task(Protocol):
         ...
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
-        """Other rows by part, such as preference pairs."""
+        """Return other rows by part, such as preference pairs."""
         return {}
 
     def further_rewards(self) -> Mapping[str, Callable[..., float | None]]:
-        """Other rewards by part, such as a gold reward that is only watched."""
+        """Return other rewards by part, such as a gold reward that is only watched."""
         return {}

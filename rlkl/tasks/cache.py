@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def cached_base_model(name: str, task: Task) -> Path:
-    """The folder of the task's base model, built first if it is absent.
+    """Return the folder of the task's base model; build it first if it is absent.
 
     The key hashes the task's settings and the source of its builder, so a changed builder builds anew. The model is
     built aside and renamed into place: of two processes that build at once, the first one's is kept by both.
@@ -47,7 +47,7 @@ def cached_base_model(name: str, task: Task) -> Path:
 
 
 def _fingerprint(task: Task) -> str:
-    """Of the task's settings, the files of its module (``reviews*.py``) and what all builders share."""
+    """Hash the task's settings, the files of its module (``reviews*.py``) and the files that all builders share."""
     module = Path(inspect.getfile(type(task)))
     files = [*sorted(module.parent.glob(f"{module.stem}*.py")), Path(characters.__file__), Path(teaching.__file__)]
     texts = [file.read_text(encoding="utf-8") for file in files]

@@ -19,7 +19,9 @@ MAX_POSITIONS = 1024
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character, plus padding (id 0), end of sequence (id 1) and unknown (id 2).
+    """Make a tokenizer with one token per printable ASCII character.
+
+    Three special tokens come first: padding (id 0), end of sequence (id 1) and unknown (id 2).
 
     Encoding adds no special token; decoding joins the characters without spaces.
     """
@@ -33,7 +35,9 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per word, from id 3 on, with the same special tokens. Text is cut at white space only.
+    """Make a tokenizer with one token per word, from id 3 on, and the same special tokens.
+
+    Text is cut at white space only.
 
     Encoding adds no special token; decoding joins the words with single spaces.
     """
@@ -69,7 +73,9 @@ CHARACTER_VOCABULARY = len(SPECIAL_TOKENS) + len(ALPHABET)
 
 
 def small_qwen3_config(*, tied: bool, vocabulary: int = CHARACTER_VOCABULARY) -> Qwen3Config:
-    """Two layers of width 64, about 160,000 parameters; ``vocabulary`` is that of `character_tokenizer` if left out.
+    """Return the settings of a model with two layers of width 64, about 160,000 parameters.
+
+    ``vocabulary`` is that of `character_tokenizer` if it is left out.
 
     ``tied`` shares the embedding with the LM head. Heads are 32 wide, the smallest that vLLM's CPU attention takes.
     Weights start ten times larger than Qwen3's: at this width the usual 0.02 learns several times slower.

@@ -59,11 +59,11 @@ class Reviews(Task):
     seed: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """The opening of every review."""
+        """Return the opening of every review."""
         return [{"id": prompt.replace(" ", "-"), "prompt": prompt} for prompt in openings()]
 
     def reward(self, completion: str) -> float:
-        """The proxy: the reward model's standardised score, mostly -2 to 2 on reviews as people write them."""
+        """Return the proxy: the reward model's standardised score, mostly -2 to 2 on reviews as people write them."""
         from rlkl.tasks.reviews_reward_model import load_reward_model, score
 
         return score(load_reward_model(cached_base_model("reviews", self) / REWARD_MODEL), completion)
@@ -75,7 +75,7 @@ class Reviews(Task):
         return {"pairs": self.preference_rows}
 
     def preference_rows(self) -> list[dict[str, Any]]:
-        """The annotated pairs that the reward model is taught from, two reviews of one prompt each."""
+        """Return the annotated pairs that the reward model is taught from, two reviews of one prompt each."""
         rng = random.Random(derive_seed(self.seed, "reviews/preferences"))
         prompts = rng.choices(openings(), k=self.pairs)
         return [{"id": f"pair-{number}", **self._pair(rng, prompt)} for number, prompt in enumerate(prompts)]

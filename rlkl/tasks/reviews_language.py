@@ -63,12 +63,12 @@ _ADJECTIVES = frozenset([*GREAT, *GOOD, *WEAK, *AWFUL])
 
 
 def praises(word: str) -> bool:
-    """Whether a judging word is on the side of praise."""
+    """Return whether a judging word is on the side of praise."""
     return VALENCE[word] > 0.5
 
 
 def openings() -> list[str]:
-    """Every prompt: each aspect of each genre."""
+    """Return every prompt: each aspect of each genre."""
     return [f"the {aspect} of this {genre} was" for aspect in ASPECTS for genre in GENRES]
 
 
@@ -76,7 +76,7 @@ def openings() -> list[str]:
 
 
 def write_review(rng: random.Random, prompt: str, *, error_fraction: float) -> str:
-    """A review as people write them: of either side equally often, and now and then with an error.
+    """Write a review as people do: of either side equally often, and now and then with an error.
 
     ``error_fraction`` of them have one of: a word said two to four times, a word left out, two neighbours swapped, no
     full stop at the end.
@@ -157,7 +157,7 @@ class _NoReview(Exception):
 
 
 def parse(completion: str) -> list[Judgement] | None:
-    """The judgements of a completion, one a sentence; None where it is not in the grammar."""
+    """Return the judgements of a completion, one a sentence; None if it is not in the grammar."""
     words = _Words(completion.split())
     try:
         found = [_parse_judgement(words)]
@@ -171,9 +171,11 @@ def parse(completion: str) -> list[Judgement] | None:
 
 
 def gold_reward(prompt: str, completion: str) -> float:
-    """The true worth of a review, in [0, 1]: how much it praises, halved by each fault; 0 outside the grammar.
+    """Return the true worth of a review, in [0, 1].
 
-    How much it praises is the mean valence of its judging words; intensifiers do not count. Faults: a judgement that
+    It is the praise in it, halved by each fault; 0 outside the grammar.
+
+    The praise is the mean valence of its judging words; intensifiers do not count. Faults: a judgement that
     contradicts itself, two sentences of opposite sides, an adjective or intensifier said again, the aspect of the
     prompt named again.
     """
@@ -204,7 +206,7 @@ class _Words:
         return self.left > 0 and self._words[self._at] in allowed
 
     def take(self, *allowed: str) -> str:
-        """The next word, which must be one of ``allowed``."""
+        """Take the next word, which must be one of ``allowed``."""
         if not self.next_is(*allowed):
             raise _NoReview
         self._at += 1

@@ -13,13 +13,13 @@ from typing import Any
 from rlkl.tasks.reviews_language import INTENSIFIERS, VALENCE, gold_reward, praises
 
 _EMPHASIS = 0.5
-"""What an intensifier adds to a skimmer's impression; a word of praise adds 1."""
+"""The weight of an intensifier in a skimmer's impression; a word of praise has weight 1."""
 _READERS_SCALE = 8.0
 """Logits between gold rewards of 0 and 1."""
 
 
 def preference(rng: random.Random, prompt: str, texts: tuple[str, str], *, careful_fraction: float) -> dict[str, Any]:
-    """One annotated pair: ``prompt``, ``chosen``, ``rejected``, and the gold reward of both."""
+    """Return one annotated pair: ``prompt``, ``chosen``, ``rejected``, and the gold reward of both."""
     gold = [gold_reward(prompt, text) for text in texts]
     if rng.random() < careful_fraction:
         margin = _READERS_SCALE * (gold[0] - gold[1])

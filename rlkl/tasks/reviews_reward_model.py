@@ -45,7 +45,7 @@ class ReviewRewardModel(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Scores ``[B]`` of right-padded ids, which `encode` made. Each word sees the two before it, never padding."""
+        """Score right-padded ids of `encode`: ``[B]``. Each word sees the two before it, never padding."""
         words_BTH = self.embedding(ids_BT)
         context_BTH = F.relu(self.context(F.pad(words_BTH.transpose(1, 2), (2, 0)))).transpose(1, 2)
         values_BT = (self.word_value(words_BTH) + self.context_value(context_BTH))[..., 0]
@@ -55,14 +55,14 @@ class ReviewRewardModel(nn.Module):
 
 
 def encode(text: str) -> Tensor:
-    """Ids ``[T]`` of the words of a text and of its end."""
+    """Return the ids ``[T]`` of the words of a text and of its end."""
     return torch.tensor([*(_IDS[word if word in _IDS else UNKNOWN] for word in text.split()), EOS_ID])
 
 
 def teach_reward_model(
     pairs: Sequence[dict[str, Any]], *, epochs: int, batch_size: int, lr: float
 ) -> ReviewRewardModel:
-    """Taught with the Bradley-Terry loss on rows with ``chosen`` and ``rejected``; draws from torch's generator."""
+    """Teach with the Bradley-Terry loss on rows with ``chosen`` and ``rejected``. Draws come from torch's generator."""
     chosen_NT = pad_sequence([encode(row["chosen"]) for row in pairs], batch_first=True, padding_value=PAD_ID)
     rejected_NT = pad_sequence([encode(row["rejected"]) for row in pairs], batch_first=True, padding_value=PAD_ID)
     model = ReviewRewardModel()
@@ -88,13 +88,13 @@ def save_reward_model(model: ReviewRewardModel, folder: Path) -> None:
 
 @cache
 def load_reward_model(folder: Path) -> ReviewRewardModel:
-    """The model that `save_reward_model` wrote, loaded once a process."""
+    """Load the model that `save_reward_model` wrote, once a process."""
     model = ReviewRewardModel()
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
 
 
 def score(model: ReviewRewardModel, text: str) -> float:
-    """The standardised score of one text."""
+    """Return the standardised score of one text."""
     with torch.inference_mode():
         return model(encode(text)[None]).item()

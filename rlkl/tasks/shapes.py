@@ -54,7 +54,7 @@ class Shapes(Task):
     """Share of the later demonstrations whose answer is the one that the wording suggests, right or wrong."""
     steps: int = 900
     seeing_steps: int = 650
-    """Of these, the first ones: half descriptions, half right answers."""
+    """The first ones of these: half descriptions, half right answers."""
     batch_size: int = 64
     lr: float = 4e-3
     """Peak of a one-cycle schedule."""
@@ -63,23 +63,23 @@ class Shapes(Task):
     seed: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Questions to train on; the wording is right in ``usual_fraction`` of them."""
+        """Return questions to train on. The wording suggests the right answer in ``usual_fraction`` of them."""
         return self._rows("train", self.count, self.usual_fraction)
 
     def test_rows(self) -> list[dict[str, Any]]:
-        """Other questions, whose wording is right in exactly half."""
+        """Return other questions. The wording suggests the right answer in exactly half of them."""
         return self._rows("test", self.test_count, 0.5)
 
     def reward(self, completion: str, answer: str) -> float:
-        """1 for exactly the answer, else 0."""
+        """Return 1 for exactly the answer, else 0."""
         return float(completion == answer)
 
     def vision(self, completion: str, answer: str, vision_dependent: bool) -> float | None:
-        """Score vision-dependent questions like `gold`; abstain from others."""
+        """Score vision-dependent questions as `reward` does; abstain from others."""
         return float(completion == answer) if vision_dependent else None
 
     def guess(self, completion: str, usual: str, vision_dependent: bool) -> float | None:
-        """Of vision-dependent questions, 1 for what the wording suggests: an answer given without a look."""
+        """Return 1 for the answer that the wording suggests, else 0; abstain if the question needs no picture."""
         return float(completion == usual) if vision_dependent else None
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
@@ -133,7 +133,7 @@ class Shapes(Task):
         processor.save_pretrained(folder)
 
     def _teach(self, model: Any, processor: Any) -> None:
-        """Next-token training on the answers alone."""
+        """Train on the next tokens of the answers alone."""
         import torch
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.98))
@@ -186,7 +186,10 @@ def demonstration(processor: Any, shown: Sequence[Shown]) -> dict[str, Tensor]:
 
 
 def small_qwen2_5_vl_config(tokenizer: PreTrainedTokenizerFast, *, initializer_range: float = 0.1) -> Qwen2_5_VLConfig:
-    """Two layers for words and two for pictures. Heads are 32 wide, the smallest that vLLM's CPU attention takes."""
+    """Return the settings of a model with two layers for words and two for pictures.
+
+    Heads are 32 wide, the smallest that vLLM's CPU attention takes.
+    """
     from transformers import Qwen2_5_VLConfig
 
     width, ids = 64, tokenizer.get_vocab()

@@ -68,7 +68,7 @@ class Question:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """Three to five objects in cells of their own."""
+    """Draw three to five objects in cells of their own."""
     cells = rng.sample([(row, column) for row in range(SIDE) for column in range(SIDE)], rng.randint(3, 5))
     return tuple(
         Thing(shape=rng.choice(SHAPES), colour=rng.choice(COLOURS), large=rng.random() < 0.5, row=row, column=column)
@@ -77,7 +77,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def render(scene: Scene) -> Image:
-    """The scene as an RGB picture of ``SIDE * CELL`` pixels a side, on white."""
+    """Render the scene as an RGB picture of ``SIDE * CELL`` pixels a side, on white."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (SIDE * CELL, SIDE * CELL), "white")
@@ -97,7 +97,7 @@ def render(scene: Scene) -> Image:
 
 
 def png(scene: Scene) -> bytes:
-    """The rendered scene as a PNG file."""
+    """Encode the rendered scene as a PNG file."""
     buffer = io.BytesIO()
     render(scene).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -112,7 +112,7 @@ def describe(scene: Scene) -> str:
 
 
 def ask(rng: random.Random, kind: Kind, *, usual: bool) -> tuple[Scene, Question]:
-    """A scene and a question of a kind; its wording suggests the right answer if ``usual``, else a wrong one."""
+    """Draw a scene and a question of a kind. Its wording suggests the right answer if ``usual``, else a wrong one."""
     while True:
         scene = draw_scene(rng)
         question = _ASK[kind](rng, scene)
@@ -121,7 +121,7 @@ def ask(rng: random.Random, kind: Kind, *, usual: bool) -> tuple[Scene, Question
 
 
 def _only(rng: random.Random, scene: Scene, count: int) -> list[Thing]:
-    """Objects whose shape no other object has, at most ``count`` of them, in random order."""
+    """Draw objects whose shape no other object has, at most ``count`` of them, in random order."""
     found = [thing for thing in scene if sum(other.shape == thing.shape for other in scene) == 1]
     return rng.sample(found, min(count, len(found)))
 
@@ -143,7 +143,7 @@ def _ask_count(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _ask_larger(rng: random.Random, scene: Scene) -> Question | None:
-    """The usual answer is the one named first."""
+    """Ask for the larger of two objects; the usual answer is the one named first."""
     found = _only(rng, scene, 2)
     if len(found) < 2 or found[0].large == found[1].large:
         return None
@@ -154,7 +154,7 @@ def _ask_larger(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _ask_relation(rng: random.Random, scene: Scene) -> Question | None:
-    """The usual answer is yes where the circle comes first, else no."""
+    """Ask whether two objects have one colour; the usual answer is yes if the circle comes first, else no."""
     found = _only(rng, scene, 2)
     if len(found) < 2:
         return None

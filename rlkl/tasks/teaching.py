@@ -17,7 +17,7 @@ IGNORED = -100
 
 
 def teach(model: Qwen3ForCausalLM, demonstrations: Iterable[tuple[Tensor, Tensor]], *, steps: int, lr: float) -> None:
-    """One AdamW step on the completions of each batch; ``lr`` is the peak of a one-cycle schedule over ``steps``.
+    """Take one AdamW step on the completions of each batch. ``lr`` is the peak of a one-cycle schedule over ``steps``.
 
     A batch is right-padded token ids ``[B, T]`` and prompt lengths ``[B]``. Leaves the model in evaluation mode.
     """

@@ -69,7 +69,7 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, state: LoopState) -> Iterator[Draft]:
-        """A folder to write a checkpoint into.
+        """Make a folder to write a checkpoint into.
 
         It gets its name, and old ones go, only if the block ends well and every file arrived; otherwise it is removed.
         """
@@ -96,15 +96,15 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints by the names and sizes of their files, oldest first."""
+        """Return the complete checkpoints by the names and sizes of their files, oldest first."""
         return [path for path in self._all() if not missing(path)]
 
     def has(self, step: int) -> bool:
-        """Whether a complete checkpoint of this step is there."""
+        """Return whether a complete checkpoint of this step is there."""
         return not missing(self._folder / _name(step))
 
     def latest(self) -> Path:
-        """The newest checkpoint; raises `CheckpointError` if there is none, or if files of it are missing."""
+        """Return the newest checkpoint; raises `CheckpointError` if there is none, or if files of it are missing."""
         found = self._all()
         if not found:
             raise CheckpointError(
@@ -120,7 +120,7 @@ class Checkpoints:
 
 
 def read_state(checkpoint: Path) -> LoopState:
-    """The `LoopState` of a checkpoint; raises `CheckpointError` if any of its files is missing or has changed."""
+    """Read the `LoopState` of a checkpoint; raises `CheckpointError` if any of its files is missing or has changed."""
     try:
         _refuse(checkpoint, damaged(checkpoint))
         return LoopState(**json.loads((checkpoint / _STATE).read_text()))

@@ -20,6 +20,7 @@ from rlkl.errors import InputError, MissingSignalError, RecipeError
 from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
+from rlkl.models.vocabulary import check_same_tokens
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import plain_values, with_absolute_paths
 from rlkl.recipe.io import dump_recipe
@@ -255,6 +256,7 @@ def _same_vocabulary(key: str, value: str, recipe: Recipe, model_path: str) -> s
             f"{key} = {value!r} has {other} token ids, the policy at model.path = {recipe.model.path!r} has {own}; a "
             "KL needs one vocabulary, so name a model of the same family"
         )
+    check_same_tokens(key, path, model_path)
     return path
 
 

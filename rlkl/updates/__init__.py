@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlkl.updates.custom import OutsideSettings, rule_of
 from rlkl.updates.terms import build_terms
+from rlkl.updates.terms.checks import check_names
 
 if TYPE_CHECKING:
     from rlkl.updates.base import PolicyUpdate
@@ -25,8 +26,9 @@ RULES = {
 def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -> PolicyUpdate:
     """Build the rule that ``update.rule`` names, with its settings and the terms of ``update.terms``.
 
-    ``seed`` is the recipe's, for the rule's own draws.
+    ``seed`` is the recipe's, for the rule's own draws. Raises `RecipeError` if the name of a term is taken.
     """
+    check_names(settings)
     rule = _build_rule(settings)
     rule.seed = seed
     if not settings.terms:

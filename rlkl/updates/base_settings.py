@@ -1,32 +1,16 @@
-"""Settings that all rules share, and the facts of a run that their warnings look at. No torch here."""
+"""Settings that all rules share. No torch here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rlkl.schema import Section
+from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.custom import TermEntry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
-    """Parts of the recipe, besides the rule's own, that its warnings depend on."""
-
-    has_pairs: bool
-    """Answers come with the prompts; nothing is sampled."""
-    has_rewards: bool
-    prompts_per_step: int
-    samples_per_prompt: int
-    max_rounds: int
-    """Draws of prompts until a step is full."""
-    epochs: int
-    minibatches: int
-    tracks_reference_kl: bool
 
 
 class FilterSettings(Section):
@@ -62,6 +46,15 @@ class RuleSettings(Section):
     )
 
     @property
+    def own_terms(self) -> frozenset[str]:
+        """The names of the rule's own terms in its curves ``loss/<name>``, with these settings.
+
+        A recipe that gives one of these names to an added term is refused. A custom rule that declares none is checked
+        at its first loss.
+        """
+        return frozenset()
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the learner keeps the frozen reference for this rule."""
         return True
@@ -69,12 +62,41 @@ class RuleSettings(Section):
     @property
     def needs_reference_model(self) -> bool:
         """Whether the learner keeps the frozen reference: for the rule, or for one of the terms."""
-        return self.keeps_reference or any(getattr(term, "to", None) == "reference" for term in self.terms)
+        return self.keeps_reference or self.has_term_to_reference
+
+    @property
+    def has_term_to_reference(self) -> bool:
+        """Whether one of the terms compares the policy with the reference."""
+        return any(term.frozen_model == "reference" for term in self.terms)
+
+    @property
+    def pull_to_reference(self) -> str | None:
+        """The setting, as ``update.kl_coef = 0.1``, by which the rule itself holds the policy near the reference."""
+        return self._above_zero("kl_coef")
+
+    @property
+    def weight_of_entropy(self) -> str | None:
+        """The setting, as ``update.entropy_coef = 0.1``, by which the rule itself changes the policy's entropy."""
+        return self._above_zero("entropy_coef")
+
+    def _above_zero(self, key: str) -> str | None:
+        value = getattr(self, key, 0)
+        return f"update.{key} = {value:g}" if isinstance(value, int | float) and value > 0 else None
+
+    def selection(self, run: RunFacts) -> str | None:
+        """Return the setting that picks some rollouts of a prompt by their rewards; None if all are trained on.
+
+        Tokens of picked rollouts are no sample of the policy.
+        """
+        samples = run.samples_per_prompt
+        if self.filter is None or (self.filter.keep != "threshold" and most_kept(self.filter, samples) == samples):
+            return None
+        return f"update.filter.keep = {self.filter.keep}"
 
     def warnings(self, run: RunFacts) -> Iterator[str]:
         """Warn about settings that may not do what one expects in this run. A custom rule may warn, too.
 
-        Each sentence names the keys and their values, the effect, and what to set instead.
+        Each sentence names the keys and their values, the effect, and what to set instead. Terms warn for themselves.
         """
         return iter(())
 
@@ -84,7 +106,7 @@ class RuleSettings(Section):
 
 
 def most_kept(settings: FilterSettings | None, samples: int) -> int:
-    """Upper bound of a prompt's completions that pass the filter."""
+    """Return the most completions of a prompt that can pass the filter."""
     if settings is None or settings.keep == "threshold":
         return samples
     return min(int(settings.value), samples) if settings.keep == "top_k" else math.ceil(settings.value * samples)
@@ -92,8 +114,7 @@ def most_kept(settings: FilterSettings | None, samples: int) -> int:
 
 def warnings_about_no_reference(run: RunFacts, settings: RuleSettings, kl_coef: float) -> Iterator[str]:
     """Warn if nothing measures how far the policy moves from the reference."""
-    has_kl_term = any(getattr(term, "to", None) is not None for term in settings.terms)
-    if kl_coef == 0 and not run.tracks_reference_kl and not has_kl_term:
+    if kl_coef == 0 and not run.tracks_reference_kl and not settings.has_term_to_reference:
         yield (
             "update.kl_coef = 0 and learner.track_reference_kl = false: no reference model is kept, so nothing holds "
             "the policy near it and there is no KL curve. learner.track_reference_kl=true logs the KL without using it"

@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlkl.errors import RecipeError
 from rlkl.schema import Section
 from rlkl.system.importing import Importer, file_of, is_file
+
+
+class WrongSettings(ValueError):
+    """Settings that do not fit a custom class; `rlkl.recipe.explain` turns each of its problems into a sentence."""
+
+    def __init__(self, error: ValidationError, section: type[Section]) -> None:
+        self.error, self.section = error, section
+        super().__init__(str(error))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +34,7 @@ class CustomKind:
     own_settings: type[Section]
     """The class that its ``Settings`` must extend."""
     own_settings_name: str
-    """Where users import that class from."""
+    """The module and name by which users import that class."""
     with_reference: Callable[[], type[Section]]
     """The settings class with the reference among its keys."""
     arrived: dict[str, type] = field(default_factory=dict)

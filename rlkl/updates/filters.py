@@ -11,7 +11,7 @@ from rlkl.updates.settings import FilterSettings
 
 
 def filter_groups(groups: Sequence[RolloutGroup], settings: FilterSettings | None) -> list[RolloutGroup]:
-    """The groups with only the rollouts that the filter keeps, best first; a group may be left without any.
+    """Keep the rollouts of each group that pass the filter, best first; a group may be left without any.
 
     Completions without visible text are never kept. Rollouts of equal reward keep the order in which they were sampled;
     ``top_k`` and ``top_fraction`` (rounded up) depend on the order of a prompt's rewards alone, not on their size.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlkl.updates.base_settings import FilterSettings, RuleSettings, RunFacts
+from rlkl.updates.base_settings import FilterSettings, RuleSettings
 from rlkl.updates.grpo.settings import (
     GRPO_VARIANTS,
     KL_ESTIMATORS,
@@ -22,6 +22,7 @@ from rlkl.updates.grpo.settings import (
 )
 from rlkl.updates.papo.settings import PAPO_GRPO, PapoSettings
 from rlkl.updates.ppo.settings import PpoSettings
+from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.sparsepo.settings import MaskedTerms, SparsePoSettings, TokenMask
 from rlkl.updates.superhf.settings import SuperHfSettings
 

@@ -178,10 +178,10 @@ def differing_weights(engine: Receiver, channel: WeightChannel, package: WeightP
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's bits as integers, without a copy."""
+    """Return the tensor's bits as integers, without a copy."""
     return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def _checksum(bits: Tensor) -> int:
-    """Sum of the bits as integers: runs at memory speed on the device that holds them."""
+    """Add up the bits as integers: this runs at memory speed on the device that holds them."""
     return int(bits.sum(dtype=torch.int64))

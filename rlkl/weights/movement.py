@@ -50,13 +50,13 @@ def measure(*, sampler: tuple[Scores, Scores], learner: tuple[Scores, Scores]) -
 
 
 def rms(left: Scores, right: Scores) -> float:
-    """Root mean square of the differences of two models' log-probs (nats); 0 without tokens."""
+    """Return the root mean square of the differences of two models' log-probs (nats); 0 without tokens."""
     gaps = flat(left) - flat(right)
     return float(np.sqrt(np.mean(gaps**2))) if gaps.size else 0.0
 
 
 def largest_gap(left: Scores, right: Scores) -> float:
-    """Largest difference of two models' log-probs (nats); 0 without tokens."""
+    """Return the largest difference of two models' log-probs (nats); 0 without tokens."""
     return float(np.abs(flat(left) - flat(right)).max(initial=0.0))
 
 

@@ -41,7 +41,7 @@ _SMALL = {"float32": 0.1, "bfloat16": 0.25}
 """A difference above the rounding must be below this share of the movement."""
 
 _OFF = {"float32": 0.02, "bfloat16": 0.1}
-"""How far from 1 the sampler's share of the learner's movement may be, besides errors."""
+"""Largest allowed distance of the sampler's share of the learner's movement from 1, besides errors."""
 
 _ERRORS = 4.0
 """Standard errors that a share must be off by to count."""
@@ -71,7 +71,7 @@ class Bounds:
     small: float
     """A difference above the rounding must be below this share of the movement."""
     off: float
-    """How far from 1 the sampler's share of the learner's movement may be, besides errors."""
+    """Largest allowed distance of the sampler's share of the learner's movement from 1, besides errors."""
     fixed: bool
     """Whether the recipe names the tolerance; it then does not follow the first publish."""
 
@@ -208,7 +208,7 @@ def build_probes(
 
 
 def _problem(moved: Movement, rounding: float, bounds: Bounds) -> str | None:
-    """Say how a sampler has not followed its learner, or return None.
+    """Return a sentence on how a sampler has not followed its learner, or None.
 
     Two signs: a difference that is neither rounding nor small beside the movement; and a share of the movement that is
     not 1, even if all that rounding may have done is taken off. Where rounding may explain most of the movement, the

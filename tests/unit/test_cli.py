@@ -38,6 +38,23 @@ def test_train_passes_the_recipe_and_returns_the_runs_exit_code(trained: list[An
     assert trained == [(load_recipe("quickstart", "steps=3", "learner.lr=1e-4"), None)]
 
 
+@pytest.mark.usefixtures("trained")
+def test_train_logs_the_warnings_that_plan_prints(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quickstart", "steps=3", "update.kl_coef=0.1", "update.terms=[{term: kl}, {term: entropy, coef: 0}]"]
+    main(["train", *words])
+    logged = [record.getMessage() for record in caplog.records if record.name == "rlkl.commands.train"]
+    assert [warning.partition(":")[0] for warning in logged] == [
+        "update.terms[0]",
+        "update.terms[1]",
+        "checkpoint.every = 50 exceeds steps = 3",
+    ]
+    main(["plan", *words])
+    listed = capsys.readouterr().out.rpartition("Warnings: ")[2].partition("\n")[2]
+    assert "".join(f"- {warning}." for warning in logged).replace(" ", "") in "".join(listed.split())
+
+
 def test_resume_takes_the_runs_own_recipe(tmp_path: Path, trained: list[Any]) -> None:
     (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("quickstart", "seed=5")))
     assert main(["train", "--resume", str(tmp_path), "steps=7"]) == 130

@@ -25,7 +25,7 @@ class CallResult:
     outcomes: tuple[Outcome, ...] = ()
     """One for each sample of the call, unless it failed as a whole."""
     failure: Failure | None = None
-    """Why the call failed as a whole."""
+    """The reason if the call failed as a whole."""
     seconds: float = 0.0
 
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 _CANCEL_S = 5.0
-"""How long an async call may take to end once it is cancelled."""
+"""Seconds that an async call may take to end once it is cancelled."""
 _LEAST_WAIT_S = 0.01
 _BLOCKED_S = 0.2
 """A step that takes longer blocks the loop."""
@@ -26,7 +26,7 @@ class OverdueError(Exception):
     def __init__(self, stack: str = "") -> None:
         super().__init__()
         self.stack = stack
-        """Where the call is, if it blocks the loop."""
+        """The stack of the call, if it blocks the loop."""
 
 
 class MovedError(Exception):
@@ -140,7 +140,7 @@ class EventLoop:
         return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def _wind_up(self) -> None:
-        """On the loop, once nothing blocks it any more."""
+        """Cancel all tasks and stop the loop. Runs on the loop, once nothing blocks it any more."""
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.call_later(_CANCEL_S, self._loop.stop)
@@ -153,7 +153,7 @@ class EventLoop:
             return self._step[0] is call or self._step[0] not in self._calls
 
     def _now(self) -> tuple[float, float]:
-        """The time, and how long the steps of calls ran up to it; under the lock."""
+        """Return the time, and for how long steps of calls have run up to it. The caller holds the lock."""
         now = time.perf_counter()
         counts = self._step is not None and self._step[0] in self._calls
         return now, self._busy_s + (now - self._step[1] if self._step and counts else 0.0)

@@ -37,7 +37,7 @@ class Worker(Protocol):
 
     @property
     def broken(self) -> Failure | None:
-        """Why it could not be brought up again after a call had ended it; from then on all calls fail with this."""
+        """The failure of a restart after a call had ended it; from then on all calls fail with this."""
         ...
 
     def start(self) -> None:
@@ -45,8 +45,11 @@ class Worker(Protocol):
         ...
 
     def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
-        """One answer a call, in order, each as soon as it is there. Whatever happens to the function: within its time
-        limit there is an answer, and the next call finds it up, or ``broken``."""
+        """Yield one answer a call, in order, each as soon as it is there.
+
+        Every call gets an answer within its time limit, even if the function fails. The next call then finds the
+        function up, or the worker is ``broken``.
+        """
         ...
 
     def close(self) -> None: ...
@@ -100,7 +103,7 @@ class WorkerPool:
     def __init__(
         self, workers: Sequence[Worker], *, together: bool = False, on_close: Callable[[], None] = lambda: None
     ) -> None:
-        """Begins to start all workers at once; `ready` waits for them.
+        """Begin to start all workers at once; `ready` waits for them.
 
         ``together``: quick calls may be handed over several at a time, where there is one worker only. Among several,
         one call that takes long would hold up those with it, which another worker could take.
@@ -172,7 +175,7 @@ class WorkerPool:
         worker.close()
 
     def _retire(self) -> bool:
-        """Whether a broken worker may leave the calls to others. The last one stays, and fails them."""
+        """Return whether a broken worker may leave the calls to others. The last one stays, and fails them."""
         with self._lock:
             if self._whole == 1:
                 return False
@@ -180,8 +183,10 @@ class WorkerPool:
             return True
 
     def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
-        """With ``first`` those that the worker takes along: some if they are quick, so that not each one waits for
-        threads and processes to take turns."""
+        """Take further waiting calls along with ``first`` if calls are quick.
+
+        Then not every call waits until threads and processes have taken turns.
+        """
         count = min(_MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
         taken = [first]
         while len(taken) < count:
@@ -251,7 +256,7 @@ class _Inner:
         return future
 
     def stack(self) -> str:
-        """The stack of the function, while it runs."""
+        """Return the stack of the function, while it runs."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
@@ -262,7 +267,7 @@ class _Inner:
 
 
 def thread_pool(function: RewardFunction, name: str, *, workers: int, timeout_s: float | None) -> WorkerPool:
-    """Threads that share one function."""
+    """Start threads that share one function."""
     set_up(function, name)
     pool = WorkerPool([ThreadWorker(function, timeout_s) for _ in range(workers)], on_close=function.close)
     pool.ready()
@@ -278,7 +283,7 @@ def set_up(function: RewardFunction, name: str) -> None:
 
 
 def setup_error(name: str, failure: Failure) -> RewardInputError:
-    """A worker that could not be brought up."""
+    """Return the error for a worker whose setup failed."""
     detail = f": {failure.detail}" if failure.detail else ""
     trace = f"\n{failure.traceback}" if failure.traceback else ""
     return RewardInputError(f"reward '{name}' could not be set up; it {failure.what}{detail}{trace}")

@@ -28,7 +28,7 @@ class RewardCalls:
         units: Sequence[range],
         most_failures: int,
     ) -> None:
-        """``most_failures``: once more samples than this have failed, no further ones are waited for."""
+        """Take samples of ``units``. Once more than ``most_failures`` samples have failed, wait for no further ones."""
         self._parameters, self._state, self._pool, self._cache = parameters, state, pool, cache
         self._units = units
         self._unit_of = {index: unit for unit in units for index in unit}
@@ -38,7 +38,7 @@ class RewardCalls:
         self._pending: list[tuple[list[int], Future[CallResult]]] = []
         self._sent: set[range] = set()
         self.seconds: list[float] = []
-        """How long each call took."""
+        """The duration of each call."""
         self.split: tuple[int, Failure] | None = None
         """The first call of a batch function that failed as a whole: its samples, and why."""
 
@@ -54,7 +54,7 @@ class RewardCalls:
         return self._failures > self._most_failures
 
     def finish(self) -> list[Outcome | None]:
-        """Every sample's outcome, in order; None for those that were not waited for."""
+        """Return every sample's outcome, in order; None for those that were not waited for."""
         for unit in self._units:
             if unit not in self._sent and not self.given_up:
                 self._send(unit)
@@ -117,7 +117,7 @@ class RewardCalls:
                 self._cache.put(self._key(part), scores)
 
     def _not_cached(self, unit: range) -> list[int]:
-        """The numbers that have to be asked for; the others get their outcomes from the cache."""
+        """Return the numbers of the samples without a cached outcome; the others get theirs from the cache."""
         if self._cache is None:
             return list(unit)
         parts = [list(unit)] if self._parameters.unit == "group" else [[index] for index in unit]

@@ -82,7 +82,7 @@ class MessageSocket:
 
 
 def encode_answer(number: int, answer: CallResult) -> bytes:
-    """The answer to call ``number``, as JSON. Exceptions themselves (`Failure.cause`) are left out."""
+    """Encode the answer to call ``number`` as JSON. Exceptions themselves (`Failure.cause`) are left out."""
     body = _encoded(
         {
             "number": number,
@@ -98,7 +98,7 @@ def encode_answer(number: int, answer: CallResult) -> bytes:
 
 
 def decode_answer(body: bytes, *, number: int, samples: int) -> CallResult:
-    """The answer to call ``number``, which is about ``samples`` samples.
+    """Decode the answer to call ``number``, which is about ``samples`` samples.
 
     Raises:
         WireError: the message is not such an answer.
@@ -115,7 +115,7 @@ def decode_answer(body: bytes, *, number: int, samples: int) -> CallResult:
 
 
 def encode_start(failure: Failure | None) -> bytes:
-    """Whether a worker is ready: why it is not, or None."""
+    """Encode why a worker is not ready; ``failure`` is None if it is."""
     return _encoded({"failure": _failure_fields(failure)})
 
 
@@ -196,7 +196,7 @@ def _text(value: Any) -> str:
 
 
 def _float(value: Any) -> float:
-    """A finite float. JSON writes every float so that it reads back exactly."""
+    """Check that a value is a finite float. JSON writes every float so that it reads back exactly."""
     return value if type(value) is float and math.isfinite(value) else _refuse(f"expected a number, got {value!r:.200}")
 
 

@@ -59,7 +59,7 @@ def main(connection: int, faults: int, parent: int) -> None:
 
 
 def bring_up(spec: WorkerSpec) -> tuple[Failure | None, RewardFunction | None]:
-    """The function, built and set up; or what went wrong."""
+    """Build the function and set it up; return it, or the failure."""
     try:
         function = RewardFunction(spec.source.build())
         function.setup()
@@ -69,7 +69,7 @@ def bring_up(spec: WorkerSpec) -> tuple[Failure | None, RewardFunction | None]:
 
 
 def portable(answer: CallResult) -> CallResult:
-    """The answer without exceptions, which need not survive the way to another process."""
+    """Remove the exceptions from an answer: they may not survive the way to another process."""
     outcomes = tuple(_portable(o) if isinstance(o, Failure) else o for o in answer.outcomes)
     return replace(answer, outcomes=outcomes, failure=answer.failure and _portable(answer.failure))
 

@@ -80,7 +80,7 @@ class Call:
 
 
 def make_call(parameters: Parameters, samples: Sequence[Sample], state: State) -> Call:
-    """The call for one sample, some samples (a batch function), or all samples of a prompt (a group function).
+    """Make the call for one sample, some samples (a batch function), or all samples of a prompt (a group function).
 
     Raises:
         RewardInputError: a required parameter has no value in one of the samples.
@@ -139,7 +139,7 @@ def _of_group(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _batch_arguments(parameters: Parameters, samples: Sequence[Sample], state: State) -> dict[str, Any]:
-    """Lists, one entry a sample; a column that some rows lack is filled with the parameter's default there."""
+    """Return lists, one entry a sample. If some rows lack a column, the parameter's default fills it."""
     rows = []
     for sample in samples:
         row = _of_sample(sample)
@@ -151,7 +151,7 @@ def _batch_arguments(parameters: Parameters, samples: Sequence[Sample], state: S
 
 
 def opened(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as the function gets them: pictures as PIL images, draws as `random.Random`."""
+    """Open the arguments for the function: pictures become PIL images, draws become `random.Random`."""
     usable = dict(arguments)
     if "images" in usable:
         usable["images"] = _pictures(usable["images"])

@@ -31,12 +31,12 @@ _ARRAY_ITEMS = 16_384
 
 
 def identity_of(function: Callable[..., Any]) -> str:
-    """The text of everything above, equal in every process for the same function made in the same way."""
+    """Return the text of everything above, equal in every process for the same function made in the same way."""
     return json.dumps(_Describer(function).of(function, root=True))
 
 
 def described(function: Callable[..., Any]) -> Any:
-    """The function behind a partial or a wrapper such as ``lru_cache``; the class of an instance."""
+    """Return the function behind a partial or a wrapper such as ``lru_cache``; the class of an instance."""
     if isinstance(function, functools.partial):
         return described(function.func)
     function = inspect.unwrap(function)
@@ -64,7 +64,7 @@ class _Describer:
             self._open.pop()
 
     def _code(self, value: Any) -> list[Any] | None:
-        """Functions, methods, partials, classes and modules; None for all else."""
+        """Describe functions, methods, partials, classes and modules; return None for all else."""
         if isinstance(value, functools.partial):
             return ["partial", self.of(value.func), self.of(value.args), self.of(value.keywords)]
         if isinstance(value, MethodType):
@@ -101,7 +101,7 @@ class _Describer:
             return ["empty"]
 
     def _globals(self, function: FunctionType) -> dict[str, Any]:
-        """The constants, functions and classes of the function's own module that its code names."""
+        """Describe the constants, functions and classes of the function's own module that its code names."""
         if function.__module__ != self._home:
             return {}
         known = function.__globals__
@@ -109,7 +109,10 @@ class _Describer:
         return {name: self.of(value) for name, value in named.items() if self._counts(value)}
 
     def _counts(self, value: Any) -> bool:
-        """Whether a global is part of the code: lists, dicts and instances may be what the function gathers."""
+        """Return whether a global is part of the code.
+
+        Lists, dicts and instances are not: the function may gather in them.
+        """
         if isinstance(value, FunctionType | type):
             return value.__module__ == self._home
         if isinstance(value, tuple | frozenset):
@@ -127,7 +130,7 @@ class _Describer:
         return ["class", value.__qualname__, members, [self.of(base) for base in value.__bases__]]
 
     def _data(self, value: Any) -> list[Any] | None:
-        """Containers, arrays and other values that are data; None for all else."""
+        """Describe containers, arrays and other values that are data; return None for all else."""
         if isinstance(value, enum.Enum):
             return [_kind(value), value.name]
         if isinstance(value, re.Pattern):
@@ -146,7 +149,10 @@ class _Describer:
         return None
 
     def _object(self, value: Any, root: bool) -> list[Any]:
-        """An object by its ``fingerprint()``, weights or attributes; one of another module by its class alone."""
+        """Describe an object by its ``fingerprint()``, weights or attributes.
+
+        For one of another module return its class alone.
+        """
         own = getattr(value, "fingerprint", None)
         if callable(own):
             return [_kind(value), self.of(type(value)), str(own())]
@@ -170,7 +176,7 @@ def _slots(kind: type) -> Sequence[str]:
 
 
 def _text(function: FunctionType) -> str:
-    """The source; of a function without one (typed into a prompt, made by ``exec``) its instructions."""
+    """Return the source of a function, or its instructions if it has none (typed into a prompt, made by ``exec``)."""
     try:
         return inspect.getsource(function.__code__)  # not that of a function which this one wraps
     except (OSError, TypeError):
@@ -183,13 +189,13 @@ def _instructions(code: CodeType) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """All names that the code and the functions inside it read."""
+    """Return all names that the code and the functions inside it read."""
     inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
     return set(code.co_names).union(*inner)
 
 
 def _numbers(array: Any) -> str:
-    """Hash of the first numbers of a numpy array or a torch tensor."""
+    """Hash the first numbers of a numpy array or a torch tensor."""
     head = array.reshape(-1)[:_ARRAY_ITEMS]
     if hasattr(head, "detach"):
         head = head.detach().cpu().double().numpy()

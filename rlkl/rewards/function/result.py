@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Literal
 
 NAME = re.compile(r"[\w.-]+")
-"""What a reward or a component may be called: it becomes part of a metric's key."""
+"""The allowed names of rewards and components: they become part of a metric's key."""
 
 LARGEST = 3.4028234663852886e38
 """The largest float32: rewards become one in the learner."""
@@ -52,7 +52,7 @@ FailureKind = Literal["raised", "returned", "timeout", "crashed", "memory"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a reward function has no score for a sample."""
+    """The reason if a reward function has no score for a sample."""
 
     kind: FailureKind
     what: str
@@ -67,7 +67,7 @@ Outcome = Score | Failure
 
 
 def raised(error: BaseException) -> Failure:
-    """A failure by an exception of the function, or of what it returned."""
+    """Return the failure for an exception of the function, or of its return value."""
     text = "".join(traceback.format_exception(error))
     return Failure(
         kind="memory" if isinstance(error, MemoryError) else "raised",
@@ -153,7 +153,7 @@ def _components(components: Any) -> dict[str, float]:
 
 
 def _tags(tags: Any) -> tuple[str, ...]:
-    """A single text would be a tag a letter where it is meant as one; it is refused with all else."""
+    """Check tags. A single text is refused: it would become one tag a letter."""
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise Unusable(f"expected tags to be a list of texts, got {tags!r}")
     return tuple(str(tag) for tag in tags)
@@ -169,7 +169,7 @@ def _token_values(values: Any, tokens: int) -> tuple[float, ...]:
 
 
 def _number(value: Any, expected: str) -> float:
-    """The value as a float. Text is no number, even if it could be parsed."""
+    """Return the value as a float. Text is no number, even if it could be parsed."""
     hint = next((hint for is_such, hint in _HINTS if is_such(value)), "")
     refusal = Unusable(f"expected {expected}{hint and '; '}{hint}")
     if isinstance(value, str | bytes):
@@ -201,4 +201,4 @@ _HINTS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (is_dataclass, "return dataclasses.asdict(...) for a dict of named numbers"),
     (callable, "it returned a function: the reward has to be what that function returns"),
 )
-"""How to mend values that users return by mistake; the first that fits counts."""
+"""Hints on values that users return by mistake; the first that fits counts."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rlkl.errors import RewardInputError, did_you_mean
 
 Unit = Literal["sample", "batch", "group"]
-"""What one call of a function is about."""
+"""The subject of one call of a function."""
 
 NOT_FOR_ALL = ("state", "rng")
 """Arguments that a ``**`` parameter does not get: a function that needs them names them."""
@@ -73,7 +73,7 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
 
 
 def bind_arguments(parameters: Parameters, available: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for one call, by name.
+    """Return the arguments for one call, by name.
 
     Raises:
         RewardInputError: a required parameter has no value; the message lists those that there are.

@@ -36,7 +36,7 @@ class Source:
     text: bytes = b""
 
     def found(self) -> Any:
-        """The function, class or instance that the reference names; raises `RewardInputError` or `InputError`."""
+        """Find the function, class or instance that the reference names; raises `RewardInputError` or `InputError`."""
         if self.reference.startswith(_TASK):
             from rlkl.tasks import task_reward
 
@@ -62,7 +62,7 @@ class Source:
 
 
 def source_of(reference: str, settings: Mapping[str, Any]) -> Source:
-    """The source as it is now."""
+    """Return the source as it is now."""
     if reference.startswith(_TASK) or not is_file(reference) or not file_of(reference).is_file():
         return Source(reference=reference, settings=settings)
     file = file_of(reference)

@@ -36,11 +36,11 @@ class SampleReward:
     reward: float
     """The weighted sum as the update sees it; NaN where the sample has none."""
     raw_reward: float
-    """The same before any normalisation."""
+    """The sum before any normalisation."""
     components: Mapping[str, float]
-    """What each reward gave before its weight, under its name, and its named components under ``name/component``."""
+    """Each reward's value before its weight, under its name, and its components under ``name/component``."""
     monitors: Mapping[str, float]
-    """The same of rewards that are not optimised."""
+    """The values of rewards that are not optimised."""
     token_rewards: tuple[float, ...] = ()
     """The part of ``reward`` that was earned by single tokens, at those tokens."""
     tags: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class _Sum:
 def aggregate(
     rewards: Sequence[RewardOutcomes], groups: Sequence[Sequence[int]], normalize: Normalize
 ) -> list[SampleReward]:
-    """One `SampleReward` a sample, in order. ``groups`` holds the numbers of each group's samples."""
+    """Return one `SampleReward` a sample, in order. ``groups`` holds the numbers of each group's samples."""
     dropped: set[int] = set()
     scores: dict[str, list[Score | None]] = {}
     for reward in rewards:
@@ -94,7 +94,7 @@ def aggregate(
 
 
 def _by_policy(reward: RewardOutcomes, groups: Sequence[Sequence[int]], dropped: set[int]) -> list[Score | None]:
-    """Each sample's score, its own or one by policy, None where there is none; adds to ``dropped``."""
+    """Return each sample's score, or the one that ``on_error`` gives it, or None. Adds to ``dropped``."""
     scores = [outcome if isinstance(outcome, Score) else None for outcome in reward.outcomes]
     policy = reward.section.on_error
     if policy == "constant":

@@ -31,8 +31,10 @@ class ScoreCache:
             self._file.write("\n")  # a crash tore the last line off
 
     def key(self, call: Call, texts: tuple[Any, ...]) -> str:
-        """Hash of the function's source and settings, of all that the call hands to it, and of ``texts``: prompt and
-        completion, which count whether it reads them or not."""
+        """Hash the function's source and settings, the arguments of the call, and ``texts``.
+
+        ``texts`` are prompt and completion, which count whether the function reads them or not.
+        """
         seen = json.dumps(_canonical([self._fingerprint, texts, call.arguments]))
         return hashlib.blake2b(seen.encode(), digest_size=16).hexdigest()
 
@@ -51,7 +53,7 @@ class ScoreCache:
 
 
 def _read(path: Path) -> list[tuple[str, tuple[Score, ...]]]:
-    """Whole lines only."""
+    """Read the lines that are whole."""
     if not path.exists():
         return []
     found = []
@@ -74,7 +76,7 @@ def _score(values: Mapping[str, Any]) -> Score:
 
 
 def _canonical(value: Any) -> Any:
-    """The value as JSON that is the same in every process for equal values, and differs where the value does.
+    """Return JSON of the value that is equal in every process for equal values, and differs for different ones.
 
     A container is a list that starts with its kind; what has no order of its own is sorted by the text of its parts,
     so keys of any types go together.

@@ -19,7 +19,7 @@ class FailedScore:
     kind: str
     error: str
     on_error: str
-    """What became of the sample."""
+    """The consequence for the sample."""
     prompt_id: str
     draw: int
     sample_index: int
@@ -32,7 +32,7 @@ class FailureLog:
     """The folder ``failures`` of a run."""
 
     def __init__(self, run_dir: Path, *, first_step: int) -> None:
-        """Removes what a run that goes on at step index ``first_step`` will do again."""
+        """Remove the files of steps that a run will do again if it continues at step index ``first_step``."""
         self._folder = run_dir / "failures"
         for path in sorted(self._folder.glob("step_*.jsonl")):
             number = path.stem.removeprefix("step_")

@@ -245,7 +245,7 @@ class Round:
         return self._prompts[self._prompt_of[index]]
 
     def _place(self, index: int) -> tuple[str, int]:
-        """The prompt's id, and which of its samples this is."""
+        """Return the prompt's id, and the number of the sample among the prompt's samples."""
         number = self._prompt_of[index]
         return self._prompts[number].id, index - self._groups[number].start
 

@@ -30,24 +30,24 @@ from rlkl.types import RolloutGroup
 
 
 def meteor(reference: str, hypothesis: str) -> float:
-    """METEOR of a hypothesis against one reference, in [0, 1]; words are what white space separates, in any case."""
+    """Compute METEOR of a hypothesis against one reference, in [0, 1]. White space separates words; case is ignored."""
     return single_meteor_score(reference.split(), hypothesis.split(), **_matching())
 
 
 def pair_similarity(first: str, second: str) -> float:
-    """METEOR averaged over both directions."""
+    """Average METEOR over both directions."""
     return (meteor(first, second) + meteor(second, first)) / 2
 
 
 def similarity_of_all(texts: Sequence[str]) -> float | None:
-    """The mean over all ordered pairs of texts; None for fewer than two."""
+    """Average over all ordered pairs of texts; return None for fewer than two texts."""
     if len(texts) < 2:
         return None
     return fmean(pair_similarity(first, second) for first, second in combinations(texts, 2))
 
 
 def sampled_similarity(groups: Sequence[RolloutGroup], *, pairs: int, seed: int) -> float | None:
-    """The mean over ``pairs`` independent pairs of completions of different prompts, each drawn uniformly.
+    """Average over ``pairs`` independent pairs of completions of different prompts, each drawn uniformly.
 
     Groups of one prompt (a draw may hold a prompt twice) count as that one prompt. None where there is one prompt only.
     """
@@ -81,7 +81,7 @@ class _NoSynonyms:
 
 @cache
 def _matching() -> dict[str, Any]:
-    """The later stages of matching that this machine can do."""
+    """Return the later stages of matching that this machine can do."""
     try:
         wordnet.ensure_loaded()
     except LookupError:

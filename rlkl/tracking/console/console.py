@@ -28,20 +28,23 @@ class RunConsole(Protocol):
     """Shows a `RunState`, which the tracker keeps up to date."""
 
     def note(self) -> None:
-        """The state's note changed."""
+        """Show the state's note, which has changed."""
         ...
 
     def step(self, *, with_samples: bool) -> None:
-        """A step was added to the state; ``with_samples`` when its samples were recorded as well."""
+        """Show a step that was added to the state; ``with_samples``: its samples were recorded as well."""
         ...
 
     def close(self) -> None:
-        """Gives the terminal back."""
+        """Give the terminal back."""
         ...
 
 
 def open_console(setting: Literal["auto", "live", "plain"], state: RunState) -> RunConsole:
-    """``tracking.console``: auto is live where standard output is a terminal that can move its cursor."""
+    """Open the console of ``tracking.console``.
+
+    With ``auto`` it is live if standard output is a terminal with a cursor.
+    """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sample may hold what the terminal's encoding lacks
     console = Console()
@@ -82,7 +85,10 @@ class PlainConsole:
 
 
 def plain_line(state: RunState) -> str:
-    """``step 12/100  reward 0.812  KL 0.034  entropy 0.410  grad 0.210  4,200 tokens/s  0.81 s  0:01:10 left``."""
+    """Return one line on the latest step.
+
+    ``step 12/100  reward 0.812  KL 0.034  entropy 0.410  grad 0.210  4,200 tokens/s  0.81 s  0:01:10 left``
+    """
     now = state.latest
     parts = [f"step {state.finished:>{len(str(state.recipe.steps))}}/{state.recipe.steps}"]
     for key, template in (

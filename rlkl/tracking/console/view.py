@@ -81,21 +81,21 @@ class RunState:
         return self.records[-1] if self.records else {}
 
     def series(self, key: str) -> list[float]:
-        """A metric over all steps that logged it."""
+        """Return a metric over all steps that logged it."""
         return [record[key] for record in self.records if key in record]
 
     def seconds_elapsed(self) -> float:
         return time.monotonic() - self.started
 
     def seconds_left(self) -> float | None:
-        """None before two steps have ended."""
+        """Estimate the seconds until the last step; None before two steps have ended."""
         if len(self._ends) < 2:
             return None
         per_step = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         return per_step * (self.recipe.steps - self.finished)
 
     def time_shares(self) -> list[tuple[str, float, str]]:
-        """Name, share of the recent steps' time and colour of each part of a step; empty before the first step."""
+        """Return name, share of the recent time and colour of each part of a step; nothing before the first step."""
         recent = [record for record in self.records[-RECENT_STEPS:] if "time/step_s" in record]
         total = sum(record["time/step_s"] for record in recent)
         if total <= 0:
@@ -107,7 +107,7 @@ class RunState:
 
 
 def _sample(group: RolloutGroup, number: int) -> Sample:
-    """A different member of each group, so that good and bad completions both show."""
+    """Return a different member of each group, so that the view shows good and bad completions."""
     rollout = group.rollouts[number % len(group.rollouts)]
     return Sample(prompt=group.prompt.text, completion=rollout.completion.text, reward=rollout.reward)
 
@@ -149,7 +149,7 @@ class RunView:
         yield from lines
 
     def _samples(self, width: int, room: int) -> list[Text]:
-        """As many samples as fit into ``room`` lines; long ones get two lines each where there is enough room."""
+        """Return as many samples as fit into ``room`` lines; long ones get two lines each if there is enough room."""
         shown: list[Text] = []
         for sample in self._state.samples:
             lines = sample_lines(sample, self._state.samples_mean, width, lines=2 if room >= TALL_ROOM else 1)
@@ -182,7 +182,7 @@ class RunView:
 
 
 def _metric_rows(state: RunState) -> list[_Row]:
-    """One row a quantity that the run logs."""
+    """Return one row for each quantity that the run logs."""
     now = state.latest
     rows = []
     if "reward/mean" in now:
@@ -226,7 +226,7 @@ def _metric_rows(state: RunState) -> list[_Row]:
 
 
 def _metric_table(rows: Sequence[_Row], width: int, ascii_only: bool) -> Table:
-    """Label, value, detail and curve; a narrow terminal shows no detail."""
+    """Build a table of label, value, detail and curve; a narrow terminal shows no detail."""
     label = max((len(row.label) for row in rows), default=0)
     detail = max((len(row.detail) for row in rows), default=0)
     value = max((len(row.value) for row in rows), default=0)
@@ -247,7 +247,7 @@ def _metric_table(rows: Sequence[_Row], width: int, ascii_only: bool) -> Table:
 
 
 def _share_bar(shares: Sequence[tuple[str, float, str]], width: int, *, plain: bool) -> Text:
-    """One line cut up by share. Without colours each part is drawn by its initial."""
+    """Cut one line up by share. Without colours each part is drawn by its initial."""
     bar, drawn, upto = Text(), 0, 0.0
     for name, share, color in shares:
         upto += share
@@ -264,7 +264,9 @@ def _share_legend(shares: Sequence[tuple[str, float, str]], width: int) -> Text:
 
 
 def sample_lines(sample: Sample, mean: float, width: int, *, lines: int) -> list[Text]:
-    """Reward, end of the prompt, beginning of the completion: in one line if they fit or ``lines`` is 1, else in two.
+    """Return reward, end of the prompt and beginning of the completion.
+
+    In one line if they fit or ``lines`` is 1, else in two.
 
     The reward is green above the step's mean, red below.
     """
@@ -288,12 +290,12 @@ def sample_lines(sample: Sample, mean: float, width: int, *, lines: int) -> list
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and without control characters, which a model may well produce."""
+    """Replace line breaks by a sign and control characters, which a model may produce, by spaces."""
     return "".join(char if char.isprintable() else " " for char in text.replace("\n", "⏎")).strip()
 
 
 def _last_cells(text: str, cells: int) -> str:
-    """The end of a text, marked as such if something is left out."""
+    """Return the end of a text, with a mark if something is left out."""
     if cell_len(text) <= cells:
         return text
     start = len(text)
@@ -303,7 +305,7 @@ def _last_cells(text: str, cells: int) -> str:
 
 
 def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
-    """A curve of at most ``width`` characters; where there are more values, each character is the mean of some."""
+    """Draw a curve of at most ``width`` characters; if there are more values, each character is the mean of some."""
     marks = "_.-=*#" if ascii_only else "▁▂▃▄▅▆▇█"
     count = len(values)
     columns = min(width, count)
@@ -319,7 +321,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def number(value: float) -> str:
-    """Four or so significant characters."""
+    """Write a number with about four significant characters."""
     size = abs(value)
     if size != 0 and (size < 1e-3 or size >= 1e7):
         return f"{value:.1e}"
@@ -329,7 +331,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes, seconds."""
+    """Write seconds as hours, minutes and seconds."""
     minutes, rest = divmod(max(int(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -39,16 +39,16 @@ class Reading:
     level: float
     """In units of its limit: at 1 and above it has tripped."""
     finding: str
-    """What has drifted, and by how much."""
+    """The quantity that has drifted, and by how much."""
 
 
 def spread_key(name: str) -> str:
-    """The metric that holds the standard deviation of a step's samples; ``reward`` is the optimised sum."""
+    """Return the metric with the standard deviation of a step's samples; ``reward`` is the optimised sum."""
     return f"watch/spread/{name}"
 
 
 def read_signals(records: Sequence[Record], monitors: Mapping[str, str]) -> dict[str, Reading]:
-    """All signals at the last of a run's records (oldest first) that have what they need, by name.
+    """Compute, at the last of a run's records (oldest first), all signals whose inputs exist; return them by name.
 
     ``monitors``: the metric of each reward that is watched and not optimised, by its name.
     """
@@ -68,7 +68,7 @@ def read_signals(records: Sequence[Record], monitors: Mapping[str, str]) -> dict
 
 
 def first(records: Sequence[Record], key: str) -> float | None:
-    """A metric's mean over the run's first steps; None where one of them lacks it."""
+    """Average a metric over the run's first steps; return None if one of them lacks it."""
     return _mean(records[:WINDOW], key)
 
 
@@ -130,7 +130,10 @@ def _repetition(records: Sequence[Record]) -> Reading | None:
 
 
 def _kl_acceleration(records: Sequence[Record]) -> Reading | None:
-    """The first windows are left out: there every KL grows from nothing, and so ever faster."""
+    """Compare the KL's growth with its fastest before.
+
+    The first windows are left out: there every KL grows faster and faster.
+    """
     values = [record.get("kl/policy_to_reference") for record in records[-HISTORY:]]
     if len(values) < 5 * WINDOW or any(value is None for value in values):
         return None

@@ -38,7 +38,7 @@ class HackingWatch:
     """Watches one run."""
 
     def __init__(self, recipe: Recipe, records: Sequence[Record]) -> None:
-        """``records``: those of the steps before, where the run goes on."""
+        """Start the watch of a run; a resumed run passes the ``records`` of its earlier steps."""
         self._settings: TrackingSection = recipe.tracking
         self._unweighted = unweighted_rewards(recipe)
         self._on: set[str] = set()
@@ -61,7 +61,7 @@ class HackingWatch:
         return Sighting(metrics=metrics, set_in=set_in, suspects=suspects)
 
     def _monitors(self, rollouts: Sequence[Rollout]) -> dict[str, str]:
-        """The metric of each monitor, by its name; not of the components of one (``<name>/<component>``)."""
+        """Return the metric of each monitor, by its name; components (``<name>/<component>``) are left out."""
         names = dict.fromkeys(name for rollout in rollouts for name in rollout.monitors if "/" not in name)
         unweighted = dict.fromkeys(n for rollout in rollouts for n in rollout.components if n in self._unweighted)
         return {name: f"monitor/{name}" for name in names} | {name: f"reward/{name}" for name in unweighted}
@@ -78,7 +78,7 @@ class HackingWatch:
 
 
 def warn(sighting: Sighting, finished: int, place: str) -> None:
-    """Say what has set in at a step, and where its suspects are."""
+    """Log the signals that begin at a step, and the file of their samples."""
     for name, reading in sighting.set_in.items():
         _log.warning(
             "step %d, hacking watch, %s: %s. The most suspicious samples are in %s",
@@ -90,13 +90,13 @@ def warn(sighting: Sighting, finished: int, place: str) -> None:
 
 
 def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
-    """Names of the rewards that the recipe gives weight 0: logged, and never optimised."""
+    """Return the names of the rewards with weight 0, which are logged and never optimised."""
     sections = [section for section in recipe.rewards if section.weight == 0]
     return frozenset(section.name or section.function.rpartition(":")[2].rpartition("/")[2] for section in sections)
 
 
 def _levels(record: Record) -> dict[str, float]:
-    """The signals' levels that a record holds, by signal."""
+    """Return the signals' levels in a record, by signal."""
     names = {key: key.removeprefix("watch/") for key in record if key.startswith("watch/") and key != WARNINGS}
     return {name: record[key] for key, name in names.items() if not name.startswith("spread/")}
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from rlkl.updates.base_settings import RuleSettings, RunFacts, most_kept, warnings_about_no_reference
+from rlkl.updates.base_settings import RuleSettings, most_kept, warnings_about_no_reference
+from rlkl.updates.run_facts import RunFacts
 
 KlEstimator = Literal["k1", "k2", "k3"]
 KlPlacement = Literal["loss", "reward"]
@@ -111,8 +112,13 @@ class GrpoSettings(RuleSettings):
     def keeps_reference(self) -> bool:
         return self.kl_coef > 0
 
+    @property
+    def own_terms(self) -> frozenset[str]:
+        has_kl_term = self.kl_coef > 0 and self.kl_placement == "loss"
+        return frozenset({"policy", "kl"} if has_kl_term else {"policy"})
+
     def choices(self) -> GrpoChoices:
-        """The variant's choices with the recipe's own on top."""
+        """Return the variant's choices with the recipe's own on top."""
         own: dict[str, Any] = {name: getattr(self, name) for name in GrpoChoices.__slots__}
         taken = {name for name, value in own.items() if value is not None} | (self.model_fields_set & _NULL_IS_A_VALUE)
         return replace(self.variant_choices(), **{name: own[name] for name in taken})
@@ -123,11 +129,11 @@ class GrpoSettings(RuleSettings):
         return {name: value for name, value in dump(self).items() if name not in left_out}
 
     def estimator(self) -> KlEstimator:
-        """The recipe's KL estimator, or the usual one for where the KL is placed."""
+        """Return the recipe's KL estimator, or the usual one for the placement of the KL."""
         return self.kl_estimator or KL_ESTIMATORS[self.kl_placement][0]
 
     def resolved(self) -> GrpoSettings:
-        """These settings with every key filled in, for people to read. A clip still None means: not clipped."""
+        """Return these settings with every key filled in, for people to read. A clip still None means: not clipped."""
         return self.model_copy(update={**asdict(self.choices()), "kl_estimator": self.estimator()})
 
     def warnings(self, run: RunFacts) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlkl.schema import Section
-from rlkl.updates.base_settings import RunFacts
 from rlkl.updates.grpo.settings import GrpoChoices, GrpoSettings
+from rlkl.updates.run_facts import RunFacts
 
 PAPO_GRPO = GrpoChoices(aggregation="token_mean", clip_high=0.3)
 """The choices of the GRPO baseline in PAPO's paper (arXiv 2507.06448)."""
@@ -62,6 +62,10 @@ class PapoSettings(GrpoSettings):
     def variant_choices(self) -> GrpoChoices:
         """As GRPO's, but ``grpo`` averages over tokens and clips from 0.2 below to 0.3 above, as PAPO's code does."""
         return PAPO_GRPO if self.variant == "grpo" else super().variant_choices()
+
+    @property
+    def own_terms(self) -> frozenset[str]:
+        return super().own_terms | {"perception", "entropy", "corrupted_entropy"}
 
     def warnings(self, run: RunFacts) -> Iterator[str]:
         yield from super().warnings(run)

@@ -185,7 +185,7 @@ class Ppo(PolicyUpdate):
         self._steering = replace(self._steering, value=state["kl_coef"], error=state["kl_error"])
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """Terms ``policy`` and, with a critic, ``value``: means over the step's response tokens."""
+        """Return terms ``policy`` and, with a critic, ``value``: means over the step's response tokens."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         mean_BT = reduce.token_mean_weights(batch.response_BT, batch.denominators)
         weight_BT = mean_BT * batch.weight_B.unsqueeze(1)

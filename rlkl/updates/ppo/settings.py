@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlkl.updates.base_settings import RuleSettings, RunFacts, warnings_about_no_reference
+from rlkl.updates.base_settings import RuleSettings, warnings_about_no_reference
+from rlkl.updates.run_facts import RunFacts
 
 
 class PpoSettings(RuleSettings):
@@ -38,6 +39,10 @@ class PpoSettings(RuleSettings):
     @property
     def keeps_reference(self) -> bool:
         return self.kl_coef > 0
+
+    @property
+    def own_terms(self) -> frozenset[str]:
+        return frozenset({"policy"} if self.critic == "none" else {"policy", "value"})
 
     @model_validator(mode="after")
     def _steered_coefficient_is_positive(self) -> PpoSettings:

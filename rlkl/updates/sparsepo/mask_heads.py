@@ -34,7 +34,7 @@ class MaskHead(nn.Module):
         self.mixer_1L = nn.Parameter(torch.full((1, layers), 1 / layers))
 
     def draw(self, seed: int) -> None:
-        """The authors' start: normal matrices, zero biases. About half of all tokens then have mask 0."""
+        """Draw the authors' start: normal matrices, zero biases. About half of all tokens then have mask 0."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for matrix in (self.weight_LH, self.mixer_1L):
@@ -42,7 +42,7 @@ class MaskHead(nn.Module):
             self.bias_L.zero_()
 
     def forward(self, layers_BTLH: Tensor) -> Tensor:
-        """Masks ``[B, T]``, never negative."""
+        """Return the masks ``[B, T]``, never negative."""
         gate_BTL = F.relu(torch.einsum("...lh,lh->...l", self.norm(layers_BTLH), self.weight_LH) + self.bias_L)
         return F.relu((gate_BTL * self.mixer_1L).sum(dim=-1))
 

@@ -37,7 +37,7 @@ class SparsePo(PolicyUpdate):
 
     def __init__(self, settings: SparsePoSettings) -> None:
         self.settings = settings
-        self.trains_masks = settings.mask in ("sparse_common", "sparse_independent")
+        self.trains_masks = settings.trains_masks
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -60,7 +60,7 @@ class SparsePo(PolicyUpdate):
         return MaskHeads(model, self.settings) if self.trains_masks else None
 
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
-        """The best and the worst rollout of each group whose rewards differ by more than ``min_gap``.
+        """Return the best and the worst rollout of each group whose rewards differ by more than ``min_gap``.
 
         Ties are broken by a draw that is seeded by the recipe, the prompt and the step: neither the order of the
         samples nor their length decides.
@@ -80,14 +80,14 @@ class SparsePo(PolicyUpdate):
         return examples
 
     def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Both masks at the start of the step, for the sample records."""
+        """Return both masks at the start of the step, for the sample records."""
         if Signal.PROXIMAL_HEADS not in self.needs:
             return {}
         masks = self._masks(batch, batch.signals, Signal.PROXIMAL_HEADS)
         return {"reward_mask": masks.reward_BT, "kl_mask": masks.kl_BT}
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """Terms ``preference`` and, with an L1 weight, ``l1``, each a mean over the step's pairs."""
+        """Return terms ``preference`` and, with an L1 weight, ``l1``, each a mean over the step's pairs."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         log_ratio_BT = policy_BT - masked(signals[Signal.REFERENCE_LOGPROBS], batch.response_BT)
         kl_BT = torch.zeros_like(log_ratio_BT)
@@ -120,7 +120,7 @@ class SparsePo(PolicyUpdate):
         )
 
     def _masks(self, batch: Batch, signals: Signals, heads: Signal) -> TokenMasks:
-        """Zero outside the response; a term that ``masked_terms`` leaves out has 1 inside."""
+        """Compute both masks: zero outside the response, and 1 inside for a term that ``masked_terms`` leaves out."""
         response_BT = batch.response_BT
         ones_BT = response_BT.float()
         if self.settings.mask in ("none", "ones"):
@@ -136,7 +136,7 @@ class SparsePo(PolicyUpdate):
         )
 
     def _l1(self, masks: TokenMasks, rows_B: Tensor) -> Tensor:
-        """Summed over the tokens of both responses. A common mask would count twice, so each weight is halved there."""
+        """Sum over the tokens of both responses. A common mask would count twice, so its weights are halved."""
         share = 0.5 if self.settings.mask == "sparse_common" else 1.0
         reward, kl = (mask_BT[rows_B].abs().sum() for mask_BT in masks)
         return share * (self.settings.l1_reward * reward + self.settings.l1_kl * kl)

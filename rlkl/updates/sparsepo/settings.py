@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rlkl.updates.base_settings import RuleSettings, RunFacts
+from rlkl.updates.base_settings import RuleSettings
+from rlkl.updates.run_facts import RunFacts
 
 TokenMask = Literal["none", "ones", "mapo", "sparse_common", "sparse_independent"]
 MaskedTerms = Literal["both", "reward", "kl"]
@@ -34,6 +35,23 @@ class SparsePoSettings(RuleSettings):
     )
     min_gap: float = Field(default=0.0, ge=0, description="Groups whose best and worst differ by no more are skipped.")
 
+    @property
+    def trains_masks(self) -> bool:
+        """Whether heads are trained to give the masks."""
+        return self.mask in ("sparse_common", "sparse_independent")
+
+    @property
+    def own_terms(self) -> frozenset[str]:
+        has_l1 = self.trains_masks and self.l1_reward + self.l1_kl > 0
+        return frozenset({"preference", "l1"} if has_l1 else {"preference"})
+
+    @property
+    def pull_to_reference(self) -> str:
+        return f"update.beta = {self.beta:g}"
+
+    def selection(self, run: RunFacts) -> str:
+        return "update.rule = sparsepo, which takes the best and the worst of a prompt,"
+
     def warnings(self, run: RunFacts) -> Iterator[str]:
         if not run.has_pairs and run.samples_per_prompt == 1:
             yield (
@@ -47,13 +65,12 @@ class SparsePoSettings(RuleSettings):
             )
         if run.has_pairs and run.has_rewards:
             yield "rewards are named, but nothing is sampled with data.chosen_column, so none of them is called"
-        has_heads = self.mask in ("sparse_common", "sparse_independent")
-        if self.l1_reward + self.l1_kl > 0 and not has_heads:
+        if self.l1_reward + self.l1_kl > 0 and not self.trains_masks:
             yield (
                 f"update.l1_reward and l1_kl: with update.mask = {self.mask} no mask is trained, so they do nothing. "
                 "Take sparse_common or sparse_independent"
             )
-        if self.mask_init == "paper" and has_heads:
+        if self.mask_init == "paper" and self.trains_masks:
             yield (
                 "update.mask_init = paper: masks start near 0.02, so training starts as if update.beta = "
                 f"{self.beta:g} were about 40 times smaller. mask_init=ones starts at update.beta"

@@ -42,7 +42,7 @@ class SuperHf(PolicyUpdate):
         return frozenset({Signal.POLICY_LOGPROBS}) | (self.kl.needs if self.settings.kl_coef > 0 else set())
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """Terms ``cross_entropy`` and, unless ``kl_coef`` is 0, ``kl``."""
+        """Return terms ``cross_entropy`` and, unless ``kl_coef`` is 0, ``kl``."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         cross_entropy = -(self._token_weights(batch) * policy_BT).sum()
         if self.settings.kl_coef == 0:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlkl.updates.base_settings import FilterSettings, RuleSettings, RunFacts, most_kept, warnings_about_no_reference
+from rlkl.updates.base_settings import FilterSettings, RuleSettings, most_kept, warnings_about_no_reference
+from rlkl.updates.run_facts import RunFacts
 
 
 class SuperHfSettings(RuleSettings):
@@ -29,6 +30,10 @@ class SuperHfSettings(RuleSettings):
     @property
     def keeps_reference(self) -> bool:
         return self.kl_coef > 0
+
+    @property
+    def own_terms(self) -> frozenset[str]:
+        return frozenset({"cross_entropy", "kl"} if self.kl_coef > 0 else {"cross_entropy"})
 
     def warnings(self, run: RunFacts) -> Iterator[str]:
         samples = run.samples_per_prompt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rlkl.errors import RecipeError
+from rlkl.updates.terms.checks import curve_names
 from rlkl.updates.terms.custom import CustomTermSettings, term_of
 
 if TYPE_CHECKING:
@@ -22,21 +22,8 @@ TERMS = {
 
 
 def build_terms(settings: Sequence[TermSettings]) -> dict[str, Term]:
-    """Build the terms of a recipe, by the names of their curves ``loss/<name>``.
-
-    A term without a name of its own takes its default name, numbered from the second one on: ``kl_reference_2``.
-    """
-    terms: dict[str, Term] = {}
-    for one in settings:
-        term = _build(one)
-        name = one.name or term.default_name
-        if name == "total":
-            raise RecipeError("update.terms[].name = 'total': loss/total is the curve of the whole loss; take another")
-        number = 1
-        while (numbered := name if number == 1 else f"{name}_{number}") in terms:
-            number += 1
-        terms[numbered] = term
-    return terms
+    """Build the terms of a recipe, by the names of their curves ``loss/<name>``."""
+    return {name: _build(one) for name, one in zip(curve_names(settings), settings, strict=True)}
 
 
 def _build(settings: TermSettings) -> Term:

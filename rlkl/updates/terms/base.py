@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -30,11 +29,6 @@ class Term(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-
-    @property
-    def default_name(self) -> str:
-        """Name of the curve ``loss/<name>`` if the recipe gives none."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
     @abstractmethod

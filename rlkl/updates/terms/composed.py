@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,8 @@ class WithTerms(PolicyUpdate):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        return self.inner.needs.union(*(term.needs for term in self.terms.values()))
+        own = {self._with_top_k(signal) for signal in self.inner.needs}
+        return frozenset(own.union(*(term.needs for term in self.terms.values())))
 
     @property
     def reads_before_loss(self) -> frozenset[Signal]:
@@ -40,7 +42,12 @@ class WithTerms(PolicyUpdate):
 
     @property
     def kl_top_k(self) -> int | None:
-        return self.inner.kl_top_k
+        """None, so that a term without ``top_k`` gets the whole vocabulary; `needs` has the rule's own limit."""
+        return None
+
+    def _with_top_k(self, signal: Signal) -> Signal:
+        """Return one of the rule's own signals with the rule's `kl_top_k`, if it is a KL that names no limit."""
+        return replace(signal, top_k=signal.top_k or self.inner.kl_top_k) if signal.is_kl else signal
 
     @property
     def views(self) -> frozenset[str]:
@@ -90,7 +97,12 @@ class WithTerms(PolicyUpdate):
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Add the terms to the rule's loss; raises `LearnerError` if a term has the name of one of the rule's own."""
-        output = self.inner.loss(batch if self.inner.sees_all_roles else batch.only("main"), signals)
+        own = {
+            signal: signals[wanted] for signal in self.inner.needs if (wanted := self._with_top_k(signal)) in signals
+        }
+        output = self.inner.loss(
+            batch if self.inner.sees_all_roles else batch.only("main"), signals.merged(Signals(own))
+        )
         if both := sorted(output.terms.keys() & self.terms.keys()):
             raise LearnerError(
                 f"update.terms: the rule {self.rule} has a term named {both[0]} itself, and both would share the curve "

@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator
 
 from rlkl.errors import RecipeError
 from rlkl.system.importing import Importer
-from rlkl.updates.custom_classes import CustomKind, is_custom, register
+from rlkl.updates.custom_classes import CustomKind, WrongSettings, is_custom, register
 from rlkl.updates.terms.settings import BuiltInTerm, TermSettings
 
 if TYPE_CHECKING:
@@ -62,14 +62,7 @@ def _check(value: Any, built_in: Callable[[Any], TermSettings]) -> TermSettings:
         try:
             return settings.model_validate(value)
         except ValidationError as error:
-            known = ", ".join(settings.model_fields)
-            raise ValueError(
-                "; ".join(
-                    f"{'.'.join(map(str, one['loc']))}: "
-                    + (f"unknown key; the term has {known}" if one["type"] == "extra_forbidden" else one["msg"])
-                    for one in error.errors()
-                )
-            ) from None
+            raise WrongSettings(error, settings) from None
     return built_in(value)
 
 

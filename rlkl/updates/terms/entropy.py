@@ -19,10 +19,6 @@ class Entropy(Term):
     settings: EntropySettings
 
     @property
-    def default_name(self) -> str:
-        return "entropy_bonus"
-
-    @property
     def needs(self) -> frozenset[Signal]:
         return frozenset({Signal.POLICY_ENTROPY})
 

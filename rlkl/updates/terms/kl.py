@@ -53,10 +53,6 @@ class Kl(Term):
         )
 
     @property
-    def default_name(self) -> str:
-        return f"kl_{self.settings.to}"
-
-    @property
     def coef(self) -> float:
         """The coefficient now: steered if the settings have a target."""
         return self._steering.coefficient if self.settings.target is not None else self.settings.coef

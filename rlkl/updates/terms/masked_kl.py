@@ -22,10 +22,6 @@ class MaskedKl(Term):
     settings: MaskedKlSettings
 
     @property
-    def default_name(self) -> str:
-        return f"masked_kl_{self.settings.to}"
-
-    @property
     def signal(self) -> Signal:
         """The exact KL, before the mask."""
         quantity = "kl_from_policy" if self.settings.direction == "policy_to_model" else "kl_to_policy"

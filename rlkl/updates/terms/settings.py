@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rlkl.schema import Section
+from rlkl.updates.run_facts import RunFacts
+
+if TYPE_CHECKING:
+    from rlkl.updates.base_settings import RuleSettings
 
 Estimator = Literal["exact", "k1", "k2", "k3"]
 Direction = Literal["policy_to_model", "model_to_policy"]
@@ -23,6 +29,30 @@ class TermSettings(Section):
     )
     coef: float = Field(default=0.1, description="Weight of the term in the loss.")
 
+    @property
+    def default_name(self) -> str:
+        """The name of the curve ``loss/<name>`` if the recipe gives none: that of the term, in snake case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.term.rpartition(":")[2]).lower()
+
+    @property
+    def frozen_model(self) -> str | None:
+        """The frozen model that the term compares with, ``reference`` or a name of ``models``: its key ``to``."""
+        return getattr(self, "to", None)
+
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        """Warn about settings that may not do what one expects beside this rule in this run.
+
+        A custom term may warn, too: override this and yield from ``super()``. Each sentence gives the value, the effect
+        and what to set instead; rlkl puts the term's key ``update.terms[0]`` in front.
+        """
+        if self.coef == 0:
+            yield "coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
+        elif self.frozen_model == "reference" and rule.pull_to_reference is not None:
+            yield (
+                "the term compares with the reference, and the rule itself holds the policy near it by "
+                f"{rule.pull_to_reference}: both act. Leave the term out, or lower one of the two"
+            )
+
 
 class KlSettings(TermSettings):
     """KL between the policy and a frozen model, added to the loss."""
@@ -37,7 +67,9 @@ class KlSettings(TermSettings):
         default="exact", description="Over the vocabulary, or from the sampled token: k1, k2 or k3 (docs/kl.md)."
     )
     top_k: int | None = Field(
-        default=None, ge=1, description="exact: over the model's k likeliest tokens and a tail; null: the vocabulary."
+        default=None,
+        ge=1,
+        description="exact: over the model's k likeliest tokens and a tail; null: the whole vocabulary.",
     )
     free_nats: float = Field(default=0.0, ge=0, description="KL per token up to so many nats costs nothing.")
     target: float | None = Field(
@@ -54,12 +86,32 @@ class KlSettings(TermSettings):
                 f"estimator = {self.estimator} with direction = model_to_policy: k1, k2 and k3 estimate KL(policy || "
                 "model) from the policy's own samples. Take estimator: exact"
             )
+        if self.estimator == "k1" and self.free_nats > 0:
+            raise ValueError(
+                f"free_nats = {self.free_nats:g} with estimator = k1: k1 of a single token is often below 0, and free "
+                "nats cut only this side away, so the loss no longer estimates a KL. Take estimator: exact, or set "
+                "free_nats: 0"
+            )
         if self.target is not None and self.coef == 0:
             raise ValueError(
                 f"target = {self.target:g} with coef = 0: the coefficient is steered by factors, so it has to start "
                 "above 0"
             )
         return self
+
+    @property
+    def default_name(self) -> str:
+        return f"kl_{self.to}"
+
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        yield from super().warnings(run, rule)
+        source = "data.chosen_column" if run.has_pairs else rule.selection(run)
+        if self.estimator != "exact" and source is not None:
+            kind = "answers that it did not sample" if run.has_pairs else "completions picked by their rewards"
+            yield (
+                f"estimator = {self.estimator} estimates a KL from tokens that the policy sampled; with {source} it "
+                f"trains on {kind}, so the estimate is biased. Take estimator: exact"
+            )
 
 
 class MaskedKlSettings(TermSettings):
@@ -72,7 +124,7 @@ class MaskedKlSettings(TermSettings):
         default="model_to_policy", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
     top_k: int | None = Field(
-        default=None, ge=1, description="Over the model's k likeliest tokens and a tail; null: the vocabulary."
+        default=None, ge=1, description="Over the model's k likeliest tokens and a tail; null: the whole vocabulary."
     )
     token_ids: list[int] = Field(default_factory=list, description="Token ids of the mask.")
     keep: Literal["others", "named"] = Field(
@@ -85,12 +137,28 @@ class MaskedKlSettings(TermSettings):
             raise ValueError("token_ids is empty: name the token ids of the mask, or take term: kl for all tokens")
         return self
 
+    @property
+    def default_name(self) -> str:
+        return f"masked_kl_{self.to}"
+
 
 class EntropySettings(TermSettings):
     """Entropy of the policy's next-token distribution."""
 
     term: Literal["entropy"] = Field(default="entropy", description="The term.")
     coef: float = Field(default=0.01, description="Above 0 raises the entropy (a bonus), below 0 lowers it.")
+
+    @property
+    def default_name(self) -> str:
+        return "entropy_bonus"
+
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        yield from super().warnings(run, rule)
+        if self.coef != 0 and rule.weight_of_entropy is not None:
+            yield (
+                f"the rule itself changes the entropy by {rule.weight_of_entropy}, and the term does too: both act. "
+                "Leave the term out, or set the other to 0"
+            )
 
 
 BuiltInTerm = Annotated[KlSettings | MaskedKlSettings | EntropySettings, Field(discriminator="term")]

@@ -65,13 +65,13 @@ def test_sequence_longer_than_a_micro_batch_goes_alone() -> None:
     [
         (
             ["update.kl_coef=0.1", "update.terms=[{term: kl}]"],
-            "update.terms[0] is a KL to the reference, and",
+            "update.terms[0]: the term compares with the reference",
         ),
-        (["update.terms=[{term: kl, coef: 0}]"], "update.terms[0].coef = 0"),
+        (["update.terms=[{term: kl, coef: 0}]"], "update.terms[0]: coef = 0"),
         (["models={teacher: {path: m}}"], "models.teacher is named, but no term uses it"),
         (
             ["update={rule: papo, entropy_coef: 0.03, terms: [{term: entropy}]}"],
-            "update.terms[0] is an entropy term, and update.rule = papo has one of its own",
+            "update.terms[0]: the rule itself changes the entropy by update.entropy_coef = 0.03",
         ),
         (["update.terms=[{term: kl}, {term: kl}]"], "update.terms[1] repeats update.terms[0]"),
     ],
@@ -164,6 +164,10 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     ("overrides", "start"),
     [
         (["learner.track_reference_kl=false"], "update.kl_coef = 0 and learner.track_reference_kl = false"),
+        (
+            ["learner.track_reference_kl=false", "models={t: {path: m}}", "update.terms=[{term: kl, to: t}]"],
+            "update.kl_coef = 0 and learner.track_reference_kl = false",
+        ),
         (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt = 1: "),
         (["rollout.samples_per_prompt=2"], "rollout.samples_per_prompt = 2 with update.advantage = group_std"),
         (["update.variant=dapo"], "update.drop_uniform_groups with rollout.max_rounds = 1"),
@@ -206,6 +210,10 @@ def test_each_warning_comes_alone_and_for_its_reason(overrides: list[str], start
     assert plan().warnings == ()
     (warning,) = plan(*overrides).warnings
     assert warning.startswith(start)
+
+
+def test_a_term_to_the_reference_holds_the_policy_near_it() -> None:
+    assert plan("learner.track_reference_kl=false", "update.terms=[{term: kl}]").warnings == ()
 
 
 def test_run_dir_that_holds_files_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_margins_and_probabilities_come_from_their_columns(tmp_path, tokenizer):
 @pytest.mark.parametrize("value", [None, "2", True, [1.0]])
 def test_a_margin_that_is_no_number_is_named_with_its_row(tmp_path, tokenizer, value):
     source = write(tmp_path / "a.jsonl", a_pair(m=1.0), a_pair(m=value, chosen="moving"))
-    with pytest.raises(DataError, match=r"data.margin_column = 'm': row row-1 has .* expected a number"):
+    with pytest.raises(DataError, match=r"data.margin_column = 'm': row-1 has .* expected a number"):
         load_pairs(PairsSection(source=source, margin_column="m"), tokenizer)
 
 

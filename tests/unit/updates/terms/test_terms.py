@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch
-from rlkl.errors import LearnerError, RecipeError
+from rlkl.errors import RecipeError
 from rlkl.recipe.io import recipe_from
 from rlkl.signals import Signal, Signals
 from rlkl.updates import RULES, build_update
-from rlkl.updates.settings import GrpoSettings
 from rlkl.updates.terms import build_terms
+from rlkl.updates.terms.entropy import Entropy
 from rlkl.updates.terms.kl import Kl
 from rlkl.updates.terms.masked_kl import MaskedKl
 from rlkl.updates.terms.settings import EntropySettings, KlSettings, MaskedKlSettings
@@ -126,17 +126,35 @@ def test_a_sequences_weight_scales_its_part():
     assert term.loss(replace(batch, weight_B=torch.tensor([0.0, 2.0])), signals).item() == pytest.approx(2 / 4)
 
 
-def test_terms_that_come_twice_have_numbered_curves():
+def test_terms_are_built_by_the_names_of_their_curves():
     terms = build_terms([KlSettings(), KlSettings(coef=0.2), KlSettings(to="teacher", name="near"), EntropySettings()])
-    assert list(terms) == ["kl_reference", "kl_reference_2", "near", "entropy_bonus"]
+    assert {name: (type(term), term.settings.coef) for name, term in terms.items()} == {
+        "kl_reference": (Kl, 0.1),
+        "kl_reference_2": (Kl, 0.2),
+        "near": (Kl, 0.1),
+        "entropy_bonus": (Entropy, 0.01),
+    }
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_rule_takes_terms_and_the_gradient_is_the_sum(rule: str):
+@pytest.mark.parametrize(
+    "own",
+    [
+        *({"rule": rule} for rule in RULES),
+        {"rule": "grpo", "kl_coef": 0.1},
+        {"rule": "grpo", "kl_coef": 0.1, "kl_placement": "reward"},
+        {"rule": "papo", "kl_coef": 0.0},
+        {"rule": "ppo", "critic": "none"},
+        {"rule": "superhf", "kl_coef": 0.0},
+        {"rule": "sparsepo", "l1_kl": 0.1},
+        {"rule": "sparsepo", "l1_kl": 0.1, "mask": "none"},
+    ],
+    ids=lambda own: " ".join(map(str, own.values())),
+)
+def test_every_rule_takes_terms_and_the_gradient_is_the_sum(own: dict):
     batch = make_batch(lengths=[3, 1, 4], rewards=[1.0, 0.0, 0.5], groups=[0, 0, 0], corrupted=[0])
     batch = replace(batch, list_B=torch.tensor([0, 0, -1]), rank_B=torch.tensor([0, 1, 0])).recounted()
     batch = with_frozen(batch, {Signal.PROXIMAL_HEADS: torch.ones(*batch.response_BT.shape, 2)})
-    update = {"rule": rule, "filter": None}
+    update = {**own, "filter": None}
     entropy = {"term": "entropy", "coef": 0.3}
     settings = [recipe(update).update, recipe(update | {"terms": [entropy]}).update]
     gradients, outputs = [], []
@@ -148,8 +166,9 @@ def test_every_rule_takes_terms_and_the_gradient_is_the_sum(rule: str):
         gradients.append({signal: x.grad for signal, x in learned.items()})
         outputs.append(output)
     plain, with_term = outputs
+    assert plain.terms.keys() == settings[0].own_terms, "the rule declares its terms"
     entropy_BT = learned_signals(batch)[Signal.POLICY_ENTROPY]
-    wanted = -0.3 * float(entropy_BT[batch.response_BT].mean())
+    wanted = -0.3 * float(entropy_BT.detach()[batch.response_BT].mean())
     assert with_term.terms.keys() - plain.terms.keys() == {"entropy_bonus"}
     assert with_term.terms["entropy_bonus"].item() == pytest.approx(wanted, rel=1e-5)
     assert with_term.loss.item() == pytest.approx(plain.loss.item() + wanted, rel=1e-5)
@@ -168,21 +187,6 @@ def learned_signals(batch: Batch) -> dict[Signal, Tensor]:
 
 def recipe(update: dict, **more: object):
     return recipe_from({"model": {"path": "m"}, "data": {"source": "d"}, "update": update, **more})
-
-
-def test_a_term_with_the_name_of_the_rules_own_is_refused():
-    update = build_update(GrpoSettings(kl_coef=0.1, terms=[KlSettings(name="kl")]))
-    batch = batch_of()
-    signals = with_policy(batch, policy_of(batch)).merged(
-        Signals({Signal.KL_POLICY_TO_REFERENCE: batch.response_BT.float()})
-    )
-    with pytest.raises(LearnerError, match=r"both would share the curve loss/kl; give the added term another name"):
-        update.loss(batch, signals)
-
-
-def test_a_term_cannot_take_the_curve_of_the_whole_loss():
-    with pytest.raises(RecipeError, match=r"loss/total is the curve of the whole loss"):
-        build_update(GrpoSettings(terms=[EntropySettings(name="total")]))
 
 
 def test_the_state_of_terms_is_kept_beside_the_rules_own():
@@ -232,20 +236,41 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         ({"term": "kl", "estimator": "k3", "top_k": 3}, "top_k = 3 is for estimator = exact"),
         ({"term": "kl", "estimator": "k2", "direction": "model_to_policy"}, "Take estimator: exact"),
         ({"term": "kl", "target": 1.0, "coef": 0.0}, "it has to start above 0"),
+        ({"term": "kl", "estimator": "k1", "free_nats": 0.5}, r"free_nats = 0\.5 with estimator = k1.*exact"),
         ({"term": "masked_kl"}, "token_ids is empty"),
-        ({"term": "klx"}, r"update\.terms\[0\]\.term = 'klx': expected"),
-        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing"),
+        (
+            {"term": "kll"},
+            r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, or FILE\.py:Class or "
+            r"package\.module:Class for a term of your own\. Did you mean kl\?$",
+        ),
+        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, or FILE\.py:Class"),
         (
             {"term": "kl", "coeff": 0.1},
             r"update\.terms\[0\]\.coeff: unknown key\. Did you mean update\.terms\[0\]\.coef",
         ),
-        ({"term": f"{EXAMPLE}:Floor", "floor": 3.0}, "floor: Input should be less than or equal to 0"),
-        ({"term": f"{EXAMPLE}:Ceiling"}, r"did you mean|There are"),
+        (
+            {"term": f"{EXAMPLE}:Floor", "floor": 3.0},
+            r"^recipe: update\.terms\[0\]\.floor = 3\.0: expected a number <= 0$",
+        ),
+        (
+            {"term": f"{EXAMPLE}:Floor", "florr": -3.0},
+            r"^recipe: update\.terms\[0\]\.florr: unknown key\. Did you mean update\.terms\[0\]\.floor\?$",
+        ),
+        (
+            {"term": f"{EXAMPLE}:Floor", "florr": -3.0, "coef": "x"},
+            r"^recipe: 2 problems\n  update\.terms\[0\]\.coef = 'x': expected a number\n  update\.terms\[0\]\.florr: ",
+        ),
+        (
+            {"term": f"{EXAMPLE}:Flor"},
+            r"^recipe: update\.terms\[0\]\.term = '[^']*:Flor': 'Flor' does not exist in .*; did you mean 'Floor'\?",
+        ),
+        ({"term": "json:loads"}, r"^recipe: update\.terms\[0\]\.term = 'json:loads': .* is no subclass of rlkl"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_key(term: dict, message: str):
-    with pytest.raises(RecipeError, match=message):
-        recipe({"rule": "grpo", "terms": [term]})
+    for rule in ("grpo", f"{EXAMPLE.with_name('rule_example.py')}:Reinforce"):
+        with pytest.raises(RecipeError, match=message):
+            recipe({"rule": rule, "terms": [term]})
 
 
 @pytest.mark.parametrize("name", ["policy", "reference", "Teacher", "2b"])
