@@ -194,7 +194,7 @@ class MetricDefinition:
     unit: str
     formula: str
     bad: str
-    """What a bad value looks like, and what it usually means."""
+    """A description of bad values, and of their usual cause."""
     timing: bool = False
     """Measured on a clock: differs between two otherwise identical runs."""
 
