@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlkl.commands.plan_inputs import check_inputs
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
@@ -101,10 +102,13 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Print the plan of a recipe on this machine; return 0."""
+    """Check what a recipe refers to, and print its plan on this machine; return 0. Raises `InputError`."""
     from rlkl.commands.plan_view import show
 
-    show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
+    recipe = load_recipe(options.recipe, *options.overrides)
+    not_here = check_inputs(recipe)
+    plan = make_plan(recipe, this_machine())
+    show(replace(plan, warnings=(*plan.warnings, *not_here)))
     return 0
 
 
@@ -116,7 +120,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     """
     check_vllm_arguments(recipe.rollout.vllm)
     cluster = recipe.cluster.resolved_address
-    memory = estimate_memory(recipe, recipe.model.path)
+    memory = estimate_memory(recipe, recipe.model.path, [section.path for section in recipe.models.values()])
     placement, obstacles = (None, ()) if cluster else _place(recipe, machine, memory)
     processes = _processes(recipe, placement)
     batch = BatchArithmetic(
