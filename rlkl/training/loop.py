@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlkl.data.prompts import PromptSource
 from rlkl.errors import RlklError
@@ -18,21 +18,12 @@ from rlkl.training.clock import Clock
 from rlkl.training.collect import build_collector
 from rlkl.training.hands import Hands
 from rlkl.training.publish import Publisher
+from rlkl.training.result import RunResult
 from rlkl.training.saving import Saver
 from rlkl.training.selection import Selector, token_columns
 from rlkl.training.watch import Watch
+from rlkl.types import step_number
 from rlkl.updates.base import PolicyUpdate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """The end of a run. ``exit_code``: 0 done, 128 + signal number if it was interrupted and saved."""
-
-    run_dir: Path
-    status: Literal["done", "interrupted"]
-    exit_code: int
-    metrics: dict[str, float]
-    """The metrics of the last step."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,7 +110,7 @@ class Trainer:
         with clock.time("learner"):
             learned = self.hands.learner.learn(selection, step=self.step, probes=before, samples=samples)
         with clock.time("publish"):
-            synced = self.publisher.publish(self.step + 1, probes)
+            synced = self.publisher.publish(step_number(self.step), probes)
         timed = clock.metrics(rollouts=selection.rollout_count, tokens=selection.token_count)
         self.metrics = {**selection.metrics, **learned.metrics, **synced, **timed}
         alarms = self.update.alarms([*self.tracker.records, self.metrics])
@@ -131,7 +122,7 @@ class Trainer:
         self.watch.gradient(self.metrics)
 
     def _finish_step(self) -> None:
-        self.step += 1
+        self.step = step_number(self.step)
         self.selector.finish()
 
     def _save(self) -> None:

@@ -34,7 +34,8 @@ from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import LoopState
-from rlkl.training.loop import RunResult, Trainer
+from rlkl.training.loop import Trainer
+from rlkl.training.result import RunResult
 from rlkl.training.resume import (
     Saved,
     check_data,
