@@ -14,7 +14,7 @@ from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe
 from rlkl.recipe.memory import MemoryEstimate, estimate_memory
-from rlkl.recipe.placement import LEARNER, WORKER, Placement
+from rlkl.recipe.placement import LEARNER, WORKER, Placement, actors_of
 from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
@@ -163,7 +163,7 @@ def _place(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> t
 
 
 def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ...]:
-    rollout = recipe.rollout
+    rollout, cpus_of = recipe.rollout, {actor.role: actor.cpus for actor in actors_of(recipe)}
     learner_gpus = 0.0 if recipe.learner.device == "cpu" and recipe.learner.gpus is None else recipe.learner.gpus
     processes = (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
@@ -177,7 +177,7 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
         Process(
             role="learner",
             count=1,
-            cpus=1,
+            cpus=cpus_of[LEARNER],
             gpus=learner_gpus if placement is None else placement.gpus_of(LEARNER),
             does=f"{recipe.update.rule}, AdamW",
         ),

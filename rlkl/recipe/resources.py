@@ -16,6 +16,7 @@ from rlkl.recipe.placement import (
     Group,
     Node,
     Placement,
+    actors_of,
     memory_fraction,
     place,
     reserved_cpus,
@@ -35,9 +36,7 @@ def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | 
     Such a Ray lets actors reserve more CPUs than there are cores, so the number of actors and their memory are limited
     here. ``memory``: None if unknown.
     """
-    check_number(
-        recipe.rollout.workers + 1 + len(reward_actors(recipe)), f"rollout.workers = {recipe.rollout.workers}", machine
-    )
+    check_number(len(actors_of(recipe)), f"rollout.workers = {recipe.rollout.workers}", machine)
     node = Node(
         name="this machine",
         cpus=max(math.ceil(reserved_cpus(recipe)), machine.cpus),
