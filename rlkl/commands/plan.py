@@ -118,7 +118,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     Raises `InputError` when ``run.dir`` already holds files, `RecipeError` when vLLM lacks an argument of
     ``rollout.vllm``.
     """
-    check_vllm_arguments(recipe.rollout.vllm)
+    check_vllm_arguments(recipe.rollout.vllm.arguments)
     cluster = recipe.cluster.resolved_address
     memory = estimate_memory(recipe, recipe.model.path, [section.path for section in recipe.models.values()])
     placement, obstacles = (None, ()) if cluster else _place(recipe, machine, memory)

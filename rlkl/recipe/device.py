@@ -8,7 +8,7 @@ from rlkl.errors import EnvironmentProblem
 def check_cuda(choice: str, *, has_cuda: bool, gpus: float | None = None) -> None:
     """Raise `EnvironmentProblem` if ``learner.device`` is cuda and the learner would see no CUDA device.
 
-    ``has_cuda``: whether there is one, by torch in this process or by the GPUs of the nodes. ``gpus``: the key learner.gpus.
+    ``has_cuda``: whether there is one, by torch in this process or by the GPUs of the nodes. ``gpus``: learner.gpus.
     """
     if choice != "cuda" or (has_cuda and gpus != 0):
         return

@@ -168,8 +168,8 @@ def memory_fraction(recipe: Recipe, placement: Placement) -> float:
 
     A worker with half a GPU may take 0.45 of the memory. Without GPUs the number has no effect.
     """
-    if recipe.rollout.memory_fraction is not None:
-        return recipe.rollout.memory_fraction
+    if recipe.rollout.vllm.memory_fraction is not None:
+        return recipe.rollout.vllm.memory_fraction
     return round(USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER) or 1.0, 1.0), 4)
 
 
@@ -327,9 +327,11 @@ def _check_memory(
         workers, has_learner = group.count(WORKER), group.count(LEARNER) > 0
         taken = round(workers * fraction, 6)
         others = [actor.name for actor in group.actors if actor.role != WORKER]
-        vllm = f"vLLM takes {workers} x {fraction:g} = {taken:g} of the memory of one GPU (rollout.memory_fraction)"
+        vllm = (
+            f"vLLM takes {workers} x {fraction:g} = {taken:g} of the memory of one GPU (rollout.vllm.memory_fraction)"
+        )
         remedy = (
-            "Leave rollout.memory_fraction out, so that it follows from the workers' shares of the GPU "
+            "Leave rollout.vllm.memory_fraction out, so that it follows from the workers' shares of the GPU "
             f"(here {USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER), 1.0):.4g}), lower it, or use fewer "
             "rollout.workers or more GPUs"
         )

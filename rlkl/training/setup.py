@@ -178,7 +178,7 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
 def _check_engine(recipe: Recipe) -> None:
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
-        check_vllm_arguments(recipe.rollout.vllm)
+        check_vllm_arguments(recipe.rollout.vllm.arguments)
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
@@ -259,10 +259,10 @@ def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, image
         temperature=recipe.rollout.temperature,
         stop_token_ids=_stop_token_ids(model.path, tokenizer, recipe.data.chat_template_kwargs),
         stop=tuple(recipe.rollout.stop),
-        vllm=recipe.rollout.vllm,
+        vllm=recipe.rollout.vllm.arguments,
         # The placement lowers it later if several actors share a GPU.
-        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,
-        kv_cache_gib=recipe.rollout.kv_cache_gib,
+        memory_fraction=recipe.rollout.vllm.memory_fraction or USABLE_GPU_MEMORY,
+        kv_cache_gib=recipe.rollout.vllm.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,
         adapter=recipe.model.lora if recipe.model.publishes_adapters else None,

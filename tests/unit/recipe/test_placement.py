@@ -135,9 +135,9 @@ def test_shares_of_different_sizes_are_placed_where_they_leave_the_least_room():
         (
             {"rollout": {"workers": 2, "memory_fraction": 0.5}},
             nodes(1),
-            "vLLM takes 2 x 0.5 = 1 of the memory of one GPU (rollout.memory_fraction) and leaves nothing for the "
-            "learner there. Leave rollout.memory_fraction out, so that it follows from the workers' shares of the GPU "
-            "(here 0.3)",
+            "vLLM takes 2 x 0.5 = 1 of the memory of one GPU (rollout.vllm.memory_fraction) and leaves nothing for the "
+            "learner there. Leave rollout.vllm.memory_fraction out, so that it follows from the workers' shares of the "
+            "GPU (here 0.3)",
         ),
         ({"rollout": {"workers": 4, "memory_fraction": 0.6}}, nodes(3), "vLLM takes 2 x 0.6 = 1.2 of the memory"),
     ],
