@@ -12,6 +12,7 @@ from rlkl.errors import RlklError
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
 from rlkl.system.interrupt import StopRequest
+from rlkl.tracking.alarms import RULE_ALARMS
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.training.checkpoint import LoopState
 from rlkl.training.clock import Clock
@@ -92,7 +93,7 @@ class Trainer:
         self.hands.learner.restore(checkpoint)
         self.step = state.step
         self.selector.resume(state.position)
-        self.watch.alarmed = frozenset(self.update.alarms(self.tracker.records))
+        self.watch.resume(self.update.alarms(self.tracker.records))
 
     def _train(self, stop: StopRequest) -> None:
         self.publisher.publish_first(self.step)
@@ -114,7 +115,7 @@ class Trainer:
         timed = clock.metrics(rollouts=selection.rollout_count, tokens=selection.token_count)
         self.metrics = {**selection.metrics, **learned.metrics, **synced, **timed}
         alarms = self.update.alarms([*self.tracker.records, self.metrics])
-        self.metrics["update/alarms"] = float(len(alarms))
+        self.metrics[RULE_ALARMS] = float(len(alarms))
         columns = token_columns(selection, learned.token_columns)
         self.tracker.log(self.step, self.metrics, selection.groups, columns, learned.pictures)
         self.watch.alarms(alarms)
