@@ -66,7 +66,7 @@ class Tracker:
         with ExitStack() as opened:
             self._metrics = MetricsFile(run_dir / "metrics.jsonl", first_step=first_step)
             opened.callback(self._metrics.close)
-            self._state = RunState(recipe=recipe, records=[*self._metrics.kept])
+            self._state = RunState(recipe=recipe, records=[*self._metrics.kept], first_step=first_step)
             self._console = open_console(recipe.tracking.console, self._state)
             opened.callback(self._console.close)
             self._wandb = None

@@ -22,6 +22,7 @@ from rlkl.training.publish import Publisher
 from rlkl.training.result import RunResult
 from rlkl.training.saving import Saver
 from rlkl.training.selection import Selector, token_columns
+from rlkl.training.waiting import START, Waiting
 from rlkl.training.watch import Watch
 from rlkl.types import step_number
 from rlkl.updates.base import PolicyUpdate
@@ -53,6 +54,7 @@ class Trainer:
     publisher: Publisher = field(init=False)
     saver: Saver = field(init=False)
     watch: Watch = field(init=False)
+    waiting: Waiting = field(init=False)
 
     def __post_init__(self) -> None:
         recipe, source, hands = self.recipe, self.source, self.hands
@@ -60,6 +62,7 @@ class Trainer:
         self.selector = Selector(recipe=recipe, source=source, collector=collector, update=self.update)
         self.publisher = Publisher(recipe=recipe, weights=hands.weights, source=source, tokenizer=self.tokenizer)
         self.watch = Watch(samples=self.run_dir / "samples")
+        self.waiting = Waiting(note=self.tracker.note)
         self.saver = Saver(
             run_dir=self.run_dir,
             keep=recipe.checkpoint.keep,
@@ -96,6 +99,8 @@ class Trainer:
         self.watch.resume(self.update.alarms(self.tracker.records))
 
     def _train(self, stop: StopRequest) -> None:
+        if self.recipe.rollout.workers:
+            self.waiting.enter(START)
         self.publisher.publish_first(self.step)
         while self.step < self.recipe.steps and stop.signal_number is None:
             self._train_step()
@@ -104,7 +109,7 @@ class Trainer:
         self._save()
 
     def _train_step(self) -> None:
-        clock, samples = Clock(), self.tracker.samples_due(self.step)
+        clock, samples = Clock(entered=self.waiting.enter), self.tracker.samples_due(self.step)
         selection = self.selector.collect(self.step, clock)
         probes = self.publisher.probes(selection.groups)
         before = self.publisher.before_step(probes)
