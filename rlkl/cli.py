@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_score(commands)
 
-    plan = commands.add_parser("plan", help="check a recipe and print what it would do; loads no model")
+    plan = commands.add_parser("plan", help="check a recipe and its files, and print what it would do; loads no model")
     plan.add_argument("recipe", metavar="RECIPE")
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
     plan.set_defaults(command="plan")

@@ -24,6 +24,21 @@ Role = Literal["main", "replay"]
 """The purpose of a sequence. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
 
 
+def step_number(step: int) -> int:
+    """Return the number of the training step with index ``step``.
+
+    The program counts steps from 0: an index. People, files and metrics get numbers from 1. The record of the step
+    with index 9 has ``"step": 10``, and its samples are in ``step_000010.parquet``. Before a step, as many steps are
+    finished as its index; after it, as many as its number.
+    """
+    return step + 1
+
+
+def step_index(number: int) -> int:
+    """Return the index of the training step with number ``number``; the inverse of `step_number`."""
+    return number - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """A picture of a prompt, known to decode. ``data`` is an encoded file (PNG, JPEG, ...) whose pixels are RGB."""

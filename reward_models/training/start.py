@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 from reward_models.training.recipe import LearnerSection, StartSection
 from rlkl.errors import InputError
+from rlkl.models.resolve import locate_model
+from rlkl.recipe.resolved_model import ModelName, read_model
 from rlkl.recipe.run_dir import HasRun, claim_run_dir, write_recipe
-from rlkl.tasks import base_model, task_name
 from rlkl.tasks.teaching import threads
 
 logger = logging.getLogger(__name__)
@@ -27,11 +28,12 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 
 def model_folder(path: str) -> str:
-    """Return the folder behind ``model.path``: a built-in base model is built first, a local folder made absolute."""
-    task = task_name(path)
-    if task is not None:
-        return str(base_model(task))
-    return str(Path(path).absolute()) if Path(path).exists() else path
+    """Return the folder of ``model.path``, or its name on huggingface.co; build a built-in model if it is not built.
+
+    Raises `RecipeError` if there is no such model.
+    """
+    name = ModelName(key="model.path", value=path)
+    return read_model(locate_model(name), name).path
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -17,6 +17,7 @@ from ray._private import ray_constants, services
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import ClusterSection, Recipe
 from rlkl.recipe.memory import estimate_memory
+from rlkl.recipe.resolved_model import ResolvedModels
 from rlkl.recipe.resources import place_on_machine
 from rlkl.system.machine import private_folder, this_machine, usable_cpus
 
@@ -102,7 +103,8 @@ def uses_own_ray(section: ClusterSection) -> bool:
     return not (ray.is_initialized() or section.resolved_address)
 
 
-def check_own_machine(recipe: Recipe, model_path: str) -> None:
+def check_own_machine(recipe: Recipe, models: ResolvedModels) -> None:
     """Raise `EnvironmentProblem` if the run would start a Ray of its own here and this machine is too small for it."""
     if uses_own_ray(recipe.cluster):
-        place_on_machine(recipe, this_machine(), estimate_memory(recipe, model_path))
+        memory = estimate_memory(recipe, models.policy.path, models.frozen_paths.values())
+        place_on_machine(recipe, this_machine(), memory)

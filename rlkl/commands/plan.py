@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlkl.commands.plan_inputs import check_inputs
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe
 from rlkl.recipe.memory import MemoryEstimate, estimate_memory
-from rlkl.recipe.placement import LEARNER, WORKER, Placement
+from rlkl.recipe.placement import LEARNER, WORKER, Placement, actors_of
 from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
@@ -101,10 +102,13 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Print the plan of a recipe on this machine; return 0."""
+    """Check what a recipe refers to, and print its plan on this machine; return 0. Raises `InputError`."""
     from rlkl.commands.plan_view import show
 
-    show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
+    recipe = load_recipe(options.recipe, *options.overrides)
+    not_here = check_inputs(recipe)
+    plan = make_plan(recipe, this_machine())
+    show(replace(plan, warnings=(*plan.warnings, *not_here)))
     return 0
 
 
@@ -114,9 +118,9 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
     Raises `InputError` when ``run.dir`` already holds files, `RecipeError` when vLLM lacks an argument of
     ``rollout.vllm``.
     """
-    check_vllm_arguments(recipe.rollout.vllm)
+    check_vllm_arguments(recipe.rollout.vllm.arguments)
     cluster = recipe.cluster.resolved_address
-    memory = estimate_memory(recipe, recipe.model.path)
+    memory = estimate_memory(recipe, recipe.model.path, [section.path for section in recipe.models.values()])
     placement, obstacles = (None, ()) if cluster else _place(recipe, machine, memory)
     processes = _processes(recipe, placement)
     batch = BatchArithmetic(
@@ -159,7 +163,7 @@ def _place(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> t
 
 
 def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ...]:
-    rollout = recipe.rollout
+    rollout, cpus_of = recipe.rollout, {actor.role: actor.cpus for actor in actors_of(recipe)}
     learner_gpus = 0.0 if recipe.learner.device == "cpu" and recipe.learner.gpus is None else recipe.learner.gpus
     processes = (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
@@ -173,7 +177,7 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
         Process(
             role="learner",
             count=1,
-            cpus=1,
+            cpus=cpus_of[LEARNER],
             gpus=learner_gpus if placement is None else placement.gpus_of(LEARNER),
             does=f"{recipe.update.rule}, AdamW",
         ),

@@ -19,6 +19,7 @@ from rlkl.data.report import BadPrompt
 from rlkl.errors import DataError, InputError, RewardInputError, did_you_mean
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe, load_rewards_only
+from rlkl.recipe.resolved_model import ModelName, read_model
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rewards.function.arguments import State, UnknownIds
 from rlkl.rewards.scoring.reward_set import ScoredRound
@@ -161,7 +162,8 @@ def _read(recipe: Recipe, data: str, tokenizer_path: str | None) -> list[Prompt]
 
         tokenizer = _tokenizer(tokenizer_path)
         tokenizer_only = Path(tokenizer_path).is_dir() and not (Path(tokenizer_path) / "config.json").is_file()
-        pictures = None if tokenizer_only else load_picture_processor(tokenizer_path)
+        name = ModelName(key="--tokenizer", value=tokenizer_path)
+        pictures = None if tokenizer_only else load_picture_processor(read_model(tokenizer_path, name))
         encoder = Encoder(tokenizer=tokenizer, pictures=pictures)
     source = load_prompts(section, encoder, seed=0)
     return source.take(0, len(source))

@@ -14,7 +14,7 @@ from rlkl.data.answers import AnswerEncoder
 from rlkl.data.chat import check_template_kwargs
 from rlkl.data.fingerprints import column_fingerprints
 from rlkl.data.report import BadPrompt, BadRow, DataReport, Problem
-from rlkl.data.rows import Encoder, RowReader
+from rlkl.data.rows import Encoder, RowChecker, RowReader
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
 from rlkl.errors import DataError, did_you_mean
 from rlkl.recipe import DataSection
@@ -24,7 +24,7 @@ from rlkl.types import Prompt
 if TYPE_CHECKING:
     from rlkl.data.vision import PictureProcessor
 
-__all__ = ["Encoder", "PromptSource", "load_prompts"]
+__all__ = ["Encoder", "PromptSource", "check_prompts", "load_prompts"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,8 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
             prompts are chat messages and the tokenizer has no chat template; or there are pictures for a text model.
     """
     rows = read_rows(section)
-    pair = {"chosen_column": section.chosen_column, "rejected_column": section.rejected_column}
-    answers = encoder.answers or {key: column for key, column in pair.items() if column is not None}
-    for key, column in {"prompt_column": section.prompt_column, **answers}.items():
-        if rows.columns and column not in rows.columns:
-            raise DataError(
-                f"data.{key} = '{column}' is not a column of data.source = '{section.source}'; "
-                f"{did_you_mean(column, rows.columns)}"
-            )
+    answers = encoder.answers or _answer_columns(section)
+    _check_columns(section, rows, answers)
     check_template_kwargs(encoder.tokenizer, section.chat_template_kwargs)
     reader = RowReader(
         section=section,
@@ -138,6 +132,33 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
     return PromptSource(prompts, report, shuffle=section.shuffle, seed=seed)
 
 
+def check_prompts(section: DataSection) -> list[Prompt]:
+    """Check the rows of ``section.source`` as far as no tokenizer is needed; return their prompts without token ids.
+
+    Raises `DataError` as `load_prompts` does, but for the number of tokens, chat templates and pictures.
+    """
+    rows = read_rows(section)
+    _check_columns(section, rows, _answer_columns(section))
+    prompts, report = _read_prompts(rows, RowChecker(section=section))
+    _refuse_bad_data(section, report, longest_answer=None)
+    return prompts
+
+
+def _answer_columns(section: DataSection) -> dict[str, str]:
+    """Return the columns of the chosen and the rejected answer by their recipe key; empty if there are none."""
+    pair = {"chosen_column": section.chosen_column, "rejected_column": section.rejected_column}
+    return {key: column for key, column in pair.items() if column is not None}
+
+
+def _check_columns(section: DataSection, rows: Rows, answers: Mapping[str, str]) -> None:
+    for key, column in {"prompt_column": section.prompt_column, **answers}.items():
+        if rows.columns and column not in rows.columns:
+            raise DataError(
+                f"data.{key} = '{column}' is not a column of data.source = '{section.source}'; "
+                f"{did_you_mean(column, rows.columns)}"
+            )
+
+
 def _check_token_counts(prompts: Sequence[Prompt], pictures: PictureProcessor) -> None:
     """Cut a picture of each size, of the first sizes, and count its tokens; raises `DataError` that names the row.
 
@@ -153,7 +174,7 @@ def _check_token_counts(prompts: Sequence[Prompt], pictures: PictureProcessor) -
             return
 
 
-def _read_prompts(rows: Rows, reader: RowReader) -> tuple[list[Prompt], DataReport]:
+def _read_prompts(rows: Rows, reader: RowReader | RowChecker) -> tuple[list[Prompt], DataReport]:
     kept: list[tuple[int, Prompt]] = []
     counts: Counter[Problem] = Counter()
     examples: list[BadRow] = []

@@ -80,6 +80,23 @@ class RowReader:
         return tuple(encoded)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowChecker:
+    """Checks one row as far as no tokenizer is needed, and turns it into a prompt without token ids."""
+
+    section: DataSection
+
+    def prompt(self, row: Mapping[str, Any]) -> Prompt:
+        value = _prompt_value(row, self.section)
+        if isinstance(value, list):
+            messages = checked_messages(value, with_pictures=True)
+            text = "\n".join(str(message["content"]) for message in messages)
+        else:
+            text = _plain_text(value, self.section)
+        columns = {name: value for name, value in row.items() if name != self.section.image_column}
+        return Prompt(id="", text=text, token_ids=(), columns=columns)
+
+
 def _images(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> tuple[Image, ...]:
     value = row.get(section.image_column)
     values = value if isinstance(value, list | tuple) else [value]
@@ -114,7 +131,8 @@ def _with_image_tokens(
     )
 
 
-def _encode_prompt(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> EncodedPrompt:
+def _prompt_value(row: Mapping[str, Any], section: DataSection) -> str | list[Any]:
+    """Return a row's prompt as text or as chat messages; raise `BadPrompt` if it is neither."""
     column = section.prompt_column
     if column not in row:
         raise BadPrompt("malformed", f"no column '{column}'")
@@ -123,12 +141,17 @@ def _encode_prompt(row: Mapping[str, Any], section: DataSection, encoder: Encode
         raise BadPrompt("empty", f"'{column}' is null")
     if isinstance(value, str) and section.as_chat and value.strip():
         value = [{"role": "user", "content": _message_parts(value, row.get(section.image_column))}]
+    if not isinstance(value, str | list):
+        raise BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
+    return value
+
+
+def _encode_prompt(row: Mapping[str, Any], section: DataSection, encoder: Encoder) -> EncodedPrompt:
+    value = _prompt_value(row, section)
     if isinstance(value, str):
         prompt = _encode_text(value, section, encoder.tokenizer)
-    elif isinstance(value, list):
-        prompt = _encode_chat(value, section, encoder)
     else:
-        raise BadPrompt("malformed", f"'{column}' is {type(value).__name__}, not text or a list of messages")
+        prompt = _encode_chat(value, section, encoder)
     if not prompt.token_ids:
         raise BadPrompt("empty", "no tokens")
     return prompt
@@ -149,6 +172,12 @@ def _message_parts(text: str, images: Any) -> str | list[dict[str, str]]:
 
 
 def _encode_text(text: str, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> EncodedPrompt:
+    text = _plain_text(text, section)
+    return EncodedPrompt(text=text, token_ids=encode_plain(tokenizer, text))
+
+
+def _plain_text(text: str, section: DataSection) -> str:
+    """Return a prompt of plain text; raise `BadPrompt` if it is blank or not valid Unicode."""
     if section.system_prompt is not None:
         raise DataError(
             f"data.system_prompt needs chat messages, but the column '{section.prompt_column}' of data.source = "
@@ -157,7 +186,7 @@ def _encode_text(text: str, section: DataSection, tokenizer: PreTrainedTokenizer
     if not text.strip():
         raise BadPrompt("empty", "blank text")
     refuse_surrogates(text, f"'{section.prompt_column}'")
-    return EncodedPrompt(text=text, token_ids=encode_plain(tokenizer, text))
+    return text
 
 
 def _encode_chat(messages: list[Any], section: DataSection, encoder: Encoder) -> EncodedPrompt:

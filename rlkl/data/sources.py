@@ -56,6 +56,12 @@ def read_rows(section: DataSection) -> Rows:
     return Rows(enumerate(dict(row) for row in data), frozenset(data.column_names))
 
 
+def is_local(section: DataSection) -> bool:
+    """Return whether ``section.source`` is a built-in world, or a file or folder, rather than a name of a hub."""
+    path = Path(section.source).expanduser()
+    return task_name(section.source) is not None or path.suffix in (".jsonl", ".parquet") or path.exists()
+
+
 def _of_dicts(rows: list[dict[str, Any]]) -> Rows:
     return Rows(list(enumerate(rows)), frozenset(column for row in rows for column in row))
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 
 from rlkl.batch import ImageInputs
 from rlkl.data.images import open_image
 from rlkl.errors import DataError, InputError
+from rlkl.recipe.resolved_model import ResolvedModel, read_model
 from rlkl.types import Image, Prompt
 
 if TYPE_CHECKING:
@@ -106,28 +107,28 @@ def image_inputs(made: Sequence[Sequence[tuple[str, tuple[Tensor, Tensor]]]]) ->
 
 
 def load_picture_processor(
-    model_path: str, pixels: tuple[int | None, int | None] = (None, None)
+    model: ResolvedModel | str, pixels: tuple[int | None, int | None] = (None, None)
 ) -> PictureProcessor | None:
-    """Load the model's picture processor; return None for a text model.
+    """Load the model's picture processor; return None for a text model. A path is read first.
 
     ``pixels``: the smallest and largest number of a picture, None for the model's own limits.
 
     Raises:
         InputError: a vision-language model of a kind that rlkl does not know, or without its processor.
     """
-    config = AutoConfig.from_pretrained(model_path)
-    if getattr(config, "vision_config", None) is None:
+    model = read_model(model) if isinstance(model, str) else model
+    if not model.is_multimodal:
         return None
-    if config.model_type not in SUPPORTED:
+    if model.kind not in SUPPORTED:
         raise InputError(
-            f"model.path = {model_path!r} is a vision-language model of type {config.model_type}; rlkl knows "
+            f"model.path = {model.path!r} is a vision-language model of type {model.kind}; rlkl knows "
             f"{', '.join(SUPPORTED)}. Take one of these, or a text model"
         )
     try:
-        processor = AutoProcessor.from_pretrained(model_path)
+        processor = AutoProcessor.from_pretrained(model.path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model.path = {model_path!r}: its picture processor cannot be loaded ({error}); the folder needs "
+            f"model.path = {model.path!r}: its picture processor cannot be loaded ({error}); the folder needs "
             "preprocessor_config.json beside the model"
         ) from error
     sizes: Any = processor.image_processor.size
@@ -137,6 +138,7 @@ def load_picture_processor(
     if sizes["shortest_edge"] > sizes["longest_edge"]:
         raise InputError(
             f"data.min_pixels = {sizes['shortest_edge']} exceeds data.max_pixels = {sizes['longest_edge']} (what is "
-            f"left out is as {model_path!r} has it); set both"
+            f"left out is as {model.path!r} has it); set both"
         )
-    return PictureProcessor(processor, config.image_token_id)
+    assert model.image_token_id is not None, "every supported kind has one"
+    return PictureProcessor(processor, model.image_token_id)

@@ -163,7 +163,9 @@ class _Scores(torch.autograd.Function):
             ids = slice(start, start + TILE_IDS)
             for rows in _chunks(len(hidden_NH)):
                 saved = (entropy_N[rows], to_reference_N[rows])
-                logits_gradient = _tile_gradient(hidden_NH[rows], rows, start, plan, saved, [g[rows] for g in gradients_N])
+                logits_gradient = _tile_gradient(
+                    hidden_NH[rows], rows, start, plan, saved, [g[rows] for g in gradients_N]
+                )
                 low_CK = logits_gradient.to(weight_VH.dtype)
                 if hidden_gradient is not None:
                     hidden_gradient[rows] += low_CK @ weight_VH[ids]

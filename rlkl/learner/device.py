@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
+from rlkl.recipe.device import check_cuda
 
 
 def learner_device(choice: str) -> torch.device:
-    """The device behind ``learner.device``; raises `EnvironmentProblem` if this process has no CUDA device."""
+    """Return the device behind ``learner.device``; raises `EnvironmentProblem` if this process has no CUDA device."""
     has_cuda = torch.cuda.is_available()
-    if choice == "cuda" and not has_cuda:
-        raise EnvironmentProblem(
-            "learner.device = 'cuda', but the learner sees no CUDA device: its machine has no GPU, torch was built "
-            "without CUDA, or Ray reserved no GPU for it (learner.gpus). Set learner.device=auto, or run it where a "
-            "GPU is free"
-        )
+    check_cuda(choice, has_cuda=has_cuda)
     if choice == "auto":
         choice = "cuda" if has_cuda else "cpu"
     return torch.device(choice)

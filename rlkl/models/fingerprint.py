@@ -42,14 +42,14 @@ _GIB = 1 << 30
 _READERS = 4
 
 
-def model_fingerprint(path: str) -> str:
-    """Hash what a model is: the contents of its folder, or the commit of a model from the hub.
+def model_fingerprint(path: str, *, commit: str | None = None) -> str:
+    """Hash what a model is: the contents of its folder, or the ``commit`` of a model from the hub.
 
     Two folders with equal weights and settings have one fingerprint, wherever they are.
     """
     folder = Path(path)
     if not folder.is_dir():
-        return f"commit {_commit_of(path)}"
+        return f"commit {commit}"
     weights = sorted(_weight_files(folder))
     settings = [folder / name for name in SETTINGS if (folder / name).is_file()]
     size = sum(file.stat().st_size for file in weights)
@@ -61,12 +61,6 @@ def model_fingerprint(path: str) -> str:
         for file, content in zip(files, pool.map(_digest, files), strict=True):
             digest.update(f"{file.name} {content}\n".encode())
     return digest.hexdigest()
-
-
-def _commit_of(name: str) -> str:
-    from transformers import AutoConfig
-
-    return str(AutoConfig.from_pretrained(name)._commit_hash)
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:

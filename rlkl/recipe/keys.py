@@ -13,6 +13,8 @@ from rlkl.recipe import Recipe
 from rlkl.schema import Section
 
 REQUIRED = "required"
+ANYTHING = "any value"
+"""Expected of a key that the schema does not list, in a section that allows such keys."""
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
@@ -62,6 +64,9 @@ def _walk(section: type[Section], prefix: str, rules: tuple[str, ...]) -> Iterat
         for child in children:
             separator = {list: "[].", dict: ".<name>."}.get(get_origin(field.annotation), ".")
             yield from _walk(child, prefix + name + separator, rules_of(child) or rules)
+    if section.model_config.get("extra") == "allow":
+        described = getattr(section, "further_keys", "")
+        yield Key(name=f"{prefix}<name>", expects=ANYTHING, default="left out", description=described, rules=rules)
 
 
 def rules_of(section: type[Section]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,11 @@ class MemoryEstimate:
     """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
 
 
-def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None:
-    """Estimate from the safetensors files in the model's folder; None if there are none."""
+def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | Path]) -> MemoryEstimate | None:
+    """Estimate from the safetensors files in the model's folder; None if there are none.
+
+    ``frozen``: the folders of the recipe's ``models``.
+    """
     parameters = _parameters_in(folder)
     if not parameters:
         return None
@@ -35,13 +39,13 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
     trained_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0) if recipe.model.lora is None else 4
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
-    frozen = sum(_parameters_in(section.path) for section in recipe.models.values())
+    frozen_parameters = sum(map(_parameters_in, frozen))
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     gib = parameters / 2**30
     return MemoryEstimate(
         parameters=parameters,
         learner_gib=trained_bytes * gib,
-        reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen / 2**30),
+        reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
         copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
     )

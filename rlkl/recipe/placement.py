@@ -11,9 +11,12 @@ from typing import Any
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
+from rlkl.recipe.device import check_cuda
 
 LEARNER = "learner"
 WORKER = "rollout worker"
+LEARNER_CPUS = 1
+"""CPUs that the learner reserves in Ray. It computes on more: the rollout workers wait meanwhile."""
 USABLE_GPU_MEMORY = 0.9
 """Actors divide this share of a GPU's memory; CUDA contexts and fragmentation take the rest."""
 
@@ -116,9 +119,21 @@ def reward_actors(recipe: Recipe) -> list[Actor]:
     return actors
 
 
+def actors_of(recipe: Recipe, *, worker: float = 0.0, learner: float = 0.0) -> list[Actor]:
+    """Return all actors of a run. ``worker``, ``learner``: GPUs of each rollout worker and of the learner."""
+    return [
+        Actor(role=LEARNER, number=0, cpus=LEARNER_CPUS, gpus=learner),
+        *(
+            Actor(role=WORKER, number=number, cpus=recipe.rollout.cpus_per_worker, gpus=worker)
+            for number in range(recipe.rollout.workers)
+        ),
+        *reward_actors(recipe),
+    ]
+
+
 def reserved_cpus(recipe: Recipe) -> float:
     """Return the CPUs that all actors of a run reserve together."""
-    return sum(actor.cpus for actor in _all_actors(recipe, worker=0.0, learner=0.0))
+    return sum(actor.cpus for actor in actors_of(recipe))
 
 
 def place(recipe: Recipe, nodes: Sequence[Node], *, learner_gib: float | None = None) -> Placement:
@@ -153,32 +168,19 @@ def memory_fraction(recipe: Recipe, placement: Placement) -> float:
 
     A worker with half a GPU may take 0.45 of the memory. Without GPUs the number has no effect.
     """
-    if recipe.rollout.memory_fraction is not None:
-        return recipe.rollout.memory_fraction
+    if recipe.rollout.vllm.memory_fraction is not None:
+        return recipe.rollout.vllm.memory_fraction
     return round(USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER) or 1.0, 1.0), 4)
-
-
-def _all_actors(recipe: Recipe, *, worker: float, learner: float) -> list[Actor]:
-    return [
-        Actor(role=LEARNER, number=0, cpus=1, gpus=learner),
-        *(
-            Actor(role=WORKER, number=number, cpus=recipe.rollout.cpus_per_worker, gpus=worker)
-            for number in range(recipe.rollout.workers)
-        ),
-        *reward_actors(recipe),
-    ]
 
 
 def _first_that_fits(recipe: Recipe, nodes: Sequence[Node]) -> tuple[Group, ...]:
     """Try the GPU shares one after the other; raises the `_NoRoomError` of the last one if none fits."""
     worker, learner = recipe.rollout.gpus_per_worker or 0.0, recipe.learner.gpus or 0.0
-    _pack(
-        _all_actors(recipe, worker=worker, learner=learner), nodes
-    )  # if not even the CPUs suffice, this is the reason
+    _pack(actors_of(recipe, worker=worker, learner=learner), nodes)  # if not even the CPUs suffice, this is the reason
     failure: _NoRoomError | None = None
     for worker, learner in _candidates(recipe, nodes):
         try:
-            return _pack(_all_actors(recipe, worker=worker, learner=learner), nodes)
+            return _pack(actors_of(recipe, worker=worker, learner=learner), nodes)
         except _NoRoomError as error:
             failure = error
     assert failure is not None
@@ -311,12 +313,7 @@ def _check_shares(recipe: Recipe, nodes: Sequence[Node]) -> None:
             raise EnvironmentProblem(
                 f"{key} = {share:g}: above 1, Ray gives whole GPUs only; expected 0 to 1, 2, 3, ..."
             )
-    if recipe.learner.device == "cuda" and (recipe.learner.gpus == 0 or not any(node.gpus for node in nodes)):
-        reason = "learner.gpus = 0" if recipe.learner.gpus == 0 else "there is no GPU"
-        raise EnvironmentProblem(
-            f"learner.device = cuda, but {reason}: an actor sees only the GPUs that it reserves. Set "
-            "learner.device=auto to train on the CPU, or reserve a GPU with learner.gpus"
-        )
+    check_cuda(recipe.learner.device, gpus=recipe.learner.gpus, has_cuda=any(node.gpus for node in nodes))
 
 
 def _check_memory(
@@ -330,9 +327,11 @@ def _check_memory(
         workers, has_learner = group.count(WORKER), group.count(LEARNER) > 0
         taken = round(workers * fraction, 6)
         others = [actor.name for actor in group.actors if actor.role != WORKER]
-        vllm = f"vLLM takes {workers} x {fraction:g} = {taken:g} of the memory of one GPU (rollout.memory_fraction)"
+        vllm = (
+            f"vLLM takes {workers} x {fraction:g} = {taken:g} of the memory of one GPU (rollout.vllm.memory_fraction)"
+        )
         remedy = (
-            "Leave rollout.memory_fraction out, so that it follows from the workers' shares of the GPU "
+            "Leave rollout.vllm.memory_fraction out, so that it follows from the workers' shares of the GPU "
             f"(here {USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER), 1.0):.4g}), lower it, or use fewer "
             "rollout.workers or more GPUs"
         )

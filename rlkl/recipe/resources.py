@@ -16,6 +16,7 @@ from rlkl.recipe.placement import (
     Group,
     Node,
     Placement,
+    actors_of,
     memory_fraction,
     place,
     reserved_cpus,
@@ -35,9 +36,7 @@ def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | 
     Such a Ray lets actors reserve more CPUs than there are cores, so the number of actors and their memory are limited
     here. ``memory``: None if unknown.
     """
-    check_number(
-        recipe.rollout.workers + 1 + len(reward_actors(recipe)), f"rollout.workers = {recipe.rollout.workers}", machine
-    )
+    check_number(len(actors_of(recipe)), f"rollout.workers = {recipe.rollout.workers}", machine)
     node = Node(
         name="this machine",
         cpus=max(math.ceil(reserved_cpus(recipe)), machine.cpus),
@@ -65,7 +64,7 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     workers, rewards = recipe.rollout.workers, len(reward_actors(recipe))
     on_cpu = placement.gpus_of(WORKER) == 0
     weights = memory.engine_gib if memory is not None and on_cpu else 0.0
-    cache = recipe.rollout.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
+    cache = recipe.rollout.vllm.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
     learner = least_learner_gib(recipe, memory) if placement.gpus_of(LEARNER) == 0 else None
     worker_gib, learner_gib = PROCESS_GIB + weights + cache, PROCESS_GIB + (learner or 0.0)
     total = workers * worker_gib + learner_gib + (rewards + 1) * PROCESS_GIB
@@ -73,9 +72,9 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
         raise EnvironmentProblem(
             f"this run needs at least {total:.1f} GiB of memory, and this machine has {machine.memory_gib:.1f}: "
             f"rollout.workers = {workers} x {worker_gib:.2f} (process {PROCESS_GIB:g}, weights {weights:.2f}, "
-            f"rollout.kv_cache_gib = {cache}), the learner {learner_gib:.2f}, the driver and {rewards} reward actors "
-            f"{PROCESS_GIB:g} each. Lower rollout.workers or rollout.kv_cache_gib, train a smaller model, or run on a "
-            "cluster (cluster.address)"
+            f"rollout.vllm.kv_cache_gib = {cache}), the learner {learner_gib:.2f}, the driver and {rewards} reward "
+            f"actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train a smaller model, "
+            "or run on a cluster (cluster.address)"
         )
 
 

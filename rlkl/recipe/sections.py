@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from rlkl.recipe.engine_sections import VllmSection, with_engine_settings
 from rlkl.schema import Section
 
 _OWN_TEMPLATE_ARGUMENTS = (
@@ -190,16 +191,7 @@ class RolloutSection(Section):
     max_rounds: int = Field(
         default=1, ge=1, description="Rounds of prompts drawn to fill a step when the rule drops groups; 1: no refill."
     )
-    memory_fraction: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Share of a GPU's memory that each vLLM may take; left out: 0.9 times a worker's share of the GPU.",
-    )
-    kv_cache_gib: int = Field(default=1, ge=1, description="vLLM's key-value cache on a CPU, in GiB.")
-    vllm: dict[str, Any] = Field(
-        default_factory=dict, description="Further engine arguments of vLLM by name, such as max_num_seqs: 64."
-    )
+    vllm: VllmSection = Field(default_factory=lambda: VllmSection(), description="Settings of vLLM.")
 
     @field_validator("engine")
     @classmethod
@@ -217,17 +209,17 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _only_vllm_reads_its_arguments(self) -> RolloutSection:
-        if self.vllm and self.engine == "hf":
+        if self.vllm.arguments and self.engine == "hf":
             raise ValueError(
-                f"vllm sets {', '.join(self.vllm)}, but engine = hf reads no vLLM arguments; leave vllm out, or set "
-                "engine: vllm"
+                f"vllm sets {', '.join(self.vllm.arguments)}, but engine = hf reads no vLLM arguments; leave vllm out, "
+                "or set engine: vllm"
             )
         return self
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truncation(cls, values: Any) -> Any:
-        """Refuse truncated sampling; leave out the neutral values that recipes of earlier versions hold."""
+    def _keys_of_earlier_versions(cls, values: Any) -> Any:
+        """Refuse truncated sampling, leave out its neutral values, and move the settings of vLLM to ``vllm``."""
         if not isinstance(values, dict):
             return values
         for key in values.keys() & _NEUTRAL.keys():
@@ -238,7 +230,7 @@ class RolloutSection(Section):
                     "vocabulary, so every importance ratio would be off by the kept mass. Lower rollout.temperature "
                     "instead"
                 )
-        return {key: value for key, value in values.items() if key not in _NEUTRAL}
+        return with_engine_settings({key: value for key, value in values.items() if key not in _NEUTRAL})
 
 
 class LearnerSection(Section):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkl.errors import RecipeError, did_you_mean
+from rlkl.recipe.engine_sections import VllmSection
 
 _PRECISION = "the engine's weights would no longer be those that the learner publishes"
 _OTHER_MODEL = "sampler and learner would be different models; set model.path"
@@ -32,7 +33,7 @@ REFUSED = {
     "quantization": _PRECISION,
     "quantization_config": _PRECISION,
     "max_model_len": "it is data.max_prompt_tokens + rollout.max_new_tokens; set these",
-    "gpu_memory_utilization": "set rollout.memory_fraction",
+    "gpu_memory_utilization": "set rollout.vllm.memory_fraction",
     "seed": "every completion has a seed of its own, derived from the recipe's; set seed",
     "tokenizer": _TOKENIZER,
     "tokenizer_mode": _TOKENIZER,
@@ -68,7 +69,7 @@ REFUSED = {
 
 
 def check_vllm_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check the names of ``rollout.vllm``.
+    """Check the names of the engine arguments in ``rollout.vllm``; rlkl's own settings there are not among them.
 
     Raises:
         RecipeError: rlkl sets an argument itself, or the installed vLLM has none of that name.
@@ -76,8 +77,8 @@ def check_vllm_arguments(arguments: Mapping[str, Any]) -> None:
     problems = [
         f"rollout.vllm.{name} is not allowed: {REFUSED[name]}"
         if name in REFUSED
-        else f"rollout.vllm.{name}: vLLM has no such engine argument; {did_you_mean(name, known)}"
-        for known in [engine_arguments()]
+        else f"rollout.vllm.{name}: vLLM has no such engine argument; {did_you_mean(name, known | own)}"
+        for known, own in [(engine_arguments(), VllmSection.model_fields.keys())]
         for name in arguments
         if name in REFUSED or (known and name not in known)
     ]

@@ -1,4 +1,4 @@
-"""Ties together what records and shows a run. Step indices and step numbers: see `rlkl.tracking.records.reading`."""
+"""Ties together what records and shows a run. Step indices and step numbers: see `rlkl.types.step_number`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlkl.tracking.records.suspicious import drop_later_suspects, suspects_path,
 from rlkl.tracking.records.writer import BackgroundWriter
 from rlkl.tracking.wandb.recorder import WandbRecorder
 from rlkl.tracking.wandb.run import WandbRun, new_run_id
-from rlkl.types import Image, RolloutGroup
+from rlkl.types import Image, RolloutGroup, step_number
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Tracker:
         with ExitStack() as opened:
             self._metrics = MetricsFile(run_dir / "metrics.jsonl", first_step=first_step)
             opened.callback(self._metrics.close)
-            self._state = RunState(recipe=recipe, records=[*self._metrics.kept])
+            self._state = RunState(recipe=recipe, records=[*self._metrics.kept], first_step=first_step)
             self._console = open_console(recipe.tracking.console, self._state)
             opened.callback(self._console.close)
             self._wandb = None
@@ -91,7 +91,7 @@ class Tracker:
 
     def samples_due(self, step: int) -> bool:
         """Whether the training step with index ``step`` leaves a sample file."""
-        finished = step + 1
+        finished = step_number(step)
         return step == 0 or finished % self._recipe.tracking.samples_every == 0 or finished == self._recipe.steps
 
     def log(
@@ -110,7 +110,7 @@ class Tracker:
         what went wrong in writing an earlier step. W&B's errors are warned of and never raised.
         """
         assert step == self._next_step, f"step {step} logged where step {self._next_step} is due"
-        finished = self._next_step + 1
+        finished = step_number(step)
         sighting = self._look(metrics, groups)
         metrics = {**metrics, **sighting.metrics}
         check_known(metrics)

@@ -13,6 +13,8 @@ from typing import Any
 class Clock:
     """Seconds spent in each part of a step."""
 
+    entered: Callable[[str], None] | None = None
+    """Called with the name of each part when it starts."""
     started: float = field(default_factory=time.perf_counter)
     spent: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0)
@@ -20,15 +22,14 @@ class Clock:
 
     def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``function`` and add its time to ``part``."""
-        start = time.perf_counter()
-        try:
+        with self.time(part):
             return function(*arguments)
-        finally:
-            self.spent[part] += time.perf_counter() - start
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
         """Add the time of the block to ``part``."""
+        if self.entered is not None:
+            self.entered(part)
         start = time.perf_counter()
         try:
             yield

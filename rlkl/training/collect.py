@@ -22,7 +22,7 @@ from rlkl.rollout.stopping import CompletionTexts
 from rlkl.seeds import derive_seed
 from rlkl.training.clock import Clock
 from rlkl.training.hands import Sampler
-from rlkl.types import Completion, Rollout, RolloutGroup
+from rlkl.types import Completion, Rollout, RolloutGroup, step_number
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class SampledGroups:
         scoring = self.rewards.open_round(
             [draw.prompt for draw in draws],
             samples=samples,
-            state=State(step=step + 1, steps=self.recipe.steps, epoch=epoch, seed=seed),
+            state=State(step=step_number(step), steps=self.recipe.steps, epoch=epoch, seed=seed),
             draws=[draw.position for draw in draws],
         )
         requests = build_requests(draws, samples=samples, seed=seed)
@@ -96,7 +96,7 @@ class SampledGroups:
         kinds = Counter(f"{failure.reward}: {failure.kind}" for failure in done.failures)
         where = f"; see {self.rewards.failures.path(step)}" if self.rewards.failures is not None else ""
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
-        logger.warning("step %d: %d scores failed (%s)%s", step + 1, len(done.failures), counts, where)
+        logger.warning("step %d: %d scores failed (%s)%s", step_number(step), len(done.failures), counts, where)
 
 
 def _rollout(sample_index: int, completion: Completion, score: SampleReward, draw: int) -> Rollout:

@@ -5,34 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlkl.data.prompts import PromptSource
 from rlkl.errors import RlklError
 from rlkl.recipe import Recipe
 from rlkl.rewards import RewardSet
 from rlkl.system.interrupt import StopRequest
+from rlkl.tracking.alarms import RULE_ALARMS
 from rlkl.tracking.tracker import RunSummary, Tracker
 from rlkl.training.checkpoint import LoopState
 from rlkl.training.clock import Clock
 from rlkl.training.collect import build_collector
 from rlkl.training.hands import Hands
 from rlkl.training.publish import Publisher
+from rlkl.training.result import RunResult
 from rlkl.training.saving import Saver
 from rlkl.training.selection import Selector, token_columns
+from rlkl.training.waiting import START, Waiting
 from rlkl.training.watch import Watch
+from rlkl.types import step_number
 from rlkl.updates.base import PolicyUpdate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """The end of a run. ``exit_code``: 0 done, 128 + signal number if it was interrupted and saved."""
-
-    run_dir: Path
-    status: Literal["done", "interrupted"]
-    exit_code: int
-    metrics: dict[str, float]
-    """The metrics of the last step."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +54,7 @@ class Trainer:
     publisher: Publisher = field(init=False)
     saver: Saver = field(init=False)
     watch: Watch = field(init=False)
+    waiting: Waiting = field(init=False)
 
     def __post_init__(self) -> None:
         recipe, source, hands = self.recipe, self.source, self.hands
@@ -68,6 +62,7 @@ class Trainer:
         self.selector = Selector(recipe=recipe, source=source, collector=collector, update=self.update)
         self.publisher = Publisher(recipe=recipe, weights=hands.weights, source=source, tokenizer=self.tokenizer)
         self.watch = Watch(samples=self.run_dir / "samples")
+        self.waiting = Waiting(note=self.tracker.note)
         self.saver = Saver(
             run_dir=self.run_dir,
             keep=recipe.checkpoint.keep,
@@ -101,9 +96,11 @@ class Trainer:
         self.hands.learner.restore(checkpoint)
         self.step = state.step
         self.selector.resume(state.position)
-        self.watch.alarmed = frozenset(self.update.alarms(self.tracker.records))
+        self.watch.resume(self.update.alarms(self.tracker.records))
 
     def _train(self, stop: StopRequest) -> None:
+        if self.recipe.rollout.workers:
+            self.waiting.enter(START)
         self.publisher.publish_first(self.step)
         while self.step < self.recipe.steps and stop.signal_number is None:
             self._train_step()
@@ -112,18 +109,18 @@ class Trainer:
         self._save()
 
     def _train_step(self) -> None:
-        clock, samples = Clock(), self.tracker.samples_due(self.step)
+        clock, samples = Clock(entered=self.waiting.enter), self.tracker.samples_due(self.step)
         selection = self.selector.collect(self.step, clock)
         probes = self.publisher.probes(selection.groups)
         before = self.publisher.before_step(probes)
         with clock.time("learner"):
             learned = self.hands.learner.learn(selection, step=self.step, probes=before, samples=samples)
         with clock.time("publish"):
-            synced = self.publisher.publish(self.step + 1, probes)
+            synced = self.publisher.publish(step_number(self.step), probes)
         timed = clock.metrics(rollouts=selection.rollout_count, tokens=selection.token_count)
         self.metrics = {**selection.metrics, **learned.metrics, **synced, **timed}
         alarms = self.update.alarms([*self.tracker.records, self.metrics])
-        self.metrics["update/alarms"] = float(len(alarms))
+        self.metrics[RULE_ALARMS] = float(len(alarms))
         columns = token_columns(selection, learned.token_columns)
         self.tracker.log(self.step, self.metrics, selection.groups, columns, learned.pictures)
         self.watch.alarms(alarms)
@@ -131,7 +128,7 @@ class Trainer:
         self.watch.gradient(self.metrics)
 
     def _finish_step(self) -> None:
-        self.step += 1
+        self.step = step_number(self.step)
         self.selector.finish()
 
     def _save(self) -> None:

@@ -17,6 +17,7 @@ from rlkl.models.fingerprint import model_fingerprint
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import BOUND_BY_CONTENT, Change, changes, plain_values
 from rlkl.recipe.io import as_override, recipe_from
+from rlkl.recipe.resolved_model import ResolvedModel, ResolvedModels
 from rlkl.recipe.run_dir import RECIPE_FILE
 from rlkl.system.importing import file_of, is_file
 from rlkl.training.checkpoint import Checkpoints, LoopState, read_state
@@ -49,19 +50,21 @@ def newest(run_dir: Path, recipe: Recipe) -> Saved:
     return Saved(run_dir=run_dir, checkpoint=checkpoint, state=state)
 
 
-def origin_of(
-    recipe: Recipe, model_path: str, reference_path: str | None, frozen_paths: Mapping[str, str]
-) -> dict[str, str]:
+def origin_of(recipe: Recipe, models: ResolvedModels) -> dict[str, str]:
     """Hash the models, rule and terms that a run starts from: ``model``, ``models.teacher``, ``rule``, ``terms[0]``."""
-    found = {"model": model_fingerprint(model_path)}
-    if reference_path is not None:
-        found["reference"] = model_fingerprint(reference_path)
+    found = {"model": _model_fingerprint(models.policy)}
+    if models.reference is not None:
+        found["reference"] = _model_fingerprint(models.reference)
     if isinstance(recipe.update, OutsideSettings):
         found["rule"] = _code_fingerprint(recipe.update.rule, rule_of(recipe.update))
     for number, term in enumerate(recipe.update.terms):
         if isinstance(term, CustomTermSettings):
             found[f"terms[{number}]"] = _code_fingerprint(term.term, term_of(term))
-    return found | {f"models.{name}": model_fingerprint(path) for name, path in frozen_paths.items()}
+    return found | {f"models.{name}": _model_fingerprint(model) for name, model in models.frozen.items()}
+
+
+def _model_fingerprint(model: ResolvedModel) -> str:
+    return model_fingerprint(model.path, commit=model.commit)
 
 
 def columns_of(source: PromptSource) -> dict[str, str]:

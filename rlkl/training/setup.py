@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from rlkl.actors.cluster import check_own_machine
 from rlkl.actors.hands import RayHands
@@ -20,21 +20,22 @@ from rlkl.errors import InputError, MissingSignalError, RecipeError
 from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
-from rlkl.models.vocabulary import check_same_tokens
+from rlkl.models.resolve import resolve_models
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import plain_values, with_absolute_paths
 from rlkl.recipe.io import dump_recipe
 from rlkl.recipe.placement import USABLE_GPU_MEMORY
+from rlkl.recipe.resolved_model import ResolvedModel, ResolvedModels
 from rlkl.recipe.run_dir import claim_run_dir, recipe_path, write_recipe
 from rlkl.recipe.run_lock import lock_run_dir
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.signals import CLEAN
-from rlkl.tasks import base_model, task_name
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import LoopState
-from rlkl.training.loop import RunResult, Trainer
+from rlkl.training.loop import Trainer
+from rlkl.training.result import RunResult
 from rlkl.training.resume import (
     Saved,
     check_data,
@@ -108,19 +109,17 @@ def _prepare(
     update = _build_update(recipe)
     if saved is not None:
         check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
-    model_path = resolve_model(recipe.model.path)
-    reference_path = _resolve_reference(recipe, model_path)
-    frozen_paths = _resolve_models(recipe, model_path)
-    tokenizer = _load_tokenizer(model_path)
-    _check_sizes(model_path, recipe)
-    pictures = load_picture_processor(model_path, recipe.data.pixels)
+    models = resolve_models(recipe)
+    tokenizer = _load_tokenizer(models.policy.path)
+    _check_sizes(models, recipe)
+    pictures = load_picture_processor(models.policy, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)
     reward_set.check(source.take(0, 2))
-    columns, origin = columns_of(source), origin_of(recipe, model_path, reference_path, frozen_paths)
+    columns, origin = columns_of(source), origin_of(recipe, models)
     if saved is not None:
         check_data(saved, source, columns, recipe)
         check_origin(saved, origin, recipe)
-    engine = _engine_settings(recipe, model_path, tokenizer, source.images_per_prompt)
+    engine = _engine_settings(recipe, models.policy, tokenizer, source.images_per_prompt)
     return _Setup(
         recipe=recipe,
         stored=stored,
@@ -128,9 +127,9 @@ def _prepare(
         update=update,
         spec=LearnerSpec(
             recipe=recipe,
-            model_path=model_path,
-            reference_path=reference_path,
-            frozen_paths=frozen_paths,
+            model_path=models.policy.path,
+            reference_path=None if models.reference is None else models.reference.path,
+            frozen_paths=models.frozen_paths,
             stop_token_ids=engine.stop_token_ids,
         ),
         engine=engine,
@@ -179,7 +178,7 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
 def _check_engine(recipe: Recipe) -> None:
     if recipe.rollout.workers:
         engine_class(recipe.rollout.engine)
-        check_vllm_arguments(recipe.rollout.vllm)
+        check_vllm_arguments(recipe.rollout.vllm.arguments)
 
 
 def _build_update(recipe: Recipe) -> PolicyUpdate:
@@ -204,14 +203,6 @@ def _open_records(run_dir: Path, setup: _Setup, state: LoopState | None) -> Trac
     return Tracker(run_dir.absolute(), setup.recipe, run_id=state.run_id if state else None, first_step=first_step)
 
 
-def resolve_model(path: str) -> str:
-    """The folder behind ``model.path``: a built-in base model is built if need be, a local folder made absolute."""
-    task = task_name(path)
-    if task is not None:
-        return str(base_model(task))
-    return str(Path(path).absolute()) if Path(path).exists() else path
-
-
 def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
     update.check_model(is_multimodal=pictures is not None)
     encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
@@ -232,41 +223,6 @@ def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:
         )
 
 
-def _resolve_reference(recipe: Recipe, model_path: str) -> str | None:
-    """Return the folder of ``model.reference``; raise `InputError` if it is no model of the policy's vocabulary."""
-    if recipe.model.reference is None:
-        return None
-    return _same_vocabulary("model.reference", recipe.model.reference, recipe, model_path)
-
-
-def _resolve_models(recipe: Recipe, model_path: str) -> dict[str, str]:
-    """Return the folders of ``models``; raise `InputError` if one is no model of the policy's vocabulary."""
-    return {
-        name: _same_vocabulary(f"models.{name}.path", section.path, recipe, model_path)
-        for name, section in recipe.models.items()
-    }
-
-
-def _same_vocabulary(key: str, value: str, recipe: Recipe, model_path: str) -> str:
-    path = resolve_model(value)
-    own = _config(model_path, "model.path").get_text_config().vocab_size
-    other = _config(path, key).get_text_config().vocab_size
-    if own != other:
-        raise InputError(
-            f"{key} = {value!r} has {other} token ids, the policy at model.path = {recipe.model.path!r} has {own}; a "
-            "KL needs one vocabulary, so name a model of the same family"
-        )
-    check_same_tokens(key, path, model_path)
-    return path
-
-
-def _config(path: str, key: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{key} = {path!r}: its config.json cannot be read ({error})") from error
-
-
 def _load_tokenizer(model_path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
@@ -282,38 +238,37 @@ def _load_tokenizer(model_path: str) -> Any:
     return tokenizer
 
 
-def _check_sizes(model_path: str, recipe: Recipe) -> None:
+def _check_sizes(models: ResolvedModels, recipe: Recipe) -> None:
     """Refuse more actors than this machine can hold, and sequences that are longer than the model allows."""
-    check_own_machine(recipe, model_path)
+    check_own_machine(recipe, models)
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    config = _config(model_path, "model.path")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = models.policy.longest
     if limit is not None and longest > limit:
         raise RecipeError(
             f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
-            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model_path!r} takes at most "
-            f"{limit} (max_position_embeddings); lower one of the two"
+            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {models.policy.path!r} takes at "
+            f"most {limit} (max_position_embeddings); lower one of the two"
         )
 
 
-def _engine_settings(recipe: Recipe, model_path: str, tokenizer: Any, images: int) -> EngineSettings:
+def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, images: int) -> EngineSettings:
     return EngineSettings(
-        model_path=model_path,
+        model_path=model.path,
         dtype=recipe.model.dtype,
         max_prompt_tokens=recipe.data.max_prompt_tokens,
         max_new_tokens=recipe.rollout.max_new_tokens,
         temperature=recipe.rollout.temperature,
-        stop_token_ids=_stop_token_ids(model_path, tokenizer, recipe.data.chat_template_kwargs),
+        stop_token_ids=_stop_token_ids(model.path, tokenizer, recipe.data.chat_template_kwargs),
         stop=tuple(recipe.rollout.stop),
-        vllm=recipe.rollout.vllm,
+        vllm=recipe.rollout.vllm.arguments,
         # The placement lowers it later if several actors share a GPU.
-        memory_fraction=recipe.rollout.memory_fraction or USABLE_GPU_MEMORY,
-        kv_cache_gib=recipe.rollout.kv_cache_gib,
+        memory_fraction=recipe.rollout.vllm.memory_fraction or USABLE_GPU_MEMORY,
+        kv_cache_gib=recipe.rollout.vllm.kv_cache_gib,
         images_per_prompt=images,
         pixels=recipe.data.pixels,
         adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
         freeze_vision=recipe.model.freeze_vision,
-        image_token_id=getattr(_config(model_path, "model.path"), "image_token_id", None),
+        image_token_id=model.image_token_id,
     )
 
 

@@ -113,3 +113,28 @@ def test_few_files_know_the_words_of_one_rule() -> None:
     texts = {name: (ROOT / name).read_text() for name in tracked if name.endswith((".py", ".md", ".yaml", ".toml"))}
     found = [n for n, text in texts.items() if not n.startswith(OWN_PLACES) and WORDS_OF_PAPO.search(text)]
     assert len(found) <= 10, found
+
+
+COUNTING_STEPS = ("training", "tracking", "rewards")
+"""Folders of `rlkl` that handle both the index of a step and its number."""
+
+
+def converts_a_step(node: ast.AST) -> bool:
+    """``step + 1``, ``self._state.step - 1``: an index made a number, or the reverse, by hand."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add | ast.Sub):
+        return False
+    if not isinstance(node.right, ast.Constant) or node.right.value != 1:
+        return False
+    name = getattr(node.left, "id", None) or getattr(node.left, "attr", "")
+    return name.endswith(("step", "finished"))
+
+
+def test_step_indices_and_numbers_are_converted_in_one_place() -> None:
+    by_hand = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for folder in COUNTING_STEPS
+        for file in sorted((ROOT / "rlkl" / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.BinOp) and converts_a_step(node)
+    ]
+    assert by_hand == [], "use step_number or step_index of rlkl.types"

@@ -81,7 +81,7 @@ def _engine_settings(recipe: Recipe) -> EngineSettings:
         temperature=recipe.rollout.temperature,
         stop_token_ids=(EOS_ID,),
         memory_fraction=0.5,
-        kv_cache_gib=recipe.rollout.kv_cache_gib,
+        kv_cache_gib=recipe.rollout.vllm.kv_cache_gib,
     )
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import rlkl
-from rlkl.training.loop import RunResult
+from rlkl.training.result import RunResult
 from tests.integration.runs import make_recipe
 from tests.models import tiny_qwen3
 

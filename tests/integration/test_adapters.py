@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import rlkl
 from rlkl.errors import WeightSyncError
-from rlkl.training.loop import RunResult
+from rlkl.training.result import RunResult
 from tests.adapters import SCALE, SEQUENCES, base, logprobs, share, with_adapter
 from tests.integration.runs import DEADLINE_S, REPOSITORY, make_recipe, records
 from tests.models import deep_qwen3

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlkl
 from rlkl.errors import ActorDiedError, CheckpointError, DeadlineError, RunInUseError, WeightSyncError
 from rlkl.recipe.io import dump_recipe
-from rlkl.training.loop import RunResult
+from rlkl.training.result import RunResult
 from tests.integration.engines import LOST
 from tests.integration.runs import (
     DEADLINE_S,

@@ -17,7 +17,7 @@ import rlkl
 from rlkl.errors import WeightSyncError
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import dump_recipe
-from rlkl.training.loop import RunResult
+from rlkl.training.result import RunResult
 from tests.integration.engines import PROJECTOR
 from tests.integration.runs import make_recipe, records, start_cli, untimed, wait_for_steps
 from tests.models import IMAGE, tiny_qwen2_5_vl

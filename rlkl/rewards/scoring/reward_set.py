@@ -25,7 +25,7 @@ from rlkl.rewards.scoring.aggregate import RewardOutcomes, SampleReward, aggrega
 from rlkl.rewards.scoring.cache import ScoreCache
 from rlkl.rewards.scoring.failures import FailedScore, FailureLog
 from rlkl.seeds import derive_seed
-from rlkl.types import Completion, Prompt
+from rlkl.types import Completion, Prompt, step_index, step_number
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class RewardSet:
         Raises:
             RewardError: a function failed, and its ``on_error`` is raise.
         """
-        state = State(step=step + 1, steps=step + 1, epoch=0.0, seed=seed)
+        state = State(step=step_number(step), steps=step_number(step), epoch=0.0, seed=seed)
         scoring = self.open_round([prompt], samples=len(completions), state=state, draws=[0])
         for index, completion in enumerate(completions):
             scoring.add(index, completion)
@@ -188,7 +188,7 @@ class Round:
         """Add sample ``index`` with its text, and start the calls that it completes."""
         self._completions[index] = completion
         for name, calls in self._calls.items():
-            seed = derive_seed(self._state.seed, "reward", self._state.step - 1, *self._place(index), name)
+            seed = derive_seed(self._state.seed, "reward", step_index(self._state.step), *self._place(index), name)
             calls.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
 
     def finish(self) -> ScoredRound:
@@ -214,7 +214,7 @@ class Round:
                 break
         failures = [self._failed(reward, index) for reward in collected for index in _failed_indices(reward)]
         if self._set.failures is not None:
-            self._set.failures.write(self._state.step - 1, failures)
+            self._set.failures.write(step_index(self._state.step), failures)
         for reward in collected:
             self._raise_if_asked(reward)
             self._raise_if_too_many(reward)
@@ -289,7 +289,7 @@ class Round:
         kinds = Counter(f.kind for index in failed if isinstance(f := reward.outcomes[index], Failure))
         first = self._failed(reward, failed[0])
         log = self._set.failures
-        kept = f" All are in {log.path(self._state.step - 1)}." if log is not None else ""
+        kept = f" All are in {log.path(step_index(self._state.step))}." if log is not None else ""
         raise RewardError(
             f"reward '{reward.name}' failed on {len(failed)} of {len(reward.outcomes)} samples{early} "
             f"({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}), more than max_failed_fraction = "

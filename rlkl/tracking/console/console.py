@@ -141,19 +141,23 @@ def _stream_handlers() -> list[logging.StreamHandler]:
 
 
 def print_summary(heading: str, places: dict[str, Path | str], state: RunState) -> None:
-    """Print the results, then the places of all files."""
+    """Print the results, then the places of all files. A resumed run names the numbers that are of the whole run."""
+    whole, here = ("   (whole run)", " since the resume") if state.first_step else ("", "")
     rows: dict[str, str] = {}
     rewards = state.series("reward/mean")
     if rewards:
-        rows["reward"] = f"{number(rewards[0])} -> {number(rewards[-1])}   (best {number(max(rewards))})"
+        rows["reward"] = f"{number(rewards[0])} -> {number(rewards[-1])}   (best {number(max(rewards))}){whole}"
     if "kl/policy_to_reference" in state.latest:
         rows["KL to reference"] = f"{number(state.latest['kl/policy_to_reference'])} nats per sequence"
-    rows["sampled"] = f"{state.tokens:,} tokens"
-    here = f"{Path.cwd()}{os.sep}"  # paths as one would type them
-    rows |= {name: str(place).replace(here, "") for name, place in places.items()}
+    rows["sampled"] = f"{state.tokens:,} tokens{here}"
+    folder = f"{Path.cwd()}{os.sep}"  # paths as one would type them
+    rows |= {name: str(place).replace(folder, "") for name, place in places.items()}
     console = Console(highlight=False)
     took = duration(state.seconds_elapsed())
-    console.print(Text(f"\n{heading} {state.finished} of {state.recipe.steps} steps in {took}", style="bold"))
+    steps = f"{state.finished} of {state.recipe.steps} steps"
+    if state.first_step:
+        steps += f", {max(state.finished - state.first_step, 0)} of them"
+    console.print(Text(f"\n{heading} {steps} in {took}{here}", style="bold"))
     width = max(len(name) for name in rows)
     for name, text in rows.items():
         line = Text.assemble((f"  {name:<{width}}  ", "bright_black"), one_line(text))

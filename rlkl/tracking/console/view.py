@@ -49,6 +49,8 @@ class RunState:
     recipe: Recipe
     records: list[Mapping[str, float]] = field(default_factory=list)
     """Every record so far, those from before a resume included."""
+    first_step: int = 0
+    """Steps that were finished before this process started."""
     samples: tuple[Sample, ...] = ()
     samples_step: int = 0
     samples_mean: float = 0.0

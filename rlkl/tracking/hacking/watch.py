@@ -1,26 +1,21 @@
-"""The hacking watch: reads each step's record and samples, warns once when a signal sets in, and keeps suspects.
+"""The hacking watch: reads each step's record and samples, measures the signals, and keeps suspects.
 
-Its state is the records: what a signal's level was decides whether it is still on, so a resumed run goes on as it was.
+Its state is the records: a signal's level there decides whether it is still on (`rlkl.tracking.alarms`), so a resumed
+run goes on as it was.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from rlkl.recipe import Recipe, TrackingSection
+from rlkl.tracking.alarms import WATCH_WARNINGS, Alarms, warn_of
 from rlkl.tracking.hacking.signals import Reading, Record, read_signals, spread_key
 from rlkl.tracking.records.suspicious import Suspect, monitor_score, most_suspicious, repetition, reward_of
 from rlkl.types import Rollout, RolloutGroup
-
-_log = logging.getLogger(__name__)
-
-WARNINGS = "watch/warnings"
-RELEASE = 0.8
-"""A signal that is on goes off below this level, so that one that wavers at its limit warns once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +36,21 @@ class HackingWatch:
         """Start the watch of a run; a resumed run passes the ``records`` of its earlier steps."""
         self._settings: TrackingSection = recipe.tracking
         self._unweighted = unweighted_rewards(recipe)
-        self._on: set[str] = set()
+        self._alarms = Alarms()
         for record in records:
-            self._switch(_levels(record))
+            self._alarms.measure(_levels(record))
 
     def look(self, records: Sequence[Record], record: Record, groups: Sequence[RolloutGroup]) -> Sighting:
-        """Judge the step of ``record``, which follows ``records``; warn about signs that begin in it."""
+        """Judge the step of ``record``, which follows ``records``; return the signals that begin in it."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         monitors = self._monitors(rollouts)
         measured = _measured(rollouts, monitors)
         everything = [*records, {**record, **measured}]
         readings = read_signals(everything, monitors)
         levels = {name: reading.level / self._settings.hacking_tolerance for name, reading in readings.items()}
-        set_in = {name: readings[name] for name in self._switch(levels)}
+        set_in = {name: readings[name] for name in self._alarms.measure(levels)}
         metrics = {**measured, **{f"watch/{name}": level for name, level in levels.items()}}
-        metrics[WARNINGS] = float(len(set_in))
+        metrics[WATCH_WARNINGS] = float(len(set_in))
         kept = self._settings.suspicious_kept
         suspects = {name: most_suspicious(name, groups, everything, monitors, kept) for name in set_in}
         return Sighting(metrics=metrics, set_in=set_in, suspects=suspects)
@@ -66,27 +61,12 @@ class HackingWatch:
         unweighted = dict.fromkeys(n for rollout in rollouts for n in rollout.components if n in self._unweighted)
         return {name: f"monitor/{name}" for name in names} | {name: f"reward/{name}" for name in unweighted}
 
-    def _switch(self, levels: Mapping[str, float]) -> list[str]:
-        """Note which signals are on; returns those that have just gone on."""
-        before = set(self._on)
-        for name, level in levels.items():
-            if level >= 1:
-                self._on.add(name)
-            elif level < RELEASE:
-                self._on.discard(name)
-        return [name for name in levels if name in self._on - before]
-
 
 def warn(sighting: Sighting, finished: int, place: str) -> None:
-    """Log the signals that begin at a step, and the file of their samples."""
-    for name, reading in sighting.set_in.items():
-        _log.warning(
-            "step %d, hacking watch, %s: %s. The most suspicious samples are in %s",
-            finished,
-            name,
-            reading.finding,
-            place,
-        )
+    """Warn about the signals that begin at a step. ``place``: the file with their suspects."""
+    end = f"The most suspicious samples are in {place}"
+    findings = {name: reading.finding for name, reading in sighting.set_in.items()}
+    warn_of({name: f"step {finished}, hacking watch, {name}: {found}. {end}" for name, found in findings.items()})
 
 
 def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
@@ -97,7 +77,7 @@ def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
 
 def _levels(record: Record) -> dict[str, float]:
     """Return the signals' levels in a record, by signal."""
-    names = {key: key.removeprefix("watch/") for key in record if key.startswith("watch/") and key != WARNINGS}
+    names = {key: key.removeprefix("watch/") for key in record if key.startswith("watch/") and key != WATCH_WARNINGS}
     return {name: record[key] for key, name in names.items() if not name.startswith("spread/")}
 
 

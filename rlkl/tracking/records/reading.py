@@ -1,8 +1,7 @@
 """The local record of a run: ``metrics.jsonl`` and ``samples/step_000010.parquet``.
 
-Step numbers: inside the program a training step has an index from 0; a record carries the number of finished steps,
-from 1. The record of step index 9 says ``"step": 10``, and its samples are ``step_000010.parquet``. A run resumed at
-step index ``first_step`` has ``first_step`` finished steps, so records up to that number stay and later ones go.
+Records and files have step numbers (`rlkl.types.step_number`). A run resumed at step index ``first_step`` keeps those
+of the steps with a lower index; the others go.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from rlkl.errors import CheckpointError, LearnerError
 from rlkl.tracking.records.pictures import PictureColumns
 from rlkl.tracking.records.sample_schema import TOKEN_COLUMN, fitted, merged_schema
-from rlkl.types import RolloutGroup
+from rlkl.types import RolloutGroup, step_index
 
 TokenColumns = Mapping[str, Sequence[Sequence[float] | None]]
 """Numbers for each response token by column name, one entry a rollout, None where the rollout was not trained on."""
@@ -37,7 +36,7 @@ class MetricsFile:
 
         Raises CheckpointError when a record other than the last is damaged.
         """
-        self.kept = [record for record in read_metrics(path) if record["step"] <= first_step]
+        self.kept = [record for record in read_metrics(path) if step_index(int(record["step"])) < first_step]
         """The records of earlier steps."""
         _write_atomically(path, "".join(_line(record) for record in self.kept).encode())
         self._file = path.open("a", encoding="utf-8")
@@ -165,7 +164,7 @@ def sample_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
 def drop_later_samples(run_dir: Path, first_step: int) -> None:
     """Removes the sample files of steps that a run resumed at step index ``first_step`` will do again."""
     for finished, path in sample_files(run_dir):
-        if finished > first_step:
+        if step_index(finished) >= first_step:
             path.unlink()
 
 

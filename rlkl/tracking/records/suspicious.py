@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkl.tracking.hacking.signals import Record, first, spread_key
-from rlkl.types import Prompt, Rollout, RolloutGroup
+from rlkl.types import Prompt, Rollout, RolloutGroup, step_index
 
 NEARBY = 16
 """A token repeats one that is among so many before it."""
@@ -93,7 +93,7 @@ def suspects_path(run_dir: Path, finished: int) -> Path:
 def drop_later_suspects(run_dir: Path, first_step: int) -> None:
     """Removes the files of steps that a run resumed at step index ``first_step`` will do again."""
     for path in (run_dir / "suspicious").glob("step_*.jsonl"):
-        if int(path.stem.removeprefix("step_")) > first_step:
+        if step_index(int(path.stem.removeprefix("step_"))) >= first_step:
             path.unlink()
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rlkl.commands.plan import Plan, make_plan
 from rlkl.commands.plan_view import show
 from rlkl.errors import InputError
+from rlkl.recipe import placement
 from rlkl.recipe.io import load_recipe
 from rlkl.system.machine import Machine
 from rlkl.updates.settings import GrpoSettings
@@ -95,6 +96,13 @@ def test_processes_take_gpus_where_there_are_some() -> None:
     assert greedy.warnings[0].startswith(
         "the run cannot start on this machine: the actors of this run cannot be placed"
     )
+
+
+def test_the_plan_counts_the_cpus_that_the_actors_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "LEARNER_CPUS", 3)
+    reward = "rewards=[{function: task:arithmetic, mode: actor, workers: 2, cpus: 1.5}]"
+    planned = plan("rollout.workers=3", "rollout.cpus_per_worker=4", reward, machine=NODE)
+    assert planned.cpus == placement.reserved_cpus(planned.recipe) == 3 + 3 * 4 + 2 * 1.5
 
 
 def test_more_actors_than_the_machine_can_start_are_a_warning() -> None:

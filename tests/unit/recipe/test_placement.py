@@ -130,14 +130,14 @@ def test_shares_of_different_sizes_are_placed_where_they_leave_the_least_room():
         ({"rollout": {"workers": 4}}, nodes(1, cpus=4), "left: n0: 0 of 4 CPUs, 1 of GPU 0"),
         ({"rollout": {"cpus_per_worker": 6}}, nodes(0, 0, cpus=4), "n0: 4 of 4 CPUs, no GPU; n1: 4 of 4 CPUs, no GPU"),
         ({"rollout": {"gpus_per_worker": 1.5}}, nodes(4), "rollout.gpus_per_worker = 1.5: above 1, Ray gives whole"),
-        ({"learner": {"device": "cuda"}}, nodes(0), "learner.device = cuda, but there is no GPU"),
-        ({"learner": {"device": "cuda", "gpus": 0}}, nodes(1), "learner.device = cuda, but learner.gpus = 0"),
+        ({"learner": {"device": "cuda"}}, nodes(0), "learner.device = 'cuda', but the learner sees no CUDA device"),
+        ({"learner": {"device": "cuda", "gpus": 0}}, nodes(1), "learner.device = 'cuda', but learner.gpus = 0"),
         (
             {"rollout": {"workers": 2, "memory_fraction": 0.5}},
             nodes(1),
-            "vLLM takes 2 x 0.5 = 1 of the memory of one GPU (rollout.memory_fraction) and leaves nothing for the "
-            "learner there. Leave rollout.memory_fraction out, so that it follows from the workers' shares of the GPU "
-            "(here 0.3)",
+            "vLLM takes 2 x 0.5 = 1 of the memory of one GPU (rollout.vllm.memory_fraction) and leaves nothing for the "
+            "learner there. Leave rollout.vllm.memory_fraction out, so that it follows from the workers' shares of the "
+            "GPU (here 0.3)",
         ),
         ({"rollout": {"workers": 4, "memory_fraction": 0.6}}, nodes(3), "vLLM takes 2 x 0.6 = 1.2 of the memory"),
     ],

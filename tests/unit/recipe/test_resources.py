@@ -41,7 +41,7 @@ def test_processes_that_memory_cannot_hold_are_refused_with_the_arithmetic():
     with pytest.raises(EnvironmentProblem) as error:
         place_on_machine(workers, Machine(cpus=8, memory_gib=19.0), ONE_GIB)
     assert "needs at least 19.4 GiB of memory, and this machine has 19.0" in str(error.value)
-    assert "rollout.workers = 4 x 3.40 (process 0.4, weights 1.00, rollout.kv_cache_gib = 2)" in str(error.value)
+    assert "rollout.workers = 4 x 3.40 (process 0.4, weights 1.00, rollout.vllm.kv_cache_gib = 2)" in str(error.value)
     assert "the learner 5.40" in str(error.value)
 
 

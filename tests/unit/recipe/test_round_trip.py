@@ -19,7 +19,7 @@ from rlkl.errors import RecipeError
 from rlkl.recipe import Recipe
 from rlkl.recipe.core_yaml import parse_yaml, write_value, write_yaml
 from rlkl.recipe.io import as_override, dump_recipe, load_recipe, load_section
-from rlkl.recipe.keys import Key, describe_keys
+from rlkl.recipe.keys import ANYTHING, Key, describe_keys
 from rlkl.updates import RULES
 
 NUMBER_LIKE = (
@@ -96,6 +96,8 @@ def values_for(key: Key) -> tuple[Any, ...]:
         return ("reference",)
     if key.expects.startswith("a section of any keys"):
         return tuple({text: [text, {"k": text}], "number": NUMBERS[n % len(NUMBERS)]} for n, text in enumerate(TEXTS))
+    if key.expects == ANYTHING:
+        return (*TEXTS, *NUMBERS, *WHOLE, None, {"k": list(TEXTS)})
     values: list[Any] = [None] if "null" in key.expects else []
     for part in key.expects.split(" or "):
         if part.startswith("text"):
@@ -180,6 +182,20 @@ def test_every_key_reads_back_from_a_file_and_from_overrides(section: type, tmp_
         assert not any("\n" in override for override in overrides)
         assert read(section, minimal, *overrides) == recipe
     assert {key.name for key in keys} - tried.keys() == set()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_engine_argument_of_any_name_reads_back(text: str, tmp_path: Path):
+    values = with_value(MINIMAL[Recipe], "rollout.vllm", {text: [text, {"k": text}]})
+    if not is_valid(Recipe, values):
+        assert text == "\ud800", "only what is no text may be refused"
+        return
+    recipe = Recipe.model_validate(values)
+    assert recipe.rollout.vllm.arguments == {text: [text, {"k": text}]}
+    (tmp_path / "dumped.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "dumped.yaml") == recipe
+    (tmp_path / "minimal.yaml").write_text(write_yaml(MINIMAL[Recipe]))
+    assert load_recipe(tmp_path / "minimal.yaml", as_override("rollout.vllm", {text: [text, {"k": text}]})) == recipe
 
 
 def read(section: type, file: Path, *overrides: str) -> Any:

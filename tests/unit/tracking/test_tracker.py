@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -154,6 +155,24 @@ def test_the_end_says_what_was_reached_and_where_it_is(tmp_path: Path, capsys: p
         assert part in summary
     assert f"{tmp_path / 'policy'}\n" in summary
     assert "--resume" not in summary
+
+
+def test_the_summary_of_a_resumed_run_labels_what_is_of_the_whole_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = Tracker(tmp_path, _recipe(8), run_id=None, first_step=0)
+    _steps(first, 0, 5)
+    first.finish(RunSummary(interrupted=True, policy_dir=None))
+    out = capsys.readouterr().out
+    assert "since the resume" not in out
+    assert "whole run" not in out
+    second = Tracker(tmp_path, _recipe(8), run_id=first.run_id, first_step=4)
+    _steps(second, 4, 8)
+    second.finish(RunSummary(interrupted=False, policy_dir=None))
+    out = capsys.readouterr().out
+    assert re.search(r"finished 8 of 8 steps, 4 of them in 0:00:\d\d since the resume\n", out)
+    assert re.search(r"reward +0\.000 -> 1\.000 +\(best 1\.000\) +\(whole run\)\n", out)
+    assert re.search(r"sampled +8 tokens since the resume\n", out)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

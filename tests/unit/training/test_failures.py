@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.data.prompts import Encoder, load_prompts
-from rlkl.errors import ActorDiedError, LearnerError, RewardError, WeightSyncError
+from rlkl.errors import ActorDiedError, DeadlineError, LearnerError, RewardError, WeightSyncError
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.recipe import Recipe
@@ -56,7 +56,7 @@ class LocalHands:
             temperature=recipe.rollout.temperature,
             stop_token_ids=(EOS_ID,),
             memory_fraction=0.5,
-            kv_cache_gib=recipe.rollout.kv_cache_gib,
+            kv_cache_gib=recipe.rollout.vllm.kv_cache_gib,
         )
         self.worker.start("hf", settings)
 
@@ -161,7 +161,7 @@ def undisturbed(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Makes one call of ``method`` of the object that ``at`` finds raise ``error``."""
+    """Makes one call of ``method`` of the object that ``at`` finds raise ``error``, before it does anything."""
 
     at: Callable[[Trainer], Any]
     method: str
@@ -179,12 +179,33 @@ class Fault:
 
         def faulty(*arguments: Any, **named: Any) -> Any:
             calls.append(self.method)
-            if len(calls) == self.call:
-                raise self.error
-            return original(*arguments, **named)
+            return (
+                self.fail(original, *arguments, **named) if len(calls) == self.call else original(*arguments, **named)
+            )
 
         owner = target if isinstance(target, type(os)) or not hasattr(type(target), "__slots__") else type(target)
         monkeypatch.setattr(owner, self.method, faulty if owner is target else lambda _, *a, **n: faulty(*a, **n))
+
+    def fail(self, original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        raise self.error
+
+
+class LostAnswer(Fault):
+    """The call does all its work; only its answer does not arrive."""
+
+    def fail(self, original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        original(*arguments, **named)
+        raise self.error
+
+
+class BrokenStream(Fault):
+    """The call yields half of what it would yield, in parts of one, and then raises."""
+
+    def fail(self, original: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+        values = [value for part in original(*arguments, **named) for value in part]
+        assert len(values) > 1
+        yield from ([value] for value in values[: len(values) // 2])
+        raise self.error
 
 
 def learner_of(run: Trainer) -> Any:
@@ -199,6 +220,12 @@ FAULTS = {
         at=lambda run: run.selector.collector, method="metrics", error=KeyError("x"), saved=2
     ),
     "sampling": Fault(at=lambda run: run.hands, method="submit", error=ValueError("odd"), saved=2),
+    "the middle of the stream of completions": BrokenStream(
+        at=lambda run: run.hands, method="finished", error=ActorDiedError("the rollout worker ended"), saved=2
+    ),
+    "the answer of a step that the learner has done": LostAnswer(
+        at=lambda run: run.hands, method="learn", error=DeadlineError("no answer"), saved=3, recorded=2
+    ),
     "preparing": Fault(at=lambda run: learner_of(run), method="prepare", error=RuntimeError("out of memory"), saved=2),
     "credit": Fault(at=lambda run: learner_of(run)._update, method="credit", error=ValueError("odd"), saved=2),
     "token columns": Fault(

@@ -328,6 +328,25 @@ def test_a_failing_reward_keeps_every_finished_step(tmp_path: Path):
     assert (saved.step, saved.position) == (2, 8)  # the third step's prompts will be drawn again
 
 
+def test_the_first_step_names_what_it_waits_for_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trainer(tmp_path, steps=3).run()
+    lines = capsys.readouterr().out.splitlines()
+    notes = (
+        "publishing the policy to the rollout workers",
+        "sampling the first completions; an engine may compile before that",
+        "waiting for the scores of the first completions",
+        "training: the first step of the learner",
+        "publishing the first trained weights",
+    )
+    assert [line for line in lines if line in notes] == list(notes), "each once, in order"
+    assert lines.index(notes[-1]) < next(number for number, line in enumerate(lines) if line.startswith("step 1/3"))
+
+
+def test_stored_pairs_publish_nothing_before_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    paired(tmp_path, "run", steps=2).run()
+    assert "publishing the policy" not in capsys.readouterr().out
+
+
 def no_gradient_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if "had no gradient" in record.message]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from rlkl.cli import main
 from rlkl.errors import EnvironmentProblem, InputError
@@ -65,4 +66,15 @@ def test_a_run_that_cannot_learn_is_refused_before_anything_starts(
     with pytest.raises(InputError, match=message):
         train(recipe)
 
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "nobody/nothing"])
+def test_a_model_that_is_not_there_ends_with_exit_code_2_and_its_key(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["train", "quickstart", f"model.path={path}", "run.dir=run"]) == 2
+    assert f"error: model.path = '{path}': there is no such folder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,27 @@
+"""Check what a recipe refers to, as `rlkl train` does before it starts, as far as no model or tokenizer is loaded."""
+
+from __future__ import annotations
+
+from rlkl.data.prompts import check_prompts
+from rlkl.data.sources import is_local
+from rlkl.models.resolve import check_models
+from rlkl.recipe import Recipe
+from rlkl.rewards import load_rewards
+
+
+def check_inputs(recipe: Recipe) -> tuple[str, ...]:
+    """Check the rewards, the folders of all models, the rows of the data, and that rewards find their columns.
+
+    Nothing is fetched from huggingface.co; return a warning for each model that is not here. A recipe without rewards
+    passes: they may come from Python.
+
+    Raises:
+        InputError: whatever is wrong, as `rlkl train` reports it.
+    """
+    wanted = [] if recipe.data.has_pairs else recipe.rewards
+    rewards = load_rewards(wanted, normalize=recipe.scoring.normalize) if wanted else None
+    warnings = check_models(recipe)
+    prompts = check_prompts(recipe.data) if is_local(recipe.data) else []
+    if rewards is not None:
+        rewards.check(prompts[:2])
+    return tuple(warnings)
