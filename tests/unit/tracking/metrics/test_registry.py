@@ -6,7 +6,7 @@ import pytest
 
 from rlkl.tracking.metrics.registry import METRICS, check_known, find_definition, render_docs, without_timings
 
-DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[4] / "docs" / "metrics.md"
 
 
 def test_docs_are_the_rendered_registry():
