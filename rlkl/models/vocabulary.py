@@ -28,7 +28,7 @@ def check_same_tokens(key: str, path: str, policy_path: str) -> None:
     """
     if path == policy_path:
         return
-    other, own = _load(path), _load(policy_path)
+    other, own = _load(key, path), _load("model.path", policy_path)
     if other is None or own is None:
         return
     there, here = ({number: token for token, number in one.get_vocab().items()} for one in (other, own))
@@ -58,10 +58,18 @@ def _listed(ids: Collection[int], there: Mapping[int, str], here: Mapping[int, s
     return f"{', '.join(first)} ({len(ids)} of {len(there.keys() & here.keys())} ids differ)"
 
 
-def _load(path: str) -> Any:
-    """Return the tokenizer of a model, or None if it has no tokenizer files or is not to be had."""
+def _load(key: str, path: str) -> Any:
+    """Load the tokenizer of a model; return None if it has no tokenizer files, or if there is no such model."""
     try:
         found = [cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES]
-    except OSError:  # no such model, or the hub cannot be reached: what loads the model reports it
+    except OSError:  # no such model, or the hub cannot be reached: loading the model reports it
         return None
-    return AutoTokenizer.from_pretrained(path) if any(found) else None
+    if not any(found):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # any error of a tokenizer library is reported with the model's key
+        raise InputError(
+            f"{key} = {path!r}: its tokenizer cannot be loaded ({type(error).__name__}: {error}), so its token ids "
+            "cannot be compared with the policy's. Mend the tokenizer files, or install the package that they need"
+        ) from error

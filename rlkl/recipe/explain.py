@@ -117,8 +117,8 @@ def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
             written, schema_name = f"{written}[{part}]", f"{schema_name}[]"
             continue
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-        is_rule = any(part in rules_of(section) for section in sections)
-        is_union_member = not fields and (position < len(loc) - 1 or not sections or is_rule)
+        is_tag = any(part in (*rules_of(section), *_terms_of(section)) for section in sections)
+        is_union_member = not fields and (position < len(loc) - 1 or not sections or is_tag)
         if is_union_member:
             continue
         written, schema_name = f"{written}.{part}".lstrip("."), f"{schema_name}.{part}".lstrip(".")
@@ -126,6 +126,11 @@ def _locate(loc: tuple[int | str, ...], root: _Root) -> _Place:
             sections = tuple(child for field in fields for child in sections_in(field.annotation))
             names_section = any(get_origin(field.annotation) is dict for field in fields) and bool(sections)
     return _Place(written, schema_name.removesuffix("[]"), sections)
+
+
+def _terms_of(section: type[Section]) -> tuple[str, ...]:
+    """Return the names of the built-in terms that a section holds the settings of; empty for any other section."""
+    return get_args(section.model_fields["term"].annotation) if "term" in section.model_fields else ()
 
 
 def _suggestion(place: _Place, keys: dict[str, Key]) -> str:

@@ -98,8 +98,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def function_docstrings(text: str) -> Iterator[tuple[str, str]]:
     """Yield name and docstring of each function in a source text; properties are named after a thing, not an action."""
     for node in ast.walk(ast.parse(text)):
-        is_function = isinstance(node, Function) and not any("property" in ast.unparse(d) for d in node.decorator_list)
-        if is_function and (docstring := ast.get_docstring(node)):
+        if not isinstance(node, Function) or any("property" in ast.unparse(one) for one in node.decorator_list):
+            continue
+        if docstring := ast.get_docstring(node):
             yield node.name, docstring
 
 

@@ -69,3 +69,10 @@ def test_a_model_without_tokenizer_files_is_not_checked(tmp_path: Path):
     check_same_tokens("models.teacher.path", str(bare), policy)
     check_same_tokens("models.teacher.path", policy, str(bare))
     check_same_tokens("models.teacher.path", "no/such-model-of-the-hub", policy)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_its_key(tmp_path: Path):
+    policy, broken = saved(tmp_path / "policy", WORDS), saved(tmp_path / "broken", WORDS)
+    (tmp_path / "broken" / "tokenizer.json").write_text("no JSON")
+    with pytest.raises(InputError, match=r"models\.teacher\.path = '.*broken': its tokenizer cannot be loaded"):
+        check_same_tokens("models.teacher.path", broken, policy)

@@ -233,10 +233,16 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        ({"term": "kl", "estimator": "k3", "top_k": 3}, "top_k = 3 is for estimator = exact"),
+        (
+            {"term": "kl", "estimator": "k3", "top_k": 3},
+            r"^recipe: update\.terms\[0\]: top_k = 3 is for estimator = exact",
+        ),
         ({"term": "kl", "estimator": "k2", "direction": "model_to_policy"}, "Take estimator: exact"),
         ({"term": "kl", "target": 1.0, "coef": 0.0}, "it has to start above 0"),
-        ({"term": "kl", "estimator": "k1", "free_nats": 0.5}, r"free_nats = 0\.5 with estimator = k1.*exact"),
+        (
+            {"term": "kl", "estimator": "k1", "free_nats": 0.5},
+            r"terms\[0\]: free_nats = 0\.5 with estimator = k1.*exact",
+        ),
         ({"term": "masked_kl"}, "token_ids is empty"),
         (
             {"term": "kll"},

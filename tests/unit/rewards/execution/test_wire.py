@@ -13,7 +13,7 @@ import pytest
 from rlkl.rewards.execution.call import CallResult
 from rlkl.rewards.execution.wire import WireError, decode_answer, decode_start, encode_answer, encode_start
 from rlkl.rewards.function.result import Failure, Score, raised
-from tests.unit.rewards.scoring import loaded, score, values
+from tests.unit.rewards.score_texts import loaded, score, values
 
 NUMBERS = (0.0, -0.0, 0.1 + 0.2, 1 / 3, 5e-324, 2.0**-1074, 3.4e38, -1e-5, float(2**53 + 1), math.pi)
 

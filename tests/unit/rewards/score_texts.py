@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rlkl.recipe import RewardSection
 from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rewards.function.arguments import State
+from rlkl.rewards.scoring.aggregate import SampleReward
 from rlkl.rewards.scoring.reward_set import ScoredRound
 from rlkl.types import Completion, Prompt
 
@@ -52,6 +53,17 @@ def score(
     for index in order or range(len(texts)):
         scoring.add(index, completion(texts[index]))
     return scoring.finish()
+
+
+def rounds(function: Callable[..., Any], *, samples: int = 2, at: Sequence[Prompt] = ()) -> Sequence[SampleReward]:
+    """Check a function and score completions of 0, 1, 2 ... letters x with it, ``samples`` of each prompt."""
+    at = at or prompts(2)
+    rewards = load_rewards([], [function])
+    rewards.check(at)
+    scoring = rewards.open_round(at, samples=samples, state=STATE, draws=range(len(at)))
+    for index in range(len(at) * samples):
+        scoring.add(index, completion("x" * index))
+    return scoring.finish().scored
 
 
 def values(done: ScoredRound) -> list[float | None]:

@@ -13,7 +13,7 @@ from rlkl.errors import RewardInputError
 from rlkl.recipe import RewardSection
 from rlkl.rewards import load_rewards
 from rlkl.rewards.scoring.aggregate import STD_EPSILON
-from tests.unit.rewards.scoring import loaded, score, values
+from tests.unit.rewards.score_texts import loaded, score, values
 
 REWARDS = """
 import rlkl

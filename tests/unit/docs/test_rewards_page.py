@@ -11,7 +11,7 @@ import yaml
 
 from rlkl.recipe import RewardSection, ScoringSection
 from rlkl.rewards import load_rewards
-from tests.unit.rewards.scoring import loaded, score, values
+from tests.unit.rewards.score_texts import loaded, score, values
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "rewards.md").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlkl.rewards.function.arguments import State
-from tests.unit.rewards.scoring import STATE, completion, loaded, prompts, score, values
+from tests.unit.rewards.score_texts import STATE, completion, loaded, prompts, score, values
 
 REWARDS = """
 def drawn(completion, rng):

@@ -185,7 +185,7 @@ def test_constants_and_helpers_of_its_module_that_a_function_names(before: str, 
 
 def test_every_process_finds_the_same_hash():
     code = (
-        "from tests.unit.rewards.test_fingerprint import MAKERS, fingerprint\n"
+        "from tests.unit.rewards.function.test_fingerprint import MAKERS, fingerprint\n"
         "print(*[fingerprint(make(1)) for make in MAKERS.values()], sep='\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

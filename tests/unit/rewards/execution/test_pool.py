@@ -6,18 +6,14 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import rlkl
 from rlkl.cli import main
-from rlkl.commands.plan import make_plan
 from rlkl.errors import RewardError
-from rlkl.recipe import RewardSection, reward_section
+from rlkl.recipe import reward_section
 from rlkl.rewards import load_rewards
-from rlkl.system.machine import Machine
-from tests.unit.rewards.scoring import loaded, score, values
+from tests.unit.rewards.score_texts import loaded, score, values
 
 REWARDS = """
 import os, time
@@ -44,29 +40,6 @@ def file(tmp_path: Path) -> str:
     path = tmp_path / "own.py"
     path.write_text(REWARDS)
     return str(path)
-
-
-@pytest.mark.parametrize(
-    ("section", "place", "deadline_s"),
-    [
-        ({"function": "own.py:f"}, "process", 60.0),
-        ({"function": "package.module:f"}, "process", 60.0),
-        ({"function": "own.py:f", "timeout_s": 5.0, "workers": 3, "memory_mb": 500}, "process", 5.0),
-        ({"function": "task:arithmetic"}, "inline", None),
-        ({"function": "task:arithmetic", "timeout_s": 5.0}, "process", 5.0),
-        ({"function": "task:arithmetic", "workers": 2}, "process", 60.0),
-        ({"function": "task:arithmetic", "memory_mb": 100}, "process", 60.0),
-        ({"function": "__main__:f"}, "inline", None),
-        ({"function": "own.py:f", "mode": "inline"}, "inline", None),
-        ({"function": "own.py:f", "mode": "thread"}, "thread", None),
-        ({"function": "own.py:f", "mode": "thread", "timeout_s": 5.0}, "thread", 5.0),
-        ({"function": "own.py:f", "mode": "process"}, "process", 60.0),
-        ({"function": "own.py:f", "mode": "actor"}, "actor", 60.0),
-    ],
-)
-def test_where_a_reward_runs_and_its_deadline(section: dict[str, Any], place: str, deadline_s: float | None):
-    found = RewardSection.model_validate(section)
-    assert (found.place, found.deadline_s) == (place, deadline_s)
 
 
 def test_files_run_in_a_process_and_functions_from_python_here(file: str):
@@ -122,19 +95,3 @@ def test_rewards_start_side_by_side(tmp_path: Path):
         start = time.monotonic()
         rewards.start()
         assert time.monotonic() - start < 8
-
-
-def test_the_plan_tells_where_rewards_run_and_for_how_long(file: str):
-    sections = [
-        "{function: task:arithmetic}",
-        f"{{function: '{file}:sleeps', name: slow, workers: 2}}",
-        f"{{function: '{file}:sleeps', name: limited, mode: thread, timeout_s: 7}}",
-    ]
-    recipe = rlkl.load_recipe("quickstart", f"rewards=[{', '.join(sections)}]")
-    plan = make_plan(recipe, Machine(cpus=4, memory_gib=16.0))
-    lines = [(one.role, one.count, one.does) for one in plan.processes if one.role.startswith("reward")]
-    assert lines == [
-        ("reward inline", 1, "task:arithmetic, no time limit"),
-        ("reward process", 2, "slow, at most 60 s a call"),
-        ("reward thread", 1, "limited, at most 7 s a call"),
-    ]

@@ -254,7 +254,7 @@ def test_the_watch_can_be_off_and_is_silent_about_stored_pairs(tmp_path: Path):
 
 
 def test_the_docs_name_every_signal_and_every_key():
-    docs = (Path(__file__).parents[3] / "docs" / "hacking_watch.md").read_text()
+    docs = (Path(__file__).parents[4] / "docs" / "hacking_watch.md").read_text()
     keys = [definition.key.removeprefix("watch/").replace("<name>", "<monitor>") for definition in WATCH_METRICS]
     signals = [key for key in keys if key.split("/")[0] not in ("rollout", "spread", "warnings")]
     assert len(signals) == 7

@@ -19,7 +19,7 @@ from rlkl.rewards.execution.pool import WorkerPool
 from rlkl.rewards.execution.process import ProcessWorker
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.scoring.reward_set import _worker_spec
-from tests.unit.rewards.scoring import STATE, completion, loaded, prompts, score, values
+from tests.unit.rewards.score_texts import STATE, completion, loaded, prompts, score, values
 
 REWARDS = '''
 import ctypes, math, os, time

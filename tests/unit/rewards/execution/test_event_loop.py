@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlkl.rewards.execution import event_loop
-from tests.unit.rewards.scoring import loaded, score, values
+from tests.unit.rewards.score_texts import loaded, score, values
 
 REWARDS = """
 import asyncio, time

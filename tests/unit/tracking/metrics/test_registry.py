@@ -7,7 +7,7 @@ import pytest
 from rlkl.tracking.metrics.pages import render_docs, render_rule_page, rule_page
 from rlkl.tracking.metrics.registry import METRICS, RULE_METRICS, check_known, find_definition, without_timings
 
-DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[4] / "docs" / "metrics.md"
 
 
 def test_docs_are_the_rendered_registry():
