@@ -9,7 +9,7 @@ Shapes: N tokens, C tokens of a chunk, H hidden size, V vocabulary, K ids of a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,21 +41,19 @@ class LinearHead:
         """The number of token ids."""
         return self.weight_VH.shape[0]
 
-    def tile(self, hidden_CH: Tensor, start: int) -> Tensor:
-        """Return float32 logits ``[C, K]`` of the ids from ``start`` on."""
+    def tile(self, hidden_CH: Tensor, start: int, out: Tensor) -> Tensor:
+        """Write float32 logits ``[C, K]`` of the ids from ``start`` on into the buffer ``out``; return them."""
         weight_KH = self.weight_VH[start : start + TILE_IDS]
-        logits_CK = (hidden_CH @ weight_KH.T).float()
+        logits_CK = _view(out, len(hidden_CH), len(weight_KH))
+        if hidden_CH.dtype == torch.float32:
+            torch.mm(hidden_CH, weight_KH.T, out=logits_CK)
+        else:
+            logits_CK.copy_(hidden_CH @ weight_KH.T)
         if self.bias_V is not None:
             logits_CK += self.bias_V[start : start + TILE_IDS].float()
         if self.scale != 1.0:
             logits_CK *= self.scale
         return logits_CK if self.softcap is None else logits_CK.div_(self.softcap).tanh_().mul_(self.softcap)
-
-    def tile_gradient(self, logits_CK: Tensor, gradient_CK: Tensor) -> Tensor:
-        """Turn the gradient of capped and scaled logits into that of ``hidden @ weight.T``, in place."""
-        if self.softcap is not None:
-            gradient_CK *= 1.0 - (logits_CK / self.softcap).square_()
-        return gradient_CK if self.scale == 1.0 else gradient_CK.mul_(self.scale)
 
 
 class TokenScores(NamedTuple):
@@ -95,44 +93,53 @@ class _Plan:
     entropy: bool
     reference: tuple[Tensor, LinearHead] | None
     lse_N: Tensor = field(init=False)
-    reference_lse_N: Tensor | None = None
+    reference_lse_N: Tensor = field(init=False)
 
-    def logits(self, hidden_CH: Tensor, rows: slice, start: int) -> tuple[Tensor, Tensor | None]:
-        """Return the tile's logits over temperature, of the policy and of the reference."""
-        policy_CK = self.head.tile(hidden_CH, start)
-        if self.temperature != 1.0:
-            policy_CK = policy_CK / self.temperature
-        if self.reference is None:
-            return policy_CK, None
-        hidden, head = self.reference
-        return policy_CK, head.tile(hidden[rows], start).div_(self.temperature)
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Ids of the vocabulary, tokens, and buffers for numbers of each pair of them."""
+
+    ids: slice
+    rows: slice
+    buffers: Sequence[Tensor]
+
+    def logits(self, plan: _Plan, hidden_CH: Tensor) -> Tensor:
+        """Return the policy's logits over temperature, in the first buffer."""
+        logits_CK = plan.head.tile(hidden_CH, self.ids.start, self.buffers[0])
+        return logits_CK if plan.temperature == 1.0 else logits_CK.div_(plan.temperature)
+
+    def reference_logits(self, plan: _Plan) -> Tensor | None:
+        """Return the reference's logits over temperature, in the second buffer."""
+        if plan.reference is None:
+            return None
+        hidden_NH, head = plan.reference
+        return head.tile(hidden_NH[self.rows], self.ids.start, self.buffers[1]).div_(plan.temperature)
+
+    def column(self, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether each target is among the ids, and its column ``[C, 1]``, clamped to the tile."""
+        column_C = targets_C - self.ids.start
+        width = self.ids.stop - self.ids.start
+        return (column_C >= 0) & (column_C < width), column_C.clamp(0, width - 1).unsqueeze(1)
 
 
 class _Online:
     """A logsumexp, and a mean under its softmax, that grow tile by tile."""
 
     def __init__(self, count: int, device: torch.device) -> None:
-        self.max_C = torch.full((count,), -torch.inf, device=device)
-        self.sum_C = torch.zeros(count, device=device)
-        self.weighted_C = torch.zeros(count, device=device)
+        self.lse_C = torch.full((count,), -torch.inf, device=device)
+        self.mean_C = torch.zeros(count, device=device)
 
-    def add(self, logits_CK: Tensor, values_CK: Tensor | None) -> None:
+    def add(self, logits_CK: Tensor, values_CK: Tensor | None, buffer: Tensor) -> None:
         """Take in a tile; ``values_CK`` are averaged, each with its id's probability."""
-        max_C = torch.maximum(self.max_C, logits_CK.amax(dim=1))
-        factor_C = torch.exp(self.max_C - max_C)
-        weights_CK = (logits_CK - max_C.unsqueeze(1)).exp_()
-        self.sum_C = self.sum_C * factor_C + weights_CK.sum(dim=1)
+        softmax_CK = torch.softmax(logits_CK, dim=1, out=_view(buffer, *logits_CK.shape))
+        largest_C, index_C = logits_CK.max(dim=1)
+        lse_C = largest_C - softmax_CK.gather(1, index_C.unsqueeze(1)).squeeze(1).log()
+        total_C = torch.logaddexp(self.lse_C, lse_C)
         if values_CK is not None:
-            self.weighted_C = self.weighted_C * factor_C + weights_CK.mul_(values_CK).sum(dim=1)
-        self.max_C = max_C
-
-    @property
-    def lse_C(self) -> Tensor:
-        return self.max_C + self.sum_C.log()
-
-    @property
-    def mean_C(self) -> Tensor:
-        return self.weighted_C / self.sum_C
+            mean_C = softmax_CK.mul_(values_CK).sum(dim=1)
+            self.mean_C = self.mean_C * (self.lse_C - total_C).exp() + mean_C * (lse_C - total_C).exp()
+        self.lse_C = total_C
 
 
 class _Scores(torch.autograd.Function):
@@ -140,117 +147,137 @@ class _Scores(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts = [_forward_chunk(hidden_NH[rows], rows, plan) for rows in _chunks(len(hidden_NH))]
-        logprobs_N, entropy_N, to_policy_N, to_reference_N, lse_N, reference_lse_N = (
-            torch.cat(column) for column in zip(*parts, strict=True)
-        )
-        plan.lse_N, plan.reference_lse_N = lse_N, reference_lse_N
+        buffers = _buffers(hidden_NH, 4 if plan.reference is not None else 2)
+        parts = [_forward_chunk(hidden_NH[rows], rows, plan, buffers) for rows in _chunks(len(hidden_NH))]
+        scores_N = [torch.cat(column) for column in zip(*parts, strict=True)]
+        logprobs_N, entropy_N, to_policy_N, to_reference_N, plan.lse_N, plan.reference_lse_N = scores_N
         ctx.plan = plan
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_NH, weight_VH, entropy_N, to_reference_N)
         # Rounding may push a small KL below zero. Its gradient does not depend on that.
-        return logprobs_N, entropy_N, to_policy_N.clamp_min(0.0), to_reference_N.clamp_min(0.0)
+        return logprobs_N, entropy_N.clone(), to_policy_N.clamp_min(0.0), to_reference_N.clamp_min(0.0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients_N: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        hidden_NH, weight_VH, entropy_N, to_reference_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden_NH, weight_VH, *saved_N = ctx.saved_tensors
         plan: _Plan = ctx.plan
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         hidden_gradient = torch.zeros_like(hidden_NH, dtype=torch.float32) if to_hidden else None
-        weight_gradient = torch.empty_like(weight_VH) if to_weight else None
+        weight_gradient = torch.zeros_like(weight_VH) if to_weight else None
         bias_gradient = torch.zeros(plan.head.vocabulary, device=hidden_NH.device) if to_bias else None
-        for start in range(0, plan.head.vocabulary, TILE_IDS):
-            tile_KH: Tensor | None = None
-            ids = slice(start, start + TILE_IDS)
+        buffers = _buffers(hidden_NH, 3 if plan.reference is not None else 2)
+        for ids in _tiles(plan.head.vocabulary):
+            total_KH = torch.zeros(weight_VH[ids].shape, device=hidden_NH.device) if to_weight else None
             for rows in _chunks(len(hidden_NH)):
-                saved = (entropy_N[rows], to_reference_N[rows])
-                logits_gradient = _tile_gradient(
-                    hidden_NH[rows], rows, start, plan, saved, [g[rows] for g in gradients_N]
-                )
-                low_CK = logits_gradient.to(weight_VH.dtype)
+                hidden_CH, tile = hidden_NH[rows], _Tile(ids, rows, buffers)
+                logits_gradient_CK = _tile_gradient(hidden_CH, tile, plan, saved_N, gradients)
+                low_CK = logits_gradient_CK.to(weight_VH.dtype)
                 if hidden_gradient is not None:
-                    hidden_gradient[rows] += low_CK @ weight_VH[ids]
-                if to_weight:
-                    part_KH = (low_CK.T @ hidden_NH[rows]).float()
-                    tile_KH = part_KH if tile_KH is None else tile_KH.add_(part_KH)
+                    _add_product(hidden_gradient[rows], low_CK, weight_VH[ids])
+                if total_KH is not None:
+                    _add_product(total_KH, low_CK.T, hidden_CH)
                 if bias_gradient is not None:
-                    bias_gradient[ids] += logits_gradient.sum(dim=0)
-            if weight_gradient is not None:
-                weight_gradient[ids] = 0.0 if tile_KH is None else tile_KH
+                    bias_gradient[ids] += logits_gradient_CK.sum(dim=0)
+            if weight_gradient is not None and total_KH is not None:
+                weight_gradient[ids] = total_KH
         return (
             None if hidden_gradient is None else hidden_gradient.to(hidden_NH.dtype),
             weight_gradient,
-            None if bias_gradient is None else bias_gradient.to(plan.head.bias_V.dtype),  # pyright: ignore
+            None if bias_gradient is None else bias_gradient.to(weight_VH.dtype),
             None,
         )
 
 
 def _chunks(count: int) -> Iterator[slice]:
-    yield from (slice(start, min(start + CHUNK_TOKENS, count)) for start in range(0, count, CHUNK_TOKENS))
+    yield from (slice(start, min(start + CHUNK_TOKENS, count)) for start in range(0, max(count, 1), CHUNK_TOKENS))
 
 
-def _forward_chunk(hidden_CH: Tensor, rows: slice, plan: _Plan) -> tuple[Tensor, ...]:
+def _tiles(vocabulary: int) -> Iterator[slice]:
+    yield from (slice(start, min(start + TILE_IDS, vocabulary)) for start in range(0, vocabulary, TILE_IDS))
+
+
+def _buffers(hidden_NH: Tensor, count: int) -> list[Tensor]:
+    """Return memory for ``count`` tiles. A fresh tensor each time would cost page faults."""
+    size = min(len(hidden_NH), CHUNK_TOKENS) * TILE_IDS
+    return [torch.empty(size, dtype=torch.float32, device=hidden_NH.device) for _ in range(count)]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to a float32 tensor."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _view(buffer: Tensor, rows: int, columns: int) -> Tensor:
+    return buffer[: rows * columns].view(rows, columns)
+
+
+def _forward_chunk(hidden_CH: Tensor, rows: slice, plan: _Plan, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return log-prob, entropy, KL to the policy, KL to the reference, and both logsumexps of a chunk's tokens."""
     targets_C, device = plan.targets_N[rows], hidden_CH.device
-    policy, reference = _Online(len(hidden_CH), device), _Online(len(hidden_CH), device)
-    target_C, zeros_C = torch.zeros(len(hidden_CH), device=device), torch.zeros(len(hidden_CH), device=device)
-    mean_logit = _Online(len(hidden_CH), device)
-    for start in range(0, plan.head.vocabulary, TILE_IDS):
-        policy_CK, reference_CK = plan.logits(hidden_CH, rows, start)
-        inside_C = (targets_C >= start) & (targets_C < start + policy_CK.shape[1])
-        index_C1 = (targets_C - start).clamp(0, policy_CK.shape[1] - 1).unsqueeze(1)
-        target_C = torch.where(inside_C, policy_CK.gather(1, index_C1).squeeze(1), target_C)
-        if reference_CK is not None:
-            gap_CK = policy_CK - reference_CK
-            policy.add(policy_CK, gap_CK)
-            reference.add(reference_CK, gap_CK)
-            if plan.entropy:
-                mean_logit.add(policy_CK, policy_CK)
-        else:
-            policy.add(policy_CK, policy_CK if plan.entropy else None)
-    lse_C = policy.lse_C
+    policy, reference, logit = (_Online(len(hidden_CH), device) for _ in range(3))
+    zeros_C = torch.zeros(len(hidden_CH), device=device)
+    target_C, scratch = zeros_C, buffers[-1]
+    for ids in _tiles(plan.head.vocabulary):
+        tile = _Tile(ids, rows, buffers)
+        policy_CK, reference_CK = tile.logits(plan, hidden_CH), tile.reference_logits(plan)
+        inside_C, column_C1 = tile.column(targets_C)
+        target_C = torch.where(inside_C, policy_CK.gather(1, column_C1).squeeze(1), target_C)
+        if reference_CK is None:
+            policy.add(policy_CK, policy_CK if plan.entropy else None, scratch)
+            continue
+        gap_CK = torch.sub(policy_CK, reference_CK, out=_view(buffers[2], *policy_CK.shape))
+        policy.add(policy_CK, gap_CK, scratch)
+        reference.add(reference_CK, gap_CK, scratch)
+        if plan.entropy:
+            logit.add(policy_CK, policy_CK, scratch)
+    logprobs_C = target_C - policy.lse_C
     if plan.reference is None:
-        entropy_C = lse_C - policy.mean_C if plan.entropy else zeros_C
-        return target_C - lse_C, entropy_C, zeros_C, zeros_C, lse_C, zeros_C
-    reference_lse_C = reference.lse_C
-    entropy_C = lse_C - mean_logit.mean_C if plan.entropy else zeros_C
-    to_policy_C = lse_C - reference_lse_C - reference.mean_C
-    to_reference_C = policy.mean_C - lse_C + reference_lse_C
-    return target_C - lse_C, entropy_C, to_policy_C, to_reference_C, lse_C, reference_lse_C
+        entropy_C = policy.lse_C - policy.mean_C if plan.entropy else zeros_C
+        return logprobs_C, entropy_C, zeros_C, zeros_C, policy.lse_C, zeros_C
+    entropy_C = policy.lse_C - logit.mean_C if plan.entropy else zeros_C
+    to_policy_C = policy.lse_C - reference.lse_C - reference.mean_C
+    to_reference_C = policy.mean_C - policy.lse_C + reference.lse_C
+    return logprobs_C, entropy_C, to_policy_C, to_reference_C, policy.lse_C, reference.lse_C
 
 
 def _tile_gradient(
-    hidden_CH: Tensor,
-    rows: slice,
-    start: int,
-    plan: _Plan,
-    saved: tuple[Tensor, Tensor],
-    gradients_C: list[Tensor],
+    hidden_CH: Tensor, tile: _Tile, plan: _Plan, saved_N: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> Tensor:
     """Return the gradient of ``hidden @ weight.T`` of a tile, ``[C, K]`` float32.
 
     With p the policy's and q the reference's probabilities, the logits' gradients are: of a log-prob onehot - p, of the
-    entropy H -p (log p + H), of KL(q || p) p - q, of KL(p || q) p (log p - log q - KL).
+    entropy H -p (log p + H), of KL(q || p) p - q, of KL(p || q) p (log p - log q - KL). ``saved_N``: H and KL(p || q).
     """
-    to_logprob, to_entropy, to_policy_kl, to_reference_kl = (gradient.unsqueeze(1) for gradient in gradients_C)
-    policy_CK, reference_CK = plan.logits(hidden_CH, rows, start)
-    raw_CK = policy_CK * plan.temperature if plan.head.softcap is not None else policy_CK
-    logprobs_CK = policy_CK - plan.lse_N[rows].unsqueeze(1)
-    p_CK = logprobs_CK.exp()
-    factor: Tensor = -to_logprob
+    rows = tile.rows
+    of_logprob, of_entropy, of_kl_to_policy, of_kl_to_reference = (
+        None if gradient is None else gradient[rows].unsqueeze(1) for gradient in gradients
+    )
+    logits_CK, reference_CK = tile.logits(plan, hidden_CH), tile.reference_logits(plan)
+    # The derivative of the cap, from its value: 1 - (cap / c)^2.
+    cap = plan.head.softcap
+    slope_CK = None if cap is None else 1.0 - (logits_CK * (plan.temperature / cap)).square_()
+    logprobs_CK = logits_CK.sub_(plan.lse_N[rows].unsqueeze(1))
+    gradient_CK = torch.exp(logprobs_CK, out=_view(tile.buffers[-1], *logprobs_CK.shape))
+    factor: Tensor | float = 0.0 if of_logprob is None else -of_logprob
     if reference_CK is not None:
-        assert plan.reference_lse_N is not None
-        reference_logprobs_CK = reference_CK.sub_(plan.reference_lse_N[rows].unsqueeze(1))
-        gap_CK = logprobs_CK - reference_logprobs_CK - saved[1].unsqueeze(1)
-        factor = factor + to_policy_kl + to_reference_kl * gap_CK
-    if plan.entropy:
-        factor = factor - to_entropy * logprobs_CK.add_(saved[0].unsqueeze(1))
-    gradient_CK = p_CK.mul_(factor)
-    if reference_CK is not None:
-        gradient_CK -= to_policy_kl * reference_CK.exp_()
-    targets_C = plan.targets_N[rows] - start
-    inside_C = (targets_C >= 0) & (targets_C < gradient_CK.shape[1])
-    column_C1 = targets_C.clamp(0, gradient_CK.shape[1] - 1).unsqueeze(1)
-    gradient_CK.scatter_add_(1, column_C1, torch.where(inside_C, gradients_C[0], 0.0).unsqueeze(1))
-    if plan.temperature != 1.0:
-        gradient_CK /= plan.temperature
-    return plan.head.tile_gradient(raw_CK, gradient_CK)
+        reference_CK.sub_(plan.reference_lse_N[rows].unsqueeze(1))
+        if of_kl_to_policy is not None:
+            factor = factor + of_kl_to_policy
+        if of_kl_to_reference is not None:
+            gap_CK = logprobs_CK - reference_CK
+            factor = factor + of_kl_to_reference * gap_CK.sub_(saved_N[1][rows].unsqueeze(1))
+    if of_entropy is not None:
+        factor = factor - of_entropy * logprobs_CK.add_(saved_N[0][rows].unsqueeze(1))
+    gradient_CK.mul_(factor)
+    if reference_CK is not None and of_kl_to_policy is not None:
+        gradient_CK.sub_(reference_CK.exp_().mul_(of_kl_to_policy))
+    if of_logprob is not None:
+        inside_C, column_C1 = tile.column(plan.targets_N[rows])
+        gradient_CK.scatter_add_(1, column_C1, torch.where(inside_C.unsqueeze(1), of_logprob, 0.0))
+    factor = plan.head.scale / plan.temperature
+    if slope_CK is not None:
+        gradient_CK.mul_(slope_CK)
+    return gradient_CK if factor == 1.0 else gradient_CK.mul_(factor)

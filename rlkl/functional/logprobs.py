@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import TypeIs
 
 from rlkl.functional import kl
+from rlkl.functional.linear_scores import TILE_IDS, LinearHead, TokenScores, linear_scores
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[C, H]`` to logits ``[C, V]`` (a language-model head)."""
@@ -32,13 +33,17 @@ def chunked_logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Compute log-probability and entropy of ``softmax(head(hidden) / temperature)`` at each target token.
 
-    Logits exist for ``chunk_tokens`` tokens at a time. The backward pass computes them again, chunk by chunk, so both
-    passes need memory of O(chunk_tokens * V). Logits are cast to float32 before the softmax.
+    A `LinearHead` of a large vocabulary is scored by `linear_scores`. Otherwise logits exist for ``chunk_tokens``
+    tokens at a time. The backward pass computes them again, chunk by chunk, so both passes need memory of
+    O(chunk_tokens * V). Logits are cast to float32 before the softmax.
 
     Returns:
         ``logprobs_N`` and ``entropy_N`` in nats, float32, with gradient to ``hidden_NH`` and to the parameters
         of ``head``. Without ``with_entropy``, ``entropy_N`` is zero and has no gradient.
     """
+    if _is_tiled(head):
+        scores = linear_scores(hidden_NH, head, targets_N, temperature=temperature, entropy=with_entropy)
+        return scores.logprobs_N, scores.entropy_N
     score = partial(_score_chunk, head, temperature=temperature, with_entropy=with_entropy)
     logprobs, entropies = [], []
     for hidden_CH, targets_C in zip(hidden_NH.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True):
@@ -49,6 +54,11 @@ def chunked_logprobs_and_entropy(
         logprobs.append(logprobs_C)
         entropies.append(entropy_C)
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _is_tiled(head: Head) -> TypeIs[LinearHead]:
+    """Return whether the scores are computed by tiles of the vocabulary: faster if it has more than one tile."""
+    return isinstance(head, LinearHead) and head.vocabulary > TILE_IDS
 
 
 def _score_chunk(
@@ -72,15 +82,6 @@ class WantedScores:
     """KLs over the reference's ``top_k`` likeliest tokens and one bucket for all others; None: the whole vocabulary."""
 
 
-class TokenScores(NamedTuple):
-    """Per token, float32, in nats: log-probability, entropy, and exact KLs over the vocabulary."""
-
-    logprobs_N: Tensor
-    entropy_N: Tensor
-    kl_reference_to_policy_N: Tensor
-    kl_policy_to_reference_N: Tensor
-
-
 def chunked_scores_against_reference(
     hidden: tuple[Tensor, Tensor],
     heads: tuple[Head, Head],
@@ -96,6 +97,11 @@ def chunked_scores_against_reference(
     reference. A chunk holds the logits of two models, so it has half as many tokens. Peak memory then stays near that
     of log-probabilities alone (``benchmarks/exact_kl_memory.py``).
     """
+    if _is_tiled(heads[0]) and _is_tiled(heads[1]) and wanted.top_k is None:
+        reference = (hidden[1].detach(), heads[1])
+        return linear_scores(
+            hidden[0], heads[0], targets_N, temperature=temperature, entropy=wanted.entropy, reference=reference
+        )
     score = partial(_score_chunk_against_reference, heads, wanted, temperature)
     size = max(chunk_tokens // 2, 1)
     chunks = []

@@ -85,7 +85,7 @@ def _from_logits(
     if not comparisons:
         logprobs_N, entropy_N = chunked_logprobs_and_entropy(
             hidden_NH,
-            models.policy.head,
+            models.policy.output_head,
             targets_N,
             temperature=settings.temperature,
             chunk_tokens=settings.chunk_tokens,
@@ -120,7 +120,7 @@ def _compared(
     quantities = {signal.quantity for signal in signals}
     return chunked_scores_against_reference(
         (hidden_NH, frozen_BTH[:, :-1][batch.response_BT[:, 1:]]),
-        (models.policy.head, models.frozen[name].head),
+        (models.policy.output_head, models.frozen[name].output_head),
         targets_N,
         WantedScores(
             entropy=entropy,

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from rlkl.batch import Batch, ImageInputs
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
-from rlkl.functional.logprobs import (
-    chunked_logprobs_and_entropy,
-)
+from rlkl.functional.logprobs import Head, chunked_logprobs_and_entropy
 from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
@@ -27,6 +25,9 @@ class Scorer(Protocol):
     def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
+
+    @property
+    def output_head(self) -> Head: ...
 
     def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
@@ -122,7 +123,7 @@ def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entr
     hidden_NH = model.hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
     logprobs_N, entropy_N = chunked_logprobs_and_entropy(
         hidden_NH,
-        model.head,
+        model.output_head,
         batch.token_ids_BT[:, 1:][predicted],
         temperature=settings.temperature,
         chunk_tokens=settings.chunk_tokens,

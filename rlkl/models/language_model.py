@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from rlkl.batch import ImageInputs
 from rlkl.errors import EnvironmentProblem
+from rlkl.functional.linear_scores import LinearHead
+from rlkl.functional.logprobs import Head
 
 _LOGITS_TOLERANCE = 1e-4
 
@@ -78,6 +80,20 @@ class LanguageModel(nn.Module):
     def is_multimodal(self) -> bool:
         """Whether it is a vision-language model."""
         return getattr(self.model.config, "vision_config", None) is not None
+
+    @property
+    def output_head(self) -> Head:
+        """The head as one matrix if it is that, so that its scores need no logits of all tokens; else `head`."""
+        head = self.model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            return self.head
+        config = self.model.config.get_text_config()
+        return LinearHead(
+            weight_VH=head.weight,
+            bias_V=head.bias,
+            scale=(getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Logits ``[N, V]`` of hidden states ``[N, H]``, scaled and soft-capped if the model does that."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import ImageInputs
+from rlkl.functional.linear_scores import LinearHead
+from rlkl.functional.logprobs import Head
 from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
 from rlkl.recipe import ModelSection
@@ -27,6 +29,9 @@ class Reference(Protocol):
     def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
+
+    @property
+    def output_head(self) -> Head: ...
 
 
 class Policy(LanguageModel):
@@ -121,6 +126,11 @@ class AdapterOff:
     def head(self, hidden_NH: Tensor) -> Tensor:
         with self._policy.adapter.disable_adapter():
             return self._policy.head(hidden_NH)
+
+    @property
+    def output_head(self) -> Head:
+        head = self._policy.output_head
+        return head if isinstance(head, LinearHead) else self.head
 
 
 def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:

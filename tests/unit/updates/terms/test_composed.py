@@ -9,6 +9,7 @@ from torch import Tensor
 from rlkl.batch import Batch, LossOutput
 from rlkl.errors import LearnerError
 from rlkl.functional.kl import exact_kl, top_k_and_tail
+from rlkl.functional.logprobs import Head
 from rlkl.functional.reduce import masked
 from rlkl.learner.live import live_signals
 from rlkl.learner.signals import Models, SignalSettings
@@ -52,6 +53,10 @@ class Table:
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         return hidden_NH
+
+    @property
+    def output_head(self) -> Head:
+        return self.head
 
 
 @pytest.mark.parametrize(("top_k", "compared"), [(None, VOCABULARY), (5, 5)])
