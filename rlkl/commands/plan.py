@@ -102,7 +102,7 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Check what a recipe refers to, and print its plan on this machine; return 0. Raises `InputError`."""
+    """Check the models, data and rewards of a recipe and print its plan; return 0. Raises `InputError`."""
     from rlkl.commands.plan_view import show
 
     recipe = load_recipe(options.recipe, *options.overrides)

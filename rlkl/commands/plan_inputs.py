@@ -1,4 +1,4 @@
-"""Check what a recipe refers to, as `rlkl train` does before it starts, as far as no model or tokenizer is loaded."""
+"""Check the models, data and rewards of a recipe before a run, without loading a model or a tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_inputs(recipe: Recipe) -> tuple[str, ...]:
     passes: they may come from Python.
 
     Raises:
-        InputError: whatever is wrong, as `rlkl train` reports it.
+        InputError: the error that `rlkl train` would end with.
     """
     wanted = [] if recipe.data.has_pairs else recipe.rewards
     rewards = load_rewards(wanted, normalize=recipe.scoring.normalize) if wanted else None

@@ -1,4 +1,4 @@
-"""When an alarm of a run begins and ends, and the warning about it.
+"""Decide when an alarm of a run begins and ends, and warn about it.
 
 The rule, the steps without gradient (`rlkl.training.watch`) and the hacking watch (`rlkl.tracking.hacking.watch`)
 measure; this file decides. An alarm begins when its level reaches 1. It ends below `RELEASE`, so that one that wavers

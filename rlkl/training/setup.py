@@ -149,7 +149,8 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
             tracker.note("starting the rewards")
             running.callback(reward_set.close)
             reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
-            tracker.note(f"starting Ray, the learner and {recipe.rollout.workers} rollout worker(s)")
+            workers = f"{recipe.rollout.workers} rollout worker(s)"
+            tracker.note(f"starting Ray, the learner and {workers}, which load the model")
             hands = RayHands(recipe, setup.spec, setup.engine, run_dir.absolute())
             running.callback(hands.close)
             running.callback(reward_set.close)  # once more: reward actors end before Ray does

@@ -1,4 +1,4 @@
-"""Tell what the first step waits for: it takes longest (loading, compiling), and no metric shows its progress."""
+"""Name each part of the first step when it starts: it takes longest, and no metric shows its progress yet."""
 
 from __future__ import annotations
 

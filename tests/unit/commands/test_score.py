@@ -171,11 +171,14 @@ def test_nothing_is_scored_by_ids_that_are_not_there(
         (["--reward=my.py:right", "--data=bare.jsonl"], 2, "'answer' is not available"),
         (["--reward=my.py:number", "--data=rows.jsonl"], 1, "'number' raised ValueError on prompt row-2"),
         (["--reward=my.py:tokens", "--data=rows.jsonl", "--tokenizer=nowhere"], 2, "--tokenizer nowhere"),
+        (["--reward=my.py:tokens", "--data=rows.jsonl", "--tokenizer=odd"], 2, "--tokenizer = 'odd': its config.json"),
     ],
 )
 def test_what_cannot_work_says_why(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ):
+    character_tokenizer().save_pretrained(here / "odd")
+    (here / "odd" / "config.json").write_text('{"model_type": "unheard"}')
     (here / "wrong.jsonl").write_text('{"prompt": "1+1=", "completions": "2", "answer": "2"}\n')
     (here / "bare.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     assert main(["score", *arguments]) == code

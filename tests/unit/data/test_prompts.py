@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlkl.data.prompts import Encoder, PromptSource, load_prompts
+from rlkl.data.prompts import Encoder, PromptSource, check_prompts, load_prompts
 from rlkl.data.report import BadRow, DataReport
 from rlkl.errors import DataError
 from rlkl.recipe import DataSection
@@ -293,3 +293,24 @@ def test_an_answer_column_that_is_not_there_is_named(tmp_path: Path, tokenizer: 
     path = write_jsonl(tmp_path, {"prompt": "p", "chosen": "a", "reject": "b"})
     with pytest.raises(DataError, match=r"data\.rejected_column = 'rejected' is not a column .* did you mean 'reject'"):
         load(path, tokenizer, **PAIRS)
+
+
+def test_rows_are_checked_without_a_tokenizer(tmp_path: Path):
+    good = [{"role": "user", "content": "hi"}]
+    bad = [{"role": "assistant", "content": "already answered"}]
+    rows = [
+        {"prompt": "a", "x": 1},
+        {"prompt": good, "x": 2},
+        {"prompt": bad},
+        {"prompt": " "},
+        {"prompt": 3},
+        {"x": 4},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    prompts = check_prompts(DataSection(source=str(file), max_bad_fraction=0.7))
+    assert [(prompt.text, prompt.token_ids, prompt.columns["x"]) for prompt in prompts] == [("a", (), 1), ("hi", (), 2)]
+    with pytest.raises(DataError, match=r"2 of 6 rows kept \(1 empty, 3 malformed"):
+        check_prompts(DataSection(source=str(file)))
+    with pytest.raises(DataError, match=r"data\.chosen_column = 'best' is not a column"):
+        check_prompts(DataSection(source=str(file), chosen_column="best", rejected_column="x"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlkl.data.sources import read_rows
+from rlkl.data.sources import is_local, read_rows
 from rlkl.errors import DataError, InputError
 from rlkl.recipe import DataSection
 
@@ -87,3 +87,11 @@ def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("prompt\na\n")
     with pytest.raises(DataError, match=r"is a \.csv file; use \.jsonl or \.parquet"):
         rows_of(tmp_path / "x.csv")
+
+
+def test_files_folders_and_worlds_are_local_and_names_of_a_hub_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    for source in ("task:arithmetic", "missing.jsonl", "~/missing.parquet", "saved", str(tmp_path)):
+        assert is_local(DataSection(source=source)), source
+    assert not is_local(DataSection(source="openai/gsm8k"))

@@ -1,4 +1,4 @@
-"""Models that a recipe names: what is read of them, and the errors for what is no model."""
+"""Facts that are read of a model, and the errors for a path that is no model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_relative_folder_becomes_absolute(tmp_path: Path):
 
 
 def broken(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield paths that are no model, and the part of the error that tells which kind of mistake it is."""
+    """Yield paths that are no model, with a part of the error for each."""
     (folder / "models" / "qwen3").mkdir(parents=True)
     yield "models/qwen3", "the folder holds no config.json"
     yield "models/sub/qwen4", "there is no such folder, nor the folder '.*models/sub'"

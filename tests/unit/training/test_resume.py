@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rlkl.errors import CheckpointError, RunInUseError
 from rlkl.recipe.changes import MAY_CHANGE, plain_values, with_absolute_paths
+from rlkl.recipe.core_yaml import write_yaml
 from rlkl.recipe.io import as_override, dump_recipe, load_recipe
 from rlkl.recipe.keys import describe_keys
 from rlkl.recipe.run_dir import write_recipe
@@ -348,6 +349,17 @@ def test_keys_that_a_later_version_adds_have_their_defaults(run: Path):
     save(run, recipe, recipe=values)
     resume(run)
     assert "learner.weight_decay=0.1 (was 0.0)" in refusal(run, "learner.weight_decay=0.1")
+
+
+def test_a_run_of_an_earlier_version_has_the_settings_of_vllm_at_their_old_place(run: Path):
+    recipe = load_recipe("first.yaml")
+    values = plain_values(with_absolute_paths(recipe))
+    values["rollout"] |= {"memory_fraction": 0.5, "kv_cache_gib": 2, "vllm": {"max_num_seqs": 8}}
+    save(run, recipe, recipe=values)
+    (run / "recipe.yaml").write_text(write_yaml(values))
+    resume(run)
+    resume(run, "rollout.memory_fraction=0.4", "rollout.kv_cache_gib=3")
+    assert "rollout.vllm={" in refusal(run, "rollout.vllm={}")
 
 
 @pytest.mark.parametrize(
