@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlkl.batch import ROLES, Batch, Denominators, ImageInputs
 from rlkl.data.vision import PictureProcessor, image_inputs
+from rlkl.functional.packing import shared_prefixes
 from rlkl.seeds import derive_seed
 from rlkl.types import Example
 
@@ -115,12 +116,16 @@ def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -
     return [torch.isin(batch.group_B, part).nonzero()[:, 0] for part in shuffled.tensor_split(min(count, len(groups)))]
 
 
-def micro_batches(batch: Batch, max_tokens: int) -> list[Tensor]:
-    """Row numbers of each forward pass: rows of like length together, at most ``max_tokens`` with their padding.
+def micro_batches(batch: Batch, max_tokens: int, *, packed: bool = False) -> list[Tensor]:
+    """Return the row numbers of each forward pass, at most ``max_tokens`` tokens each; long rows come first.
 
-    The sequences of a list stay together. A sequence or list longer than ``max_tokens`` goes alone.
+    Without ``packed`` rows of like length go together and padding counts. With it only real tokens count, the rows of a
+    group go together, and what they share counts once. The sequences of a list stay together. A sequence or list longer
+    than ``max_tokens`` goes alone.
     """
     lengths = batch.attention_BT.sum(dim=1).tolist()
+    if packed:
+        return _packed_cuts(batch, max_tokens, lengths)
     units = sorted(_units(batch), key=lambda rows: -max(lengths[row] for row in rows))
     cuts: list[list[int]] = []
     width = 0
@@ -129,6 +134,28 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[Tensor]:
             cuts.append([])
             width = max(lengths[row] for row in rows)
         cuts[-1] += rows
+    return [torch.tensor(rows) for rows in cuts]
+
+
+def _packed_cuts(batch: Batch, max_tokens: int, lengths: list[int]) -> list[Tensor]:
+    shared_B, _ = shared_prefixes(batch.token_ids_BT, batch.attention_BT.sum(dim=1), batch.group_B)
+    shared, groups = shared_B.tolist(), batch.group_B.tolist()
+    longest: dict[int, int] = {}
+    for length, group in zip(lengths, groups, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    units = sorted(_units(batch), key=lambda rows: (-longest[groups[rows[0]]], groups[rows[0]], rows[0]))
+    cuts: list[list[int]] = []
+    tokens, seen = 0, set[int]()
+    for rows in units:
+        cost = sum(lengths[row] - shared[row] for row in rows)
+        fresh = sum(shared[row] for row in {groups[row]: row for row in rows if groups[row] not in seen}.values())
+        if not cuts or tokens + cost + fresh > max_tokens:
+            cuts.append([])
+            tokens, seen = 0, set[int]()
+            fresh = sum(shared[row] for row in {groups[row]: row for row in rows}.values())
+        cuts[-1] += rows
+        tokens += cost + fresh
+        seen |= {groups[row] for row in rows}
     return [torch.tensor(rows) for rows in cuts]
 
 

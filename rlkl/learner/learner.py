@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
-from rlkl.data.packing import micro_batches, minibatches
+from rlkl.data.packing import minibatches
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import MissingSignalError
 from rlkl.learner.device import learner_device
@@ -75,6 +75,7 @@ class Learner:
             temperature=recipe.rollout.temperature,
             chunk_tokens=self._section.logits_chunk_tokens,
             micro_batch_tokens=self._section.micro_batch_tokens,
+            packed=self.policy.packs,
         )
         self._per_step = self._section.epochs * self._section.minibatches
         self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
@@ -206,7 +207,7 @@ class Learner:
         """
         self._optimization.zero_gradients()
         totals: dict[str, Tensor] = {}
-        for rows_B in micro_batches(batch, self._signals.micro_batch_tokens):
+        for rows_B in self._signals.cuts(batch):
             micro = batch.rows(rows_B).to(self._device)
             live = live_signals(self._models, micro, self._signals, self._update, start=start is not None)
             if start is not None:

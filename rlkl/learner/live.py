@@ -15,7 +15,7 @@ from rlkl.functional.logprobs import (
     chunked_logprobs_and_entropy,
     chunked_scores_against_reference,
 )
-from rlkl.learner.signals import CUSTOM, Models, SignalSettings, heads_output, spread, view_logprobs
+from rlkl.learner.signals import CUSTOM, Models, SignalSettings, heads_output, hidden_states, spread, view_logprobs
 from rlkl.signals import CLEAN, Signal, Signals
 from rlkl.updates.base import PolicyUpdate
 
@@ -40,7 +40,7 @@ def live_signals(
     ``start``: this is the first pass of the step, so that its log-probs are also those of the step's start.
     """
     needs = {signal for signal in update.needs if signal.is_live}
-    hidden_BTH = models.policy.hidden(batch.token_ids_BT, batch.images)
+    hidden_BTH = hidden_states(models.policy, batch)
     comparisons = _comparisons(needs, update.kl_top_k)
     entropy = start or Signal.POLICY_ENTROPY in needs
     values = dict(_from_logits(models, batch, settings, hidden_BTH, comparisons, entropy=entropy))
@@ -116,7 +116,7 @@ def _compared(
     """Compare the policy, given as hidden states and targets of its response tokens, with a frozen model."""
     (hidden_NH, targets_N), (name, top_k, signals) = policy, comparison
     with torch.no_grad():
-        frozen_BTH = models.frozen[name].hidden(batch.token_ids_BT, batch.images)
+        frozen_BTH = hidden_states(models.frozen[name], batch)
     quantities = {signal.quantity for signal in signals}
     return chunked_scores_against_reference(
         (hidden_NH, frozen_BTH[:, :-1][batch.response_BT[:, 1:]]),

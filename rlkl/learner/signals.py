@@ -15,6 +15,7 @@ from rlkl.batch import Batch, ImageInputs
 from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import Head, chunked_logprobs_and_entropy
+from rlkl.functional.packing import Packing, shared_prefixes
 from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
@@ -22,14 +23,18 @@ from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 class Scorer(Protocol):
     """A model that signals are computed from."""
 
-    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
+    def hidden(
+        self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None
+    ) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
 
     @property
     def output_head(self) -> Head: ...
 
-    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
+    def layers(
+        self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,12 @@ class SignalSettings:
     chunk_tokens: int
     """Tokens whose full-vocabulary logits exist at one time."""
     micro_batch_tokens: int
+    packed: bool = False
+    """Whether the models compute nothing for padding: a micro-batch is then cut by its real tokens."""
+
+    def cuts(self, batch: Batch) -> list[Tensor]:
+        """Return the row numbers of each micro-batch."""
+        return micro_batches(batch, self.micro_batch_tokens, packed=self.packed)
 
 
 Compute = Callable[["Models", Batch, SignalSettings], Tensor]
@@ -117,10 +128,22 @@ def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
     return None
 
 
+def packing_of(batch: Batch) -> Packing:
+    """Return how the rows of a micro-batch are packed: without padding, and with the prompt of a group once."""
+    lengths_B = batch.attention_BT.sum(dim=1)
+    shared = shared_prefixes(batch.token_ids_BT, lengths_B, batch.group_B)
+    return Packing(lengths_B, batch.token_ids_BT.shape[1], shared)
+
+
+def hidden_states(model: Scorer, batch: Batch) -> Tensor:
+    """Compute the last hidden states ``[B, T, H]`` of a micro-batch; those of padding mean nothing."""
+    return model.hidden(batch.token_ids_BT, batch.images, packing_of(batch))
+
+
 def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entropy: bool) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies ``[B, T]`` of one micro-batch's response tokens, zero elsewhere."""
     predicted = batch.response_BT[:, 1:]
-    hidden_NH = model.hidden(batch.token_ids_BT, batch.images)[:, :-1][predicted]
+    hidden_NH = hidden_states(model, batch)[:, :-1][predicted]
     logprobs_N, entropy_N = chunked_logprobs_and_entropy(
         hidden_NH,
         model.output_head,
@@ -144,14 +167,13 @@ def view_logprobs(view: str, model: Scorer, batch: Batch, settings: SignalSettin
 
 
 @torch.no_grad()
-def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, tokens: int, device: torch.device) -> Tensor:
+def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, settings: SignalSettings, device: torch.device) -> Tensor:
     """Compute numbers per token for a whole batch, micro-batch by micro-batch, without gradient.
 
-    ``compute`` returns ``[B, T]`` or ``[B, T, K]``; ``tokens`` is the size of a micro-batch. The result is on the
-    batch's device.
+    ``compute`` returns ``[B, T]`` or ``[B, T, K]``. The result is on the batch's device.
     """
     whole: Tensor | None = None
-    for rows_B in micro_batches(batch, tokens):
+    for rows_B in settings.cuts(batch):
         micro = compute(batch.rows(rows_B).to(device)).cpu()
         if whole is None:
             whole = torch.zeros(*batch.response_BT.shape, *micro.shape[2:])
@@ -164,9 +186,7 @@ def frozen_view_logprobs(
     view: str, model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device
 ) -> Tensor:
     """Compute `view_logprobs` for a whole batch, without gradient."""
-    return _frozen(
-        lambda micro: view_logprobs(view, model, micro, settings), batch, settings.micro_batch_tokens, device
-    )
+    return _frozen(lambda micro: view_logprobs(view, model, micro, settings), batch, settings, device)
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
@@ -182,7 +202,7 @@ def frozen_token_signals(
     def both(micro: Batch) -> Tensor:
         return torch.stack(token_signals(model, micro, settings, entropy=entropy), dim=-1)
 
-    logprobs_BT, entropy_BT = _frozen(both, batch, settings.micro_batch_tokens, device).unbind(dim=-1)
+    logprobs_BT, entropy_BT = _frozen(both, batch, settings, device).unbind(dim=-1)
     return logprobs_BT.contiguous(), entropy_BT.contiguous()
 
 
@@ -203,7 +223,7 @@ def frozen_model_signals(
     for signal in update.needs:
         if signal.quantity in CUSTOM and not signal.is_live:
             compute = partial(_custom, CUSTOM[signal.quantity], models, settings)
-            found[signal] = _frozen(compute, batch, settings.micro_batch_tokens, device)
+            found[signal] = _frozen(compute, batch, settings, device)
     return found
 
 
@@ -216,10 +236,10 @@ def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, devi
     reads_policy = models.heads is not None and models.heads.reads is HeadInput.POLICY_HIDDEN
 
     def heads(micro: Batch) -> Tensor:
-        hidden_BTH = models.policy.hidden(micro.token_ids_BT, micro.images) if reads_policy else None
+        hidden_BTH = hidden_states(models.policy, micro) if reads_policy else None
         return heads_output(models, micro, hidden_BTH)
 
-    return _frozen(heads, batch, settings.micro_batch_tokens, device)
+    return _frozen(heads, batch, settings, device)
 
 
 def heads_output(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
@@ -233,7 +253,7 @@ def heads_output(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Ten
     elif models.heads.reads is HeadInput.REFERENCE_LAYERS:
         assert models.reference is not None
         with torch.no_grad():
-            layers_BTLH = models.reference.layers(batch.token_ids_BT, batch.images)
+            layers_BTLH = models.reference.layers(batch.token_ids_BT, batch.images, packing_of(batch))
         heads_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
     else:
         assert hidden_BTH is not None

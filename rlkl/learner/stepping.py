@@ -145,7 +145,8 @@ def build_optimizer(
     groups = _groups(trained, "policy.", weight_decay=section.weight_decay, lr_scale=1.0)
     if heads is not None:
         groups += _groups(trained, "heads.", weight_decay=heads.weight_decay, lr_scale=heads.lr_scale)
-    return torch.optim.AdamW(groups, lr=section.lr, betas=(section.beta1, section.beta2), eps=section.adam_eps)
+    betas = (section.beta1, section.beta2)
+    return torch.optim.AdamW(groups, lr=section.lr, betas=betas, eps=section.adam_eps, fused=True)
 
 
 def _groups(

@@ -13,17 +13,29 @@ from rlkl.batch import ImageInputs
 from rlkl.errors import EnvironmentProblem
 from rlkl.functional.linear_scores import LinearHead
 from rlkl.functional.logprobs import Head
+from rlkl.functional.packing import Packing, shared_prefixes
+from rlkl.models.attention import NAME as ATTENTION
+from rlkl.models.attention import NotPackable
 
 _LOGITS_TOLERANCE = 1e-4
+
+PACKED_LAYERS = {"full_attention", "sliding_attention"}
+"""Kinds of layers that can run over packed rows."""
+PACKED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
+"""Largest difference of the hidden states of packed rows, relative to the largest state. Rounding makes some."""
 
 _RANDOM = re.compile(r"dropout|layerdrop|_pdrop|jitter_noise")
 """Numbers of a module that make its output random while it trains."""
 
 
 class LanguageModel(nn.Module):
-    """Weights from ``path``, held and computed with in ``dtype``."""
+    """Weights from ``path``, held and computed with in ``dtype``.
 
-    def __init__(self, path: str, *, dtype: torch.dtype, device: torch.device) -> None:
+    With ``packed``, `hidden` and `layers` compute nothing for padding, and what rows share once, if the model's
+    attention allows that (`packs`). Such a model cannot be called otherwise than by these two.
+    """
+
+    def __init__(self, path: str, *, dtype: torch.dtype, device: torch.device, packed: bool = False) -> None:
         super().__init__()
         self.dtype = dtype
         self.device = device
@@ -33,23 +45,50 @@ class LanguageModel(nn.Module):
         attention = "eager" if capped else "sdpa"
         model = model_class(config).from_pretrained(path, dtype=dtype, attn_implementation=attention)
         self.model: Any = _without_dropout(model).to(device)
+        self.packs = False
         self._check_head()
+        self.packs = packed and self._take_packed_attention()
+        """Whether padding costs nothing."""
 
-    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
-        """Last hidden states ``[B, T, H]``, after the final norm.
+    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
+        """Compute the last hidden states ``[B, T, H]``, after the final norm.
 
-        Sequences are padded on the right, where causal attention cannot see, so there is no attention mask. ``images``
-        replace the first placeholder ids of their sequences; a placeholder id that comes later is an ordinary token,
-        as it is for the sampler that drew it.
+        Sequences are padded on the right, where causal attention cannot see, so there is no attention mask. ``packing``
+        leaves out the padding; the states there are then those of some token. ``images`` replace the first placeholder
+        ids of their sequences; a placeholder id that comes later is an ordinary token, as it is for the sampler that
+        drew it.
         """
-        inputs = self._inputs(token_ids_BT, images)
-        return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return self._rows(token_ids_BT, packing, self._run(token_ids_BT, images, packing).last_hidden_state)
 
-    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
-        """Hidden states after each block ``[B, T, L, H]``, the last after the final norm."""
+    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
+        """Compute the hidden states after each block ``[B, T, L, H]``, the last after the final norm."""
+        output = self._run(token_ids_BT, images, packing, output_hidden_states=True)
+        return self._rows(token_ids_BT, packing, torch.stack(output.hidden_states[1:], dim=2))
+
+    def _run(self, token_ids_BT: Tensor, images: ImageInputs | None, packing: Packing | None, **wanted: bool) -> Any:
+        """Run the backbone over rows, or over the packed tokens ``[1, N]``."""
         inputs = self._inputs(token_ids_BT, images)
-        output = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True)
-        return torch.stack(output.hidden_states[1:], dim=2)
+        if self.packs:
+            packing = packing or whole_rows(token_ids_BT)
+            inputs = self._packed(inputs, packing)
+        return self.model.base_model(**inputs, **wanted, use_cache=False)
+
+    def _packed(self, inputs: dict[str, Tensor], packing: Packing) -> dict[str, Any]:
+        """Turn the inputs of rows into those of packed tokens."""
+        own: dict[str, Any] = {"packing": packing, "position_ids": packing.positions_N[None]}
+        if "position_ids" in inputs:
+            own["position_ids"] = inputs["position_ids"].flatten(1)[:, packing.source_N].unsqueeze(1)
+        for name in ("input_ids", "inputs_embeds"):
+            if name in inputs:
+                own[name] = inputs[name].flatten(0, 1)[packing.source_N].unsqueeze(0)
+        return own
+
+    def _rows(self, token_ids_BT: Tensor, packing: Packing | None, output: Tensor) -> Tensor:
+        """Turn outputs of packed tokens ``[1, N, ...]`` into those of rows ``[B, T, ...]``."""
+        if not self.packs:
+            return output
+        packing = packing or whole_rows(token_ids_BT)
+        return packing.padded.unpack(output[0]).view(*token_ids_BT.shape, *output.shape[2:])
 
     def _inputs(self, token_ids_BT: Tensor, images: ImageInputs | None) -> dict[str, Tensor]:
         """Token ids; with pictures the embeddings that these become, and each place's position in text and picture."""
@@ -139,6 +178,38 @@ class LanguageModel(nn.Module):
                 "another model (Qwen, Llama, Mistral, Gemma, ...)"
             )
 
+    @torch.no_grad()
+    def _take_packed_attention(self) -> bool:
+        """Switch to attention over packed rows; return False, and leave all as it is, if the model cannot have it.
+
+        That is so if its hidden states of packed rows are not those of padded ones: it mixes tokens elsewhere than in
+        attention, or does more there than `packed_attention` knows.
+        """
+        config = self.model.config.get_text_config()
+        if set(getattr(config, "layer_types", None) or ()) - PACKED_LAYERS:
+            return False
+        ids_BT = torch.arange(1, 19, device=self.device).view(3, 6) % config.vocab_size
+        ids_BT[1, :2] = ids_BT[0, :2]
+        lengths_B = torch.tensor([6, 4, 5], device=self.device)
+        groups_B = torch.tensor([0, 0, 1], device=self.device)
+        padded_BTH = self.hidden(ids_BT).float()
+        before = self.model.config._attn_implementation
+        is_whole = config is self.model.config
+        self.model.set_attn_implementation(ATTENTION if is_whole else {"": before, "text_config": ATTENTION})
+        self.packs = True
+        try:
+            packing = Packing(lengths_B, 6, shared_prefixes(ids_BT, lengths_B, groups_B))
+            packed_BTH = self.hidden(ids_BT, packing=packing).float()
+            real_BT = torch.arange(6, device=self.device) < lengths_B.unsqueeze(1)
+            gap = (packed_BTH - padded_BTH)[real_BT].abs().max()
+            if bool(gap <= PACKED_TOLERANCE[self.dtype] * padded_BTH.abs().max()):
+                return True
+        except (NotPackable, TypeError):
+            pass
+        self.model.set_attn_implementation(before if is_whole else {"": before, "text_config": before})
+        self.packs = False
+        return False
+
     @property
     def _name(self) -> str:
         return f"model {self.model.config.name_or_path} ({type(self.model).__name__})"
@@ -166,6 +237,12 @@ def image_places(token_ids_BT: Tensor, image_token_id: int, sizes: list[int], im
     places_BT = placeholder_BT & (placeholder_BT.cumsum(dim=1) <= needed_B1)
     assert torch.equal(places_BT.sum(dim=1, keepdim=True), needed_B1), "counted when the prompts were read"
     return places_BT
+
+
+def whole_rows(token_ids_BT: Tensor) -> Packing:
+    """Return the packing of rows without any padding."""
+    rows, length = token_ids_BT.shape
+    return Packing(torch.full((rows,), length, device=token_ids_BT.device), length)
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlkl.batch import ImageInputs
 from rlkl.functional.linear_scores import LinearHead
 from rlkl.functional.logprobs import Head
+from rlkl.functional.packing import Packing
 from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
 from rlkl.recipe import ModelSection
@@ -24,9 +25,13 @@ ADAPTER_FOLDER = "adapter"
 class Reference(Protocol):
     """The interface of a frozen model."""
 
-    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
+    def hidden(
+        self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None
+    ) -> Tensor: ...
 
-    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor: ...
+    def layers(
+        self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None
+    ) -> Tensor: ...
 
     def head(self, hidden_NH: Tensor) -> Tensor: ...
 
@@ -42,7 +47,7 @@ class Policy(LanguageModel):
     """
 
     def __init__(self, path: str, section: ModelSection, *, device: torch.device, seed: int) -> None:
-        super().__init__(path, dtype=getattr(torch, section.dtype), device=device)
+        super().__init__(path, dtype=getattr(torch, section.dtype), device=device, packed=True)
         self.adapter: Any = None
         if section.lora is not None:
             with torch.random.fork_rng():
@@ -115,13 +120,13 @@ class AdapterOff:
         assert policy.adapter is not None
         self._policy = policy
 
-    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
+    def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
         with self._policy.adapter.disable_adapter():
-            return self._policy.hidden(token_ids_BT, images)
+            return self._policy.hidden(token_ids_BT, images, packing)
 
-    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None) -> Tensor:
+    def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
         with self._policy.adapter.disable_adapter():
-            return self._policy.layers(token_ids_BT, images)
+            return self._policy.layers(token_ids_BT, images, packing)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         with self._policy.adapter.disable_adapter():
@@ -140,4 +145,4 @@ def build_reference(policy: Policy, path: str, other: str | None = None) -> Refe
     """
     if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    return LanguageModel(other or path, dtype=policy.dtype, device=policy.device).requires_grad_(False)
+    return LanguageModel(other or path, dtype=policy.dtype, device=policy.device, packed=True).requires_grad_(False)

@@ -6,9 +6,6 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from transformers import AutoTokenizer
-from transformers.utils.hub import cached_file
-
 from rlkl.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +57,9 @@ def _listed(ids: Collection[int], there: Mapping[int, str], here: Mapping[int, s
 
 def _load(key: str, path: str) -> Any:
     """Load the tokenizer of a model; return None if it has no tokenizer files, or if there is no such model."""
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
     try:
         found = [cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES]
     except OSError:  # no such model, or the hub cannot be reached: loading the model reports it

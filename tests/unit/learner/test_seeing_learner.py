@@ -142,7 +142,9 @@ def test_nothing_is_sampled_under_corruption_and_the_reference_never_sees_it(mod
     assert reference is not None
     seen: list[Any] = []
     hidden = reference.hidden
-    monkeypatch.setattr(reference, "hidden", lambda ids, images=None: seen.append(images) or hidden(ids, images))
+    monkeypatch.setattr(
+        reference, "hidden", lambda ids, images=None, packing=None: seen.append(images) or hidden(ids, images, packing)
+    )
 
     learner.prepare(examples(pictures), step=0)
 

@@ -46,7 +46,7 @@ class Table:
     def __init__(self, seed: int) -> None:
         self.logits_VV = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
-    def hidden(self, token_ids_BT: Tensor, images: object = None) -> Tensor:
+    def hidden(self, token_ids_BT: Tensor, images: object = None, packing: object = None) -> Tensor:
         return self.logits_VV[token_ids_BT]
 
     layers = hidden
