@@ -101,7 +101,11 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Print the plan of a recipe on this machine; return 0."""
+    """Print the plan of a recipe on this machine, or on ``--gpus`` GPUs; return 0."""
+    if options.gpus is not None:
+        from rlkl.commands import plan_cluster
+
+        return plan_cluster.run(options)
     from rlkl.commands.plan_view import show
 
     show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))

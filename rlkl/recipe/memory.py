@@ -1,4 +1,4 @@
-"""Memory for weights and optimizer, estimated from the shapes in a checkpoint."""
+"""Memory for weights and optimizer, estimated from the shapes in a checkpoint or from the model's config.json."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlkl.costs.find import parameters_of
 from rlkl.recipe import Recipe
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -27,7 +28,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None:
-    """Estimate from the safetensors files in the model's folder; None if there are none."""
+    """Estimate from the model's folder, or from its name on the hub; None if its size is not known on this machine."""
     parameters = _parameters_in(folder)
     if not parameters:
         return None
@@ -55,8 +56,9 @@ def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | 
 
 
 def _parameters_in(folder: str | Path) -> int:
-    """Count the parameters in a folder's safetensors files; 0 if there are none, as for a name of a hub."""
-    return sum(_count_parameters(file) for file in sorted(Path(folder).glob("*.safetensors")))
+    """Count the parameters in a folder's safetensors files, else by the model's config.json; 0 if neither is known."""
+    counted = sum(_count_parameters(file) for file in sorted(Path(folder).glob("*.safetensors")))
+    return counted or parameters_of(str(folder))
 
 
 def _count_parameters(file: Path) -> int:
