@@ -188,22 +188,22 @@ def layout_sharded(scene: Scene, asked: int | None) -> Layout | None:
         return None
     engine = _useful_engine(scene)
     least = asked or least_ranks(scene.shape, scene.run, gpu, gpus)
-    most = asked or (0 if engine is None else gpus - engine.tensor_parallel)
-    if engine is None or least is None or least > most or gpus - most < engine.tensor_parallel:
+    if engine is None or least is None or gpus - least < engine.tensor_parallel:
         return None
-    alone = learner_seconds(scene.work.learner, scene.chip, gpus=1)
-    ranks = most
-    for _ in range(3):  # the rate of an engine depends on how many there are
-        engines = (gpus - ranks) // engine.tensor_parallel
-        rollout = scene.sampling(engine, engines, 1) * engines * engine.tensor_parallel
-        ranks = min(max(round(balanced_ranks(gpus, alone, rollout)), least), most)
-    engines = (gpus - ranks) // engine.tensor_parallel
+    size, most = engine.tensor_parallel, (gpus - least) // engine.tensor_parallel
+    engines = most
+    if asked is None:
+        alone = learner_seconds(scene.work.learner, scene.chip, gpus=1)
+        for _ in range(3):  # the rate of an engine depends on how many there are
+            rollout = scene.sampling(engine, engines, 1) * engines * size
+            engines = min(max(round((gpus - balanced_ranks(gpus, alone, rollout)) / size), 1), most)
+    ranks = gpus - engines * size if asked is None else asked
     return Layout(
         ranks=ranks,
         learner_gpu=1.0,
         engines=engines,
-        engine_gpus=engines * engine.tensor_parallel,
-        tensor_parallel=engine.tensor_parallel,
+        engine_gpus=engines * size,
+        tensor_parallel=size,
         parts=parts_of(scene.shape, scene.run, ranks),
         room=gpu.bytes,
         engine=engine,
