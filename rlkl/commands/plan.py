@@ -101,14 +101,22 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Print the plan of a recipe on this machine, or on ``--gpus`` GPUs; return 0."""
+    """Print the plan of a recipe on this machine, or on ``--gpus`` GPUs; return 0.
+
+    Raises `EnvironmentProblem` after the plan is printed, if the run cannot start there.
+    """
     if options.gpus is not None:
         from rlkl.commands import plan_cluster
 
         return plan_cluster.run(options)
     from rlkl.commands.plan_view import show
 
-    show(make_plan(load_recipe(options.recipe, *options.overrides), this_machine()))
+    plan = make_plan(load_recipe(options.recipe, *options.overrides), this_machine())
+    show(plan)
+    if plan.placement is None and plan.cluster is None:
+        raise EnvironmentProblem(
+            f"{plan.warnings[0]}. To plan for GPUs that are not here: rlkl plan {options.recipe} --gpus 8 --gpu H100"
+        )
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rlkl.cli import main
 from rlkl.commands.plan import Plan, make_plan
 from rlkl.commands.plan_view import show
 from rlkl.errors import InputError
@@ -101,6 +102,25 @@ def test_more_actors_than_the_machine_can_start_are_a_warning() -> None:
     crowded = plan("rollout.workers=100")
     assert crowded.placement is None
     assert "starts 101 actors on this machine" in crowded.warnings[0]
+
+
+def test_the_command_ends_with_2_if_the_run_cannot_start_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "quickstart", "rollout.workers=1000"]) == 2
+    printed = capsys.readouterr()
+    assert "64 prompts x 16 samples = 1024 sequences" in printed.out, "the plan is printed all the same"
+    assert printed.err.startswith(
+        "error: the run cannot start on this machine: rollout.workers = 1000: this run starts"
+    )
+    assert "rlkl plan quickstart --gpus 8 --gpu H100" in printed.err
+    assert main(["plan", "quickstart"]) == 0
+
+
+def test_memory_is_checked_for_a_model_that_is_only_known_by_name() -> None:
+    large = plan("model.path=Qwen/Qwen2.5-7B", "learner.lr=1e-6")
+    assert large.memory is not None
+    assert large.memory.parameters == 7_615_616_512
+    assert "this run needs at least" in large.warnings[0]
+    assert "and this machine has 16.0" in large.warnings[0]
 
 
 def test_gpus_that_stay_idle_and_uneven_shares_are_warned_about() -> None:

@@ -79,8 +79,10 @@ def test_a_large_model_takes_engines_of_several_gpus():
     planned = plan(64, model={"path": "Qwen/Qwen2.5-72B"})
     assert planned.sharded is not None
     assert planned.sharded.tensor_parallel == 4
-    assert planned.sharded.used == 64
-    assert "and 1 rollout worker of 4 GPUs on 4 GPUs." in " ".join(text(planned).split())
+    ranks, engines = planned.sharded.ranks, planned.sharded.engines
+    assert ranks + 4 * engines == planned.sharded.used == 64
+    shown = " ".join(text(planned).split())
+    assert f"over {ranks} GPUs and {engines} rollout workers of 4 GPUs each on {4 * engines} GPUs." in shown
     assert "A rollout worker may take 71.7 of 79.6 GiB, on each of its 4 GPUs: fits" in text(planned)
 
 
