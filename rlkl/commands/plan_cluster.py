@@ -96,7 +96,7 @@ def plan_cluster(
         run=training_of(recipe, found),
     )
     today = layout_today(scene)
-    sharded = layout_sharded(scene, ranks)
+    sharded = layout_sharded(scene, ranks, rewards=today.rewards)
     if sharded is not None and (sharded.ranks, sharded.engine_gpus) == (today.ranks, today.engine_gpus):
         sharded = None
     machine = Machine(cpus=CPUS_PER_NODE, memory_gib=CPUS_PER_NODE, gpus=(f"{gpu.name}, {gpu.mib} MiB",) * gpus)

@@ -30,7 +30,7 @@ def lines(plan: ClusterPlan) -> Iterator[str]:
     yield from _head(plan)
     yield from _layout(plan, plan.today, "This version of rlkl runs")
     if plan.sharded is not None:
-        absent = "" if CAN_SHARD else "This version of rlkl has no sharded learner. "
+        absent = "" if CAN_SHARD or plan.sharded.ranks == 1 else "This version of rlkl has no sharded learner. "
         yield from _layout(plan, plan.sharded, f"{absent}{'Asked for' if plan.asked else 'Balanced'} would be")
     yield from _seconds(plan)
     yield from _assumptions(plan)
@@ -55,6 +55,9 @@ def _layout(plan: ClusterPlan, layout: Layout, title: str) -> Iterator[str]:
     yield ""
     yield from textwrap.wrap(f"{title} {_described(layout)}.", _WIDTH)
     yield ""
+    if layout is not plan.today and layout.parts == plan.today.parts and layout.engine == plan.today.engine:
+        yield "Memory is as above."
+        return
     needed, room = peak_bytes(layout.parts), layout.room
     each = "The learner" if layout.ranks == 1 else f"Each of {layout.ranks} learner GPUs"
     yield _title(each, needed, room, plan.gpu.bytes)
@@ -79,8 +82,10 @@ def _described(layout: Layout) -> str:
         return f"{learner}, and no rollout worker"
     each = " each" if layout.engines > 1 else ""
     size = f" of {layout.tensor_parallel} GPUs{each}" if layout.tensor_parallel > 1 else ""
+    rewards = f", rewards on {_gpus(layout.rewards)}" if layout.rewards else ""
     idle = layout.gpus - layout.used
-    return f"{learner} and {workers}{size} on {_gpus(layout.engine_gpus)}" + (f"; {idle} stay idle" if idle else "")
+    rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
+    return f"{learner} and {workers}{size} on {_gpus(layout.engine_gpus)}{rewards}{rest}"
 
 
 def _gpus(count: int) -> str:
@@ -133,7 +138,9 @@ def _tokens(count: float) -> str:
 def _seconds(plan: ClusterPlan) -> Iterator[str]:
     layouts = [plan.today, *([plan.sharded] if plan.sharded is not None else [])]
     yield ""
-    yield f"{'Seconds of a step':<46}{'this version':>16}" + (f"{'sharded learner':>20}" if len(layouts) > 1 else "")
+    yield f"{'Seconds of a step':<46}{'this version':>16}" + (
+        f"{'asked for' if plan.asked else 'balanced':>20}" if len(layouts) > 1 else ""
+    )
     columns = [_cells(layout, samples=layout.engine is None or _holds_one(plan, layout.engine)) for layout in layouts]
     for name, *cells in zip(_ROWS, *columns, strict=True):
         yield f"  {name:<44}" + "".join(f"{cell:>{(16, 20)[place]}}" for place, cell in enumerate(cells))
@@ -158,9 +165,9 @@ def _cells(layout: Layout, *, samples: bool) -> tuple[str, ...]:
     seconds = layout.seconds
     return (
         _split(layout),
-        _s(seconds.rollout) if samples else "-",
+        _s(seconds.rollout) if samples and layout.engine is not None else "-",
         _s(seconds.learner),
-        _s(seconds.publish),
+        _s(seconds.publish) if layout.engine is not None else "-",
         _s(seconds.in_turns) if samples else "-",
         _percent(layout.idle(seconds.in_turns)) if samples else "-",
     )

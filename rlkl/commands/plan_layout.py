@@ -78,6 +78,8 @@ class Layout:
     """None without rollout workers."""
     per_gpu: int
     """Engines on the fullest GPU."""
+    rewards: int
+    """GPUs that only rewards use."""
     gpus: int
     """GPUs of the plan."""
     seconds: Seconds
@@ -89,7 +91,7 @@ class Layout:
     @property
     def used(self) -> int:
         """GPUs that have something to do."""
-        return self.engine_gpus if self.shares_a_gpu else self.ranks + self.engine_gpus
+        return self.rewards + (self.engine_gpus if self.shares_a_gpu else self.ranks + self.engine_gpus)
 
     def idle(self, step: float) -> float:
         """Return the share of all GPU time in which no GPU computes, for a step of so many seconds."""
@@ -152,6 +154,7 @@ def layout_today(scene: Scene) -> Layout:
         engine = engine_memory(
             scene.shape, memory=fraction * gpu.bytes, width=scene.chip.width, tensor_parallel=tensor_parallel
         )
+    rewards = [group for group in placement.groups if not group.count(WORKER) and not group.count(LEARNER)]
     per_gpu = max((group.count(WORKER) for group in engine_groups), default=1)
     rollout = scene.sampling(engine, workers, per_gpu)
     ranks = _ranks(recipe)
@@ -165,6 +168,7 @@ def layout_today(scene: Scene) -> Layout:
         room=(1 - taken) * gpu.bytes,
         engine=engine,
         per_gpu=per_gpu,
+        rewards=sum(len(group.devices) for group in rewards),
         gpus=scene.gpus,
         seconds=scene.seconds(ranks=ranks, rollout=rollout),
     )
@@ -181,9 +185,12 @@ def _nodes(gpus: int) -> list[Node]:
     return [Node(name=f"machine {number}", cpus=CPUS_PER_NODE, gpus=count) for number, count in enumerate(counts)]
 
 
-def layout_sharded(scene: Scene, asked: int | None) -> Layout | None:
-    """Split the GPUs between a sharded learner and engines so that both sides take equally long, or as ``asked``."""
-    gpus, gpu = scene.gpus, scene.chip.gpu
+def layout_sharded(scene: Scene, asked: int | None, *, rewards: int) -> Layout | None:
+    """Split the GPUs between a sharded learner and engines so that both sides take equally long, or as ``asked``.
+
+    ``rewards``: GPUs that only rewards use.
+    """
+    gpus, gpu = scene.gpus - rewards, scene.chip.gpu
     if gpus < 2 or not scene.recipe.rollout.workers or scene.chip.dtype != "bfloat16":
         return None
     engine = _useful_engine(scene)
@@ -208,7 +215,8 @@ def layout_sharded(scene: Scene, asked: int | None) -> Layout | None:
         room=gpu.bytes,
         engine=engine,
         per_gpu=1,
-        gpus=gpus,
+        rewards=rewards,
+        gpus=scene.gpus,
         seconds=scene.seconds(ranks=ranks, rollout=scene.sampling(engine, engines, 1)),
     )
 

@@ -189,6 +189,16 @@ def test_stored_pairs_need_no_engine():
     assert "one learner process on 1 GPU, and no rollout worker." in text(planned)
 
 
+def test_gpus_of_rewards_are_neither_idle_nor_given_to_others():
+    reward = {"function": "f.py:f", "mode": "actor", "gpus": 1}
+    planned = plan(8, rollout={"workers": 6}, rewards=[reward], model={"lora": {}})
+    assert (planned.today.rewards, planned.today.used) == (1, 8)
+    assert planned.warnings == plan(7, rollout={"workers": 6}, model={"lora": {}}).warnings
+    assert planned.sharded is not None
+    assert planned.sharded.ranks + planned.sharded.engine_gpus == 7
+    assert "on 6 GPUs, rewards on 1 GPU." in " ".join(text(planned).split())
+
+
 def test_adapters_in_bfloat16_are_all_that_is_published():
     planned = plan(model={"lora": {"rank": 16}})
     assert planned.work.published == planned.shape.adapter_parameters(16)
