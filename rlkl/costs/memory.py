@@ -9,7 +9,7 @@ tensors of a Llama layer, in the manner of Korthikanti et al. (arXiv 2205.05198)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlkl.costs.shapes import ModelShape
 
@@ -46,7 +46,7 @@ class Training:
     adapters: int | None = None
     """Trained parameters of LoRA adapters; None: all weights are trained."""
     critic: int = 0
-    """Parameters of a separate critic, which is trained like the policy."""
+    """Parameters of a separate critic, which is trained like the policy, without gradient checkpointing."""
     offloads_optimizer: bool = False
 
     @property
@@ -135,8 +135,10 @@ def sharded_learner_parts(shape: ModelShape, run: Training, ranks: int) -> tuple
 
 def _working_memory(shape: ModelShape, run: Training) -> tuple[Part, ...]:
     keys = "learner.micro_batch_tokens" if run.is_checkpointed else "model.gradient_checkpointing"
+    whole = activation_bytes(shape, replace(run, is_checkpointed=False)) if run.critic else 0.0
     return (
         Part(name="activations", bytes=activation_bytes(shape, run), keys=keys),
+        Part(name="critic's activations", bytes=whole, keys="update.critic"),
         Part(name="logits", bytes=logits_bytes(shape, run), keys="learner.logits_chunk_tokens"),
     )
 

@@ -33,7 +33,9 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
     if not parameters:
         return None
     # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
-    trained_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0) if recipe.model.lora is None else 4
+    all_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0)
+    critics = 1 if getattr(recipe.update, "critic", None) == "model" else 0
+    trained_bytes = (all_bytes if recipe.model.lora is None else 4) + critics * all_bytes
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen = sum(_parameters_in(section.path) for section in recipe.models.values())
@@ -44,7 +46,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
         learner_gib=trained_bytes * gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
+        copy_gib=12 * gib * (critics + (recipe.model.lora is None)) if several_steps else 0.0,
     )
 
 

@@ -177,6 +177,10 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     without = plan(f"model.path={tmp_path}", "learner.track_reference_kl=false").memory
     assert without is not None
     assert without.reference_gib == 0
+    critic = plan(f"model.path={tmp_path}", "update={rule: ppo, critic: model}", "learner.minibatches=2").memory
+    assert critic is not None
+    assert critic.learner_gib == 2 / 1024 * 16 * 2
+    assert critic.copy_gib == 2 / 1024 * 12 * 2
     assert plan().memory is None
 
 
