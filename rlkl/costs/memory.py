@@ -58,14 +58,18 @@ class Training:
 def activation_bytes(shape: ModelShape, run: Training) -> float:
     """Return the bytes of saved activations of one micro-batch.
 
-    For each token and layer a = 8H + 6AD + 8KD + 8I bytes in bfloat16 (4I for an MLP of two matrices), so L·a·t without
-    gradient checkpointing. With it, the inputs of all layers and the inside of one: (2·H·L + a)·t. Twice in float32.
+    For each token and layer a = 8H + 6AD + 8KD + 8I bytes in bfloat16 (4I for an MLP of two matrices). With gradient
+    checkpointing the inputs of all layers and the inside of one: (2·H·L + a)·t. Without it L·t·(a + 2·kept), with
+    ``kept`` by family, and in bfloat16 another 5H for the float32 inputs of RMS norms. Otherwise twice in float32.
     """
     inner = (8 if shape.mlp_matrices == 3 else 4) * shape.intermediate
     query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     per_layer = 8 * shape.hidden + 6 * query + 8 * key + inner
-    kept = 2 * shape.hidden * shape.layers + per_layer if run.is_checkpointed else shape.layers * per_layer
-    return kept * run.micro_batch * run.width / 2
+    if run.is_checkpointed:
+        return (2 * shape.hidden * shape.layers + per_layer) * run.micro_batch * run.width / 2
+    has_rms_norm = shape.mlp_matrices == 3  # Llama's descendants have both
+    norms = 5 * shape.hidden if has_rms_norm and run.is_bfloat16 else 0
+    return shape.layers * ((per_layer + 2 * shape.kept) * run.width / 2 + norms) * run.micro_batch
 
 
 def logits_bytes(shape: ModelShape, run: Training) -> float:

@@ -34,6 +34,11 @@ class ModelShape:
     """Further parameters outside the layers: final norm, learned positions, bias of the head."""
     vision: int = 0
     """Parameters of the vision tower and its projector."""
+    kept: int = 0
+    """Further numbers that one layer keeps of a token for the backward pass, without gradient checkpointing; measured.
+
+    Norms of queries and keys keep 3(A+K)D (Qwen3), a GELU that is written out 2I (GPT-2, GPT-J).
+    """
 
     @property
     def layer(self) -> int:
@@ -138,6 +143,7 @@ def _llama(config: Mapping[str, Any]) -> ModelShape:
         is_tied=bool(config.get("tie_word_embeddings", False)),
         layer_vectors=vectors,
         root_vectors=hidden,
+        kept=3 * (heads + kv_heads) * size if family == "qwen3" else 0,
     )
 
 
@@ -156,6 +162,7 @@ def _gpt2(config: Mapping[str, Any]) -> ModelShape:
         is_tied=bool(config.get("tie_word_embeddings", True)),
         layer_vectors=4 * hidden + 4 * hidden + inner + hidden,
         root_vectors=config["n_positions"] * hidden + 2 * hidden,
+        kept=2 * inner,
     )
 
 
@@ -174,6 +181,7 @@ def _gptj(config: Mapping[str, Any]) -> ModelShape:
         is_tied=bool(config.get("tie_word_embeddings", False)),
         layer_vectors=2 * hidden + inner + hidden,
         root_vectors=2 * hidden + config["vocab_size"],
+        kept=2 * inner,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -54,7 +55,7 @@ def test_the_recipe_trains_on_questions_and_scores_of_the_package(untied_model: 
         assert len(rows) == 32
         for row in rows:
             entry, answer = entries[row["prompt"]], row["completion"].strip()
-            verify = get_score_answer_fn(entry["metadata"]["source_dataset"])
+            verify: Any = get_score_answer_fn(entry["metadata"]["source_dataset"])
             assert row["reward"] == pytest.approx(verify(answer=answer, entry=entry) if answer else 0.0)
         seen += [row["reward"] for row in rows]
         assert line["reward/mean"] == pytest.approx(sum(row["reward"] for row in rows) / 32)

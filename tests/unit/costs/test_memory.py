@@ -81,7 +81,10 @@ def test_activations_by_hand():
     per_layer = 8 * 8 + 6 * 4 * 2 + 8 * 2 * 2 + 8 * 16
     run = Training(micro_batch=10)
     assert activation_bytes(TINY, run) == (2 * 8 * 2 + per_layer) * 10
-    assert activation_bytes(TINY, replace(run, is_checkpointed=False)) == 2 * per_layer * 10
+    whole = replace(run, is_checkpointed=False)
+    assert activation_bytes(TINY, whole) == 2 * (per_layer + 5 * 8) * 10
+    assert activation_bytes(TINY, replace(whole, is_bfloat16=False)) == 2 * 2 * per_layer * 10
+    assert activation_bytes(replace(TINY, kept=3), whole) == 2 * (per_layer + 5 * 8 + 2 * 3) * 10
     assert activation_bytes(TINY, replace(run, is_bfloat16=False)) == 2 * activation_bytes(TINY, run)
     two = replace(TINY, mlp_matrices=2)
     assert activation_bytes(TINY, run) - activation_bytes(two, run) == 4 * 16 * 10
