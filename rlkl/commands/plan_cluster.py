@@ -72,7 +72,7 @@ def plan_cluster(
     lengths: tuple[float | None, float | None] = (None, None),
     ranks: int | None = None,
 ) -> ClusterPlan:
-    """Plan a recipe for so many GPUs of one kind.
+    """Compute the plan of a recipe for so many GPUs of one kind.
 
     Args:
         shape: A config.json, or a folder with one, of a model that is not on this machine.

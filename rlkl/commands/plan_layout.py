@@ -141,7 +141,7 @@ class Scene:
 
 
 def layout_today(scene: Scene) -> Layout:
-    """Lay the run out as `rlkl train` would: one learner process, engines of one GPU or of a share of it."""
+    """Compute the layout that `rlkl train` would have: one learner process, engines of one GPU or of a share of it."""
     recipe, gpu = scene.recipe, scene.chip.gpu
     placement = place(recipe, _nodes(scene.gpus))
     fraction = memory_fraction(recipe, placement)

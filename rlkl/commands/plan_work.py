@@ -10,6 +10,7 @@ from rlkl.costs.seconds import Tokens, operations
 from rlkl.costs.shapes import ModelShape
 from rlkl.recipe import Recipe
 from rlkl.updates.base_settings import most_kept
+from rlkl.updates.passes import Passes, passes_of
 
 FORWARD, BACKWARD = 2, 4
 """Operations for each parameter and token. The backward pass is 2 if only adapters are trained."""
@@ -80,35 +81,30 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
         chunk=recipe.learner.logits_chunk_tokens,
         frozen=tuple(frozen),
         adapters=None if recipe.model.lora is None else _adapters(recipe, shape),
-        critic=shape.parameters if _has_critic(recipe) else 0,
+        critic=shape.parameters * _passes(recipe).critics,
     )
 
 
 def _units(recipe: Recipe) -> float:
     """Count the operations for each parameter and token of a trained sequence.
 
-    Each epoch: forward, backward, and the forward pass again if activations are recomputed. Once a step: the log-probs
-    at the start of the step, those of each frozen model, and those of the corrupted pictures.
+    Each epoch: forward, backward, and the forward pass again if activations are recomputed; also for a critic and for
+    changed pictures. Once a step: the forward passes that the rule asks for, and those of each frozen model.
     """
-    once = FORWARD + (BACKWARD if recipe.model.lora is None else BACKWARD / 2)
-    once += FORWARD if recipe.model.gradient_checkpointing else 0
-    frozen = FORWARD * (1 + _keeps_reference(recipe) + len(recipe.models))
-    training = once * recipe.learner.epochs
-    if getattr(recipe.update, "corruption", None) is not None:
-        training *= 2 if getattr(recipe.update, "recompute", False) else 1
-        frozen += FORWARD
-    if _has_critic(recipe):
-        return 2 * training + frozen + FORWARD
-    return training + frozen
+    passes = _passes(recipe)
+    backward = BACKWARD if recipe.model.lora is None else BACKWARD / 2
+    once = FORWARD + backward + (FORWARD if recipe.model.gradient_checkpointing else 0)
+    critics = passes.critics * (FORWARD + BACKWARD)  # without recomputation, and whole also beside adapters
+    frozen = passes.forward + _keeps_reference(recipe) + len(recipe.models)
+    return recipe.learner.epochs * (once * (1 + passes.training) + critics) + FORWARD * frozen
+
+
+def _passes(recipe: Recipe) -> Passes:
+    return passes_of(recipe.update, optimizer_steps=recipe.learner.epochs * recipe.learner.minibatches)
 
 
 def _keeps_reference(recipe: Recipe) -> bool:
     return recipe.learner.track_reference_kl or recipe.update.needs_reference_model
-
-
-def _has_critic(recipe: Recipe) -> bool:
-    """Return whether the rule trains a second model of the policy's size."""
-    return getattr(recipe.update, "critic", None) == "model"
 
 
 def _adapters(recipe: Recipe, shape: ModelShape) -> int:

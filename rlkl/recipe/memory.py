@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlkl.costs.find import parameters_of
 from rlkl.recipe import Recipe
+from rlkl.updates.passes import passes_of
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -34,7 +35,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path) -> MemoryEstimate | None
         return None
     # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
     all_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0)
-    critics = 1 if getattr(recipe.update, "critic", None) == "model" else 0
+    critics = passes_of(recipe.update, optimizer_steps=1).critics
     trained_bytes = (all_bytes if recipe.model.lora is None else 4) + critics * all_bytes
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)

@@ -165,6 +165,8 @@ def test_operations_of_a_step_by_hand():
     tokens, shape = 512 * (256 + 1024), planned.shape
     squares = 512 * (256 + 1024) ** 2
     units = 2 * (2 + 4 + 2) + 2  # two epochs of forward, backward and recomputation, and the log-probs at the start
+    single = plan(learner={"track_reference_kl": False})
+    assert single.work.learner == (2 + 4 + 2) * planned.work.learner / units, "the training pass gives the log-probs"
     assert planned.work.learner == units * (shape.parameters * tokens + 28 * 3584 * squares)
 
 
@@ -225,10 +227,13 @@ def test_micro_batches_that_wait_for_the_network_are_warned_about():
     def waits(planned: ClusterPlan) -> bool:
         return any("learner.micro_batch_tokens" in warning for warning in planned.warnings)
 
-    small = {"micro_batch_tokens": 4096}
-    assert waits(plan(32, learner=small))
-    assert not waits(plan(32, learner={"micro_batch_tokens": 16_384}))
-    assert not waits(plan(8, learner=small)), "within a machine the link is fast enough"
+    def planned(ranks: int, micro_batch: int) -> ClusterPlan:
+        run = recipe(learner={"micro_batch_tokens": micro_batch})
+        return plan_cluster(run, gpus=32, gpu=gpu_named("H100"), ranks=ranks)
+
+    assert waits(planned(16, 4096))
+    assert not waits(planned(16, 16_384))
+    assert not waits(planned(8, 4096)), "within a machine the link is fast enough"
 
 
 @pytest.mark.parametrize(
