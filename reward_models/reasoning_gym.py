@@ -36,7 +36,7 @@ class ReasoningGym:
 
     entry_column: str = "entry"
     extract: str = "tagged"
-    """Which part of the completion is its answer: ``tagged``, ``whole``, ``last_line``, ``last_number``, ``boxed``."""
+    """The completion's answer: ``tagged``, ``whole``, ``last_line``, ``last_number`` or ``boxed``."""
     _verifiers: dict[str, _Verifier] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
