@@ -11,6 +11,7 @@ from reward_models.formats import FormatMatch, Length, Regex
 from reward_models.json_schema import JsonSchema
 from reward_models.judge import Judge
 from reward_models.math_answer import MathAnswer
+from reward_models.reasoning_gym import ReasoningGym
 from reward_models.sentiment import SentimentLexicon
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Length",
     "MathAnswer",
     "NumericMatch",
+    "ReasoningGym",
     "Regex",
     "SentimentLexicon",
     "SequenceClassifier",

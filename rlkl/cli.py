@@ -45,7 +45,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line. Overrides may come before, between and after options."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    words = getattr(options, "words", None)
+    words = getattr(options, "words", getattr(options, "overrides", None))
     if rest and (words is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if words is not None:
@@ -81,10 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_score(commands)
 
-    plan = commands.add_parser("plan", help="check a recipe and its files, and print what it would do; loads no model")
-    plan.add_argument("recipe", metavar="RECIPE")
-    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
-    plan.set_defaults(command="plan")
+    _add_plan(commands)
 
     for name, effect in (
         ("reward-model", "train a reward model, or two on disjoint halves, from preferences"),
@@ -102,6 +99,21 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("prefix", nargs="?", default="", help="only keys that start so, such as learner")
     keys.set_defaults(command="keys")
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser("plan", help="check a recipe and its files, and print what it would do; loads no model")
+    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+    plan.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs that this machine need not have")
+    plan.add_argument(
+        "--gpu", default="H100", metavar="NAME", help="their kind: A100, H100 (default), H200, B200, L40S"
+    )
+    plan.add_argument("--ranks", type=int, metavar="N", help="GPUs of a sharded learner; default: balanced")
+    plan.add_argument("--shape", metavar="FILE", help="config.json of the model, or its folder, if it is not here")
+    plan.add_argument("--prompt-tokens", type=float, metavar="MEAN", help="mean length; default: half of the limit")
+    plan.add_argument("--completion-tokens", type=float, metavar="MEAN", help="mean length; default: half of the limit")
+    plan.set_defaults(command="plan")
 
 
 def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -102,13 +102,24 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Check the models, data and rewards of a recipe and print its plan; return 0. Raises `InputError`."""
+    """Check what a recipe refers to and print its plan on this machine, or print its plan on ``--gpus`` GPUs; return 0.
+
+    Raises `InputError`; `EnvironmentProblem` after the plan is printed, if the run cannot start there.
+    """
+    if options.gpus is not None:
+        from rlkl.commands import plan_cluster
+
+        return plan_cluster.run(options)
     from rlkl.commands.plan_view import show
 
     recipe = load_recipe(options.recipe, *options.overrides)
     not_here = check_inputs(recipe)
     plan = make_plan(recipe, this_machine())
     show(replace(plan, warnings=(*plan.warnings, *not_here)))
+    if plan.placement is None and plan.cluster is None:
+        raise EnvironmentProblem(
+            f"{plan.warnings[0]}. To plan for GPUs that are not here: rlkl plan {options.recipe} --gpus 8 --gpu H100"
+        )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Memory for weights and optimizer, estimated from the shapes in a checkpoint."""
+"""Memory for weights and optimizer, estimated from the shapes in a checkpoint or from the model's config.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlkl.costs.find import parameters_of
 from rlkl.recipe import Recipe
+from rlkl.updates.passes import passes_of
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -28,15 +30,17 @@ class MemoryEstimate:
 
 
 def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | Path]) -> MemoryEstimate | None:
-    """Estimate from the safetensors files in the model's folder; None if there are none.
+    """Estimate from the model's folder, or from its name on the hub; None if its size is not known on this machine.
 
-    ``frozen``: the folders of the recipe's ``models``.
+    ``frozen``: the folders or names of the recipe's ``models``.
     """
     parameters = _parameters_in(folder)
     if not parameters:
         return None
     # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
-    trained_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0) if recipe.model.lora is None else 4
+    all_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0)
+    critics = passes_of(recipe.update, optimizer_steps=1).critics
+    trained_bytes = (all_bytes if recipe.model.lora is None else 4) + critics * all_bytes
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen_parameters = sum(map(_parameters_in, frozen))
@@ -47,7 +51,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
         learner_gib=trained_bytes * gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=12 * gib if several_steps and recipe.model.lora is None else 0.0,
+        copy_gib=12 * gib * (critics + (recipe.model.lora is None)) if several_steps else 0.0,
     )
 
 
@@ -59,8 +63,9 @@ def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | 
 
 
 def _parameters_in(folder: str | Path) -> int:
-    """Count the parameters in a folder's safetensors files; 0 if there are none, as for a name of a hub."""
-    return sum(_count_parameters(file) for file in sorted(Path(folder).glob("*.safetensors")))
+    """Count the parameters in a folder's safetensors files, else by the model's config.json; 0 if neither is known."""
+    counted = sum(_count_parameters(file) for file in sorted(Path(folder).glob("*.safetensors")))
+    return counted or parameters_of(str(folder))
 
 
 def _count_parameters(file: Path) -> int:

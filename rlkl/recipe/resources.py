@@ -28,6 +28,8 @@ ACTORS_PER_CORE = 4
 """With more actors on a core, importing torch and vLLM alone takes minutes."""
 PROCESS_GIB = 0.4
 """The least memory of a process that has imported torch and transformers."""
+VLLM_PROCESS_GIB = 1.2
+"""The least memory of a vLLM on a CPU, without weights and key-value cache (measured: 1.6 with little of a cache)."""
 
 
 def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> Placement:
@@ -66,12 +68,13 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     weights = memory.engine_gib if memory is not None and on_cpu else 0.0
     cache = recipe.rollout.vllm.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
     learner = least_learner_gib(recipe, memory) if placement.gpus_of(LEARNER) == 0 else None
-    worker_gib, learner_gib = PROCESS_GIB + weights + cache, PROCESS_GIB + (learner or 0.0)
+    process = VLLM_PROCESS_GIB if on_cpu and recipe.rollout.engine == "vllm" else PROCESS_GIB
+    worker_gib, learner_gib = process + weights + cache, PROCESS_GIB + (learner or 0.0)
     total = workers * worker_gib + learner_gib + (rewards + 1) * PROCESS_GIB
     if total > machine.memory_gib:
         raise EnvironmentProblem(
             f"this run needs at least {total:.1f} GiB of memory, and this machine has {machine.memory_gib:.1f}: "
-            f"rollout.workers = {workers} x {worker_gib:.2f} (process {PROCESS_GIB:g}, weights {weights:.2f}, "
+            f"rollout.workers = {workers} x {worker_gib:.2f} (process {process:g}, weights {weights:.2f}, "
             f"rollout.vllm.kv_cache_gib = {cache}), the learner {learner_gib:.2f}, the driver and {rewards} reward "
             f"actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train a smaller model, "
             "or run on a cluster (cluster.address)"

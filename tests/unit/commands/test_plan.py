@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rlkl.cli import main
 from rlkl.commands.plan import Plan, make_plan
 from rlkl.commands.plan_view import show
 from rlkl.errors import InputError
@@ -111,6 +112,25 @@ def test_more_actors_than_the_machine_can_start_are_a_warning() -> None:
     assert "starts 101 actors on this machine" in crowded.warnings[0]
 
 
+def test_the_command_ends_with_2_if_the_run_cannot_start_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "quickstart", "rollout.workers=1000"]) == 2
+    printed = capsys.readouterr()
+    assert "64 prompts x 16 samples = 1024 sequences" in printed.out, "the plan is printed all the same"
+    assert printed.err.startswith(
+        "error: the run cannot start on this machine: rollout.workers = 1000: this run starts"
+    )
+    assert "rlkl plan quickstart --gpus 8 --gpu H100" in printed.err
+    assert main(["plan", "quickstart"]) == 0
+
+
+def test_memory_is_checked_for_a_model_that_is_only_known_by_name() -> None:
+    large = plan("model.path=Qwen/Qwen2.5-7B", "learner.lr=1e-6")
+    assert large.memory is not None
+    assert large.memory.parameters == 7_615_616_512
+    assert "this run needs at least" in large.warnings[0]
+    assert "and this machine has 16.0" in large.warnings[0]
+
+
 def test_gpus_that_stay_idle_and_uneven_shares_are_warned_about() -> None:
     eight = Machine(cpus=64, memory_gib=512.0, gpus=("H200",) * 8)
     (idle,) = plan("rollout.workers=5", machine=eight).warnings
@@ -165,6 +185,10 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     without = plan(f"model.path={tmp_path}", "learner.track_reference_kl=false").memory
     assert without is not None
     assert without.reference_gib == 0
+    critic = plan(f"model.path={tmp_path}", "update={rule: ppo, critic: model}", "learner.minibatches=2").memory
+    assert critic is not None
+    assert critic.learner_gib == 2 / 1024 * 16 * 2
+    assert critic.copy_gib == 2 / 1024 * 12 * 2
     assert plan().memory is None
 
 
@@ -206,7 +230,7 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
         (["rollout.workers=4", "rollout.threads=1"], "5 CPUs are asked for and this machine has 4"),
         (["rollout.temperature=0.7"], "rollout.temperature = 0.7: "),
         (["model.dtype=bfloat16"], "model.dtype = bfloat16 without a GPU"),
-        (["model.path=Qwen/Qwen3-0.6B"], "learner.lr = 0.0005 is large for all weights"),
+        (["model.path=a/model"], "learner.lr = 0.0005 is large for all weights"),
         (["model.path=x", "model.lora={}", "learner.lr=0.01"], "learner.lr = 0.01 is large for adapters"),
         (["learner.lr=0"], "learner.lr = 0: "),
         (["learner.warmup_steps=100"], "learner.warmup_steps = 100 is not shorter than the run (100 optimizer steps)"),

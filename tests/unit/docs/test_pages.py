@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlkl.cli import _parse as command_line
+from rlkl.cli import main
+from rlkl.costs.gpus import gpu_named
 from rlkl.recipe.io import load_recipe
 from rlkl.updates import RULES
 from tests.unit.docs.scripts import ROOT, load_script
@@ -85,10 +88,37 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_recipes_and_keys_of_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    recipe, *overrides = shlex.split(command)
+    options = command_line(["plan", *shlex.split(command)])
+    recipe, overrides = options.recipe, options.overrides
+    gpu_named(options.gpu)
     if recipe in USERS_FILES:
         (tmp_path / recipe).write_text(re.findall(r"```yaml\n(# sums\.yaml\n.*?)```", README, re.DOTALL)[0])
         monkeypatch.chdir(tmp_path)
     else:
         monkeypatch.chdir(ROOT)
     load_recipe(recipe, *overrides)
+
+
+def test_the_page_on_planning_shows_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "planning.md").read_text()
+    assert main(["plan", "math_dapo_7b", "--gpus", "8"]) == 2
+    printed = capsys.readouterr()
+    blocks = ["\n".join(lines) for lines in indented(page)]
+    assert printed.out.rstrip() in blocks
+    assert " ".join(printed.err.split()) in [" ".join(block.split()) for block in blocks]
+
+
+def indented(page: str) -> list[list[str]]:
+    """The indented blocks of a page, without their indentation; blank lines inside a block belong to it."""
+    blocks: list[list[str]] = [[]]
+    for line in page.splitlines():
+        if line.startswith("    "):
+            blocks[-1].append(line[4:])
+        elif line.strip():
+            blocks.append([])
+        elif blocks[-1]:
+            blocks[-1].append("")
+    return [block[: len(block) - (block[-1] == "")] for block in blocks if block]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlkl.commands.plan import make_plan
+from rlkl.commands.plan_cluster import plan_cluster
+from rlkl.costs.gpus import gpu_named
 from rlkl.recipe.io import load_recipe
 from rlkl.system.machine import Machine
 from rlkl.updates.settings import PapoSettings
@@ -18,11 +20,62 @@ ONLINE = ["reviews_grpo", "reviews_ppo", "reviews_sparsepo", "reviews_superhf"]
 
 
 LAPTOP = Machine(cpus=4, memory_gib=16.0, gpus=())
-GPU_MACHINE = Machine(cpus=64, memory_gib=1024.0, gpus=("H100",) * 4)
+ON_GPUS = {
+    "gsm8k_grpo_qwen3_0_6b": (4, "H100"),
+    "gsm8k_grpo_qwen3_1_7b": (4, "H100"),
+    "gsm8k_ppo": (4, "H100"),
+    "hh_sparsepo": (1, "H100"),
+    "hh_superhf": (3, "H100"),
+    "imdb_sparsepo": (1, "H100"),
+    "math_dapo_7b": (8, "B200"),
+    "papo_qwen2_5_vl_3b": (4, "H200"),
+    "papo_qwen2_5_vl_7b": (4, "B200"),
+    "reasoning_gym_grpo": (4, "H100"),
+}
+"""The GPUs that each recipe of a real model is for."""
+LIKE_THE_PAPER = "update.mask_init = paper"
 KNOWN_WARNINGS = {
+    "hh_sparsepo": [LIKE_THE_PAPER],
+    "imdb_sparsepo": [LIKE_THE_PAPER],
+    # DAPO keeps no reference, and its variant of GRPO takes 16 optimizer steps a batch with both sides clipped.
+    "math_dapo_7b": ["update.kl_coef = 0 and learner.track_reference_kl = false"],
     # PAPO's authors ran this, with the code that makes it a constant.
     "papo_qwen2_5_vl_7b": ["update.corrupted_entropy_coef without update.recompute"],
 }
+
+
+def machine_for(name: str) -> Machine:
+    """The machine that a recipe is for."""
+    if name not in ON_GPUS:
+        return LAPTOP
+    count, kind = ON_GPUS[name]
+    return Machine(cpus=64, memory_gib=1024.0, gpus=(f"{kind}, {gpu_named(kind).mib} MiB",) * count)
+
+
+def test_every_recipe_of_a_real_model_names_its_gpus():
+    paths = {name: load_recipe(str(RECIPES / f"{name}.yaml")).model.path for name in NAMES}
+    assert {name for name, path in paths.items() if not path.startswith("task:")} == ON_GPUS.keys()
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_a_recipe_of_a_real_model_fits_its_gpus_and_leaves_none_idle(name):
+    count, kind = ON_GPUS[name]
+    planned = plan_cluster(load_recipe(str(RECIPES / f"{name}.yaml")), gpus=count, gpu=gpu_named(kind))
+    assert planned.refusals == ()
+    assert planned.today.used == count
+    assert [warning.partition(":")[0] for warning in planned.warnings] == KNOWN_WARNINGS.get(name, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "overrides"),
+    [
+        ("math_dapo_7b", 8, ["model.lora={rank: 64, alpha: 128}", "learner.lr=1e-5"]),
+        ("papo_qwen2_5_vl_7b", 4, ["model.lora={rank: 64, alpha: 128}", "learner.lr=1e-5"]),
+    ],
+)
+def test_the_adapters_that_a_recipe_proposes_fit_smaller_gpus(name, count, overrides):
+    recipe = load_recipe(str(RECIPES / f"{name}.yaml"), *overrides)
+    assert plan_cluster(recipe, gpus=count, gpu=gpu_named("H100")).refusals == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,7 +83,7 @@ def test_a_recipe_is_called_after_its_file_and_needs_no_other_warning(name, tmp_
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(str(RECIPES / f"{name}.yaml"))
     assert recipe.run.name == name
-    warnings = make_plan(recipe, LAPTOP if recipe.model.path.startswith("task:") else GPU_MACHINE).warnings
+    warnings = make_plan(recipe, machine_for(name)).warnings
     assert [warning.partition(":")[0] for warning in warnings] == KNOWN_WARNINGS.get(name, [])
 
 
@@ -78,3 +131,38 @@ def test_stored_preferences_bring_as_many_sequences_as_are_sampled():
 def test_the_readme_names_every_recipe():
     readme = (RECIPES / "README.md").read_text()
     assert [name for name in [*NAMES, *FOR_OTHER_COMMANDS] if f"`{name}`" not in readme] == []
+
+
+def test_superhfs_recipe_carries_its_papers_settings():
+    recipe = load_recipe(str(RECIPES / "hh_superhf.yaml"))
+    rollout, learner, lora = recipe.rollout, recipe.learner, recipe.model.lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha, lora.target_modules) == (4, 32, ["q_proj", "v_proj"])
+    assert recipe.steps * rollout.prompts_per_step == 10_000
+    assert (rollout.samples_per_prompt, rollout.max_new_tokens, rollout.temperature) == (16, 64, 1)
+    assert (learner.lr, learner.schedule, learner.warmup_steps, learner.weight_decay) == (2e-5, "cosine", 32, 0.01)
+    assert recipe.update.model_dump()["kl_coef"] == 0.35
+    assert recipe.update.model_dump()["filter"] == {"keep": "top_k", "value": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "beta", "lr", "pairs", "l1"), [("imdb_sparsepo", 0.8, 1e-6, 64, 0), ("hh_sparsepo", 0.1, 5e-7, 128, 0.001)]
+)
+def test_sparsepos_recipes_carry_their_papers_settings(name, beta, lr, pairs, l1):
+    recipe = load_recipe(str(RECIPES / f"{name}.yaml"))
+    update = recipe.update.model_dump()
+    assert (update["mask"], update["beta"], update["l1_reward"], update["l1_kl"]) == ("sparse_common", beta, l1, l1)
+    assert (update["mask_init"], update["mask_weight_decay"]) == ("paper", 0.01)
+    assert (recipe.learner.lr, recipe.rollout.prompts_per_step, recipe.learner.schedule) == (lr, pairs, "cosine")
+    assert recipe.learner.warmup_steps == round(recipe.steps / 10)
+
+
+def test_dapos_recipe_carries_its_papers_settings():
+    recipe = load_recipe(str(RECIPES / "math_dapo_7b.yaml"))
+    choices = recipe.update.resolved().model_dump()
+    assert (choices["clip_low"], choices["clip_high"], choices["aggregation"]) == (0.2, 0.28, "token_mean")
+    assert (choices["drop_uniform_groups"], choices["kl_coef"]) == (True, 0)
+    rollout = recipe.rollout
+    assert (rollout.prompts_per_step, rollout.samples_per_prompt, recipe.learner.minibatches) == (512, 16, 16)
+    limit, buffer = (recipe.rewards[1].settings[key] for key in ("limit", "buffer"))
+    assert (recipe.rewards[1].name, limit + buffer) == ("overlong", rollout.max_new_tokens)

@@ -37,12 +37,19 @@ def test_as_many_actors_as_the_cores_can_start_are_accepted():
 
 def test_processes_that_memory_cannot_hold_are_refused_with_the_arithmetic():
     workers = recipe(rollout={"workers": 4, "kv_cache_gib": 2}, update={"kl_coef": 0.1})
-    place_on_machine(workers, Machine(cpus=8, memory_gib=19.5), ONE_GIB)
+    place_on_machine(workers, Machine(cpus=8, memory_gib=22.7), ONE_GIB)
     with pytest.raises(EnvironmentProblem) as error:
-        place_on_machine(workers, Machine(cpus=8, memory_gib=19.0), ONE_GIB)
-    assert "needs at least 19.4 GiB of memory, and this machine has 19.0" in str(error.value)
-    assert "rollout.workers = 4 x 3.40 (process 0.4, weights 1.00, rollout.vllm.kv_cache_gib = 2)" in str(error.value)
+        place_on_machine(workers, Machine(cpus=8, memory_gib=22.5), ONE_GIB)
+    assert "needs at least 22.6 GiB of memory, and this machine has 22.5" in str(error.value)
+    assert "rollout.workers = 4 x 4.20 (process 1.2, weights 1.00, rollout.vllm.kv_cache_gib = 2)" in str(error.value)
     assert "the learner 5.40" in str(error.value)
+
+
+def test_a_vllm_process_is_larger_than_one_of_transformers():
+    machine = Machine(cpus=8, memory_gib=5.0)
+    place_on_machine(recipe(rollout={"workers": 4, "engine": "hf"}), machine, None)
+    with pytest.raises(EnvironmentProblem, match=r"needs at least 9.6 GiB .* 4 x 2.20 \(process 1.2, weights 0.00"):
+        place_on_machine(recipe(rollout={"workers": 4}), machine, None)
 
 
 def test_weights_on_gpus_do_not_count_as_host_memory():

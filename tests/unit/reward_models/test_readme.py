@@ -31,6 +31,10 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "no_disclaimer": ({}, {"As an AI I must": -1, "aside": 0}),
     "json": ({}, {'```json\n{"name": "Ada"}\n```': 1, "```json\n{}\n```": 0.1, '{"name": "Ada"}': 0}),
     "code": ({"tests": '[{"stdin": "2", "stdout": "4"}]'}, {"```python\nprint(int(input()) * 2)\n```": 1, "4": 0}),
+    "reasoning": (
+        {"entry": '{"question": "1+1", "answer": "2", "metadata": {"source_dataset": "gcd"}}'},
+        {"so <answer>2</answer>": 1, "2": 0, "<answer>3</answer>": 0},
+    ),
     "sentiment": ({}, {"a good good film": 0.25}),
     "judge": ({"question": "1+1?"}, {"2": 1}),
 }

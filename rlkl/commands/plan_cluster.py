@@ -1,0 +1,133 @@
+"""Plan a recipe for GPUs that this machine need not have: memory, seconds, the balanced split, and refusals."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from rlkl.commands.plan_layout import CPUS_PER_NODE, Layout, Scene, layout_sharded, layout_today
+from rlkl.commands.plan_refusals import layout_warnings, refusals
+from rlkl.commands.plan_warnings import warnings_about
+from rlkl.commands.plan_work import Work, training_of, work_of
+from rlkl.costs.find import find_shape
+from rlkl.costs.gpus import Gpu, gpu_named
+from rlkl.costs.seconds import Chip
+from rlkl.costs.shapes import ModelShape
+from rlkl.errors import EnvironmentProblem, InputError
+from rlkl.recipe import Recipe
+from rlkl.recipe.io import load_recipe
+from rlkl.rollout.vllm_arguments import check_vllm_arguments
+from rlkl.system.machine import Machine
+from rlkl.tasks import task_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterPlan:
+    """A recipe on a number of GPUs."""
+
+    recipe: Recipe
+    gpu: Gpu
+    gpus: int
+    shape: ModelShape
+    source: str
+    """The place that the shape was read from."""
+    work: Work
+    today: Layout
+    """The split that this version of rlkl runs."""
+    sharded: Layout | None
+    """The split with a sharded learner in which both sides take equally long, or the one that was asked for.
+
+    None if it is what this version runs, or if none fits.
+    """
+    asked: bool
+    """The number of learner GPUs was given."""
+    refusals: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def run(options: Namespace) -> int:
+    """Print the plan of a recipe on ``--gpus`` GPUs; return 0, or raise `EnvironmentProblem` if it does not fit."""
+    from rlkl.commands.plan_cluster_view import show
+
+    plan = plan_cluster(
+        load_recipe(options.recipe, *options.overrides),
+        gpus=options.gpus,
+        gpu=gpu_named(options.gpu),
+        shape=options.shape,
+        lengths=(options.prompt_tokens, options.completion_tokens),
+        ranks=options.ranks,
+    )
+    show(plan)
+    if plan.refusals:
+        raise EnvironmentProblem("does not fit: " + " ".join(plan.refusals))
+    return 0
+
+
+def plan_cluster(
+    recipe: Recipe,
+    *,
+    gpus: int,
+    gpu: Gpu,
+    shape: str | None = None,
+    lengths: tuple[float | None, float | None] = (None, None),
+    ranks: int | None = None,
+) -> ClusterPlan:
+    """Compute the plan of a recipe for so many GPUs of one kind.
+
+    Args:
+        shape: A config.json, or a folder with one, of a model that is not on this machine.
+        lengths: Mean tokens of a prompt and of a completion; None: half of the allowed ones.
+        ranks: GPUs of a sharded learner; None: as many as balance both sides.
+
+    Raises:
+        InputError: the model's shape is unknown, the recipe trains on a CPU, or the options make no sense.
+        EnvironmentProblem: the recipe's shares of GPUs cannot be placed.
+    """
+    _check(recipe, gpus, lengths, ranks)
+    check_vllm_arguments(recipe.rollout.vllm.arguments)
+    found, source = find_shape(recipe.model.path, shape)
+    work = work_of(recipe, found, prompt=lengths[0], completion=lengths[1])
+    scene = Scene(
+        recipe=recipe,
+        shape=found,
+        chip=Chip(gpu=gpu, dtype=recipe.model.dtype),
+        gpus=gpus,
+        work=work,
+        run=training_of(recipe, found),
+    )
+    today = layout_today(scene)
+    sharded = layout_sharded(scene, ranks, rewards=today.rewards)
+    if sharded is not None and (sharded.ranks, sharded.engine_gpus) == (today.ranks, today.engine_gpus):
+        sharded = None
+    machine = Machine(cpus=CPUS_PER_NODE, memory_gib=CPUS_PER_NODE, gpus=(f"{gpu.name}, {gpu.mib} MiB",) * gpus)
+    return ClusterPlan(
+        recipe=recipe,
+        gpu=gpu,
+        gpus=gpus,
+        shape=found,
+        source=source,
+        work=work,
+        today=today,
+        sharded=sharded,
+        asked=ranks is not None,
+        refusals=tuple(refusals(scene, today)),
+        warnings=(*layout_warnings(scene, today, sharded), *warnings_about(recipe, machine)),
+    )
+
+
+def _check(recipe: Recipe, gpus: int, lengths: tuple[float | None, float | None], ranks: int | None) -> None:
+    if gpus < 1:
+        raise InputError(f"--gpus {gpus}: expected 1 or more")
+    limits = {"--prompt-tokens": recipe.data.max_prompt_tokens, "--completion-tokens": recipe.rollout.max_new_tokens}
+    for (option, limit), given in zip(limits.items(), lengths, strict=True):
+        if given is not None and not 0 < given <= limit:
+            raise InputError(f"{option} {given:g}: a mean lies above 0 and at most at the limit of the recipe, {limit}")
+    if ranks is not None and not 1 <= ranks < gpus:
+        raise InputError(f"--ranks {ranks}: expected 1 to {gpus - 1}, so that a GPU is left for the rollout workers")
+    if task_name(recipe.model.path) is not None:
+        raise InputError(
+            f"model.path = {recipe.model.path} is a built-in model of less than a million parameters, which trains on "
+            "a CPU; --gpus plans models of the Hugging Face hub or of a folder"
+        )
+    if recipe.learner.device == "cpu" or recipe.learner.gpus == 0:
+        raise InputError("the learner of this recipe has no GPU (learner.device, learner.gpus); leave out --gpus")

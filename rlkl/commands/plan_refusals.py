@@ -1,0 +1,111 @@
+"""Reasons why a run does not fit on its GPUs, the changes that make it fit, and warnings about its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rlkl.commands.plan_layout import CAN_SHARD, USEFUL_SEQUENCES, Layout, Scene, least_ranks
+from rlkl.costs.gpus import GPUS, GPUS_PER_NODE, NETWORK
+from rlkl.costs.memory import GIB, Training, learner_parts, peak_bytes
+from rlkl.costs.seconds import least_micro_batch
+
+_TRIED_RANK = 64
+"""Rank of the adapters that a refusal proposes."""
+
+
+def refusals(scene: Scene, today: Layout) -> Iterator[str]:
+    """Yield why the run cannot start on these GPUs, and which change would make it fit."""
+    needed = peak_bytes(today.parts)
+    if needed > today.room:
+        beside = " beside the rollout workers on its GPU" if today.shares_a_gpu else ""
+        yield (
+            f"the learner needs {needed / GIB:.0f} of {today.room / GIB:.0f} GiB{beside}. "
+            + _sentence(list(_remedies(scene, today)))
+            + _sharding(scene)
+        )
+    engine = today.engine
+    if engine is not None and engine.tokens < scene.work.longest:
+        wanted = (engine.weights + engine.graphs + scene.work.longest * engine.token / engine.tensor_parallel) / GIB
+        allowed = (engine.weights + engine.graphs + engine.cache) / GIB
+        yield (
+            f"A rollout worker needs {wanted:.0f} of {allowed:.0f} GiB (rollout.vllm.memory_fraction) for its weights "
+            f"and one sequence of {scene.work.longest} tokens. Take GPUs with more memory, fewer rollout.workers for "
+            "each GPU, or a smaller model.path."
+        )
+
+
+def _sentence(remedies: list[str]) -> str:
+    if not remedies:
+        return "No single change of the recipe makes it fit on one GPU of the table."
+    return "Each of these makes it fit: " + "; ".join(remedies) + "."
+
+
+def _remedies(scene: Scene, today: Layout) -> Iterator[str]:
+    """Yield single changes after which the learner fits, computed, with their keys."""
+    recipe, run = scene.recipe, scene.run
+    longest = scene.work.longest
+    changes: list[tuple[str, Training]] = []
+    if not run.is_checkpointed:
+        changes.append(("model.gradient_checkpointing=true", replace(run, is_checkpointed=True)))
+    if not run.is_bfloat16:
+        changes.append(("model.dtype=bfloat16", replace(run, is_bfloat16=True)))
+    if run.micro_batch > longest:
+        changes.append((f"learner.micro_batch_tokens={longest}", replace(run, micro_batch=longest)))
+    if run.adapters is None:
+        adapters = scene.shape.adapter_parameters(_TRIED_RANK)
+        own = () if recipe.model.reference is None else run.frozen[:1]
+        others = run.frozen[len(run.frozen) - len(recipe.models) :] if recipe.models else ()
+        changes.append((f"model.lora='{{rank: {_TRIED_RANK}}}'", replace(run, adapters=adapters, frozen=own + others)))
+    for change, changed in changes:
+        if peak_bytes(learner_parts(scene.shape, changed)) <= today.room:
+            yield change
+    share = today.room / scene.chip.gpu.bytes
+    larger = [gpu for gpu in GPUS.values() if gpu.bytes * share >= peak_bytes(today.parts)]
+    if larger:
+        yield f"--gpu {min(larger, key=lambda gpu: gpu.bytes).name}"
+    if today.shares_a_gpu and peak_bytes(today.parts) <= scene.chip.gpu.bytes:
+        yield f"--gpus {scene.gpus + 1}, so that the learner has a GPU of its own"
+
+
+def _sharding(scene: Scene) -> str:
+    """Return a sentence about the GPUs that a sharded learner would need."""
+    if scene.chip.dtype != "bfloat16":
+        return ""
+    least = least_ranks(scene.shape, scene.run, scene.chip.gpu, 64)
+    if least is None:
+        return " Even a learner sharded over 64 GPUs would not fit."
+    if least == 1:
+        return ""
+    if CAN_SHARD:
+        return f" learner.ranks={least} makes it fit, too."
+    return f" Sharded over {least} GPUs it would fit, but this version of rlkl has one learner process."
+
+
+def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iterator[str]:
+    """Yield warnings about GPUs that stay idle, caches that are small, and micro-batches that wait for the network."""
+    work, recipe = scene.work, scene.recipe
+    idle = scene.gpus - today.used
+    if idle and recipe.rollout.workers and recipe.rollout.gpus_per_worker is None:
+        yield (
+            f"{idle} of {scene.gpus} GPUs stay idle: rollout.workers = {recipe.rollout.workers}. Set "
+            f"rollout.workers={recipe.rollout.workers + idle}"
+        )
+    engine = today.engine
+    if engine is not None and work.longest <= engine.tokens < USEFUL_SEQUENCES * work.longest:
+        yield (
+            f"a rollout worker holds only {engine.sequences(work.longest):.0f} sequences of {work.longest} tokens "
+            f"(key-value cache of {engine.cache / GIB:.0f} GiB): sampling is slow. Take GPUs with more memory, or "
+            "lower rollout.max_new_tokens or data.max_prompt_tokens"
+        )
+    if sharded is not None and sharded.ranks > 1:
+        several = sharded.ranks > GPUS_PER_NODE
+        rate = NETWORK if several else scene.chip.gpu.link
+        least = least_micro_batch(scene.chip, rate)
+        if recipe.learner.micro_batch_tokens < least:
+            place_ = "between machines" if several else "within a machine"
+            yield (
+                f"learner.micro_batch_tokens = {recipe.learner.micro_batch_tokens} is below {least:,.0f}: a learner "
+                f"sharded over {sharded.ranks} GPUs would wait for the gradients of each micro-batch at "
+                f"{rate / 1e9:g} GB/s {place_}. Raise it to 16384"
+            )
