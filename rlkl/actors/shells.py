@@ -17,6 +17,7 @@ from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
+from rlkl.system.machine import keep_freed_memory
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -110,6 +111,7 @@ class LearnerWorker:
 
     def start(self, spec: LearnerSpec) -> None:
         """Load the policy. Not done in the constructor: Ray passes on a constructor's errors as text only."""
+        keep_freed_memory()
         self._learner = Learner(spec)
 
     def size(self) -> tuple[int, int]:

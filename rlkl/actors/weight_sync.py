@@ -42,9 +42,11 @@ class RayWeightSync:
         keep = self._proof.wants_probes and len(probes) > 0
         asked = Probes(kept=probes) if keep else Probes(current=probes, kept=self._proof.kept)
         before = [worker.score.remote(probes) for worker in self._workers] if keep else []
+        # The learner scores before it packs: on one machine the engines' scoring would slow it down, and it theirs.
+        scored = self._learner.actor.expect.remote(asked)
         package = self._learner.actor.pack.remote(version)
         answers = [worker.receive.remote(package, asked) for worker in self._workers]
-        expected: Expected = self._learner.call("score the probes", self._learner.actor.expect.remote(asked))
+        expected: Expected = self._learner.call("score the probes", scored)
         scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:

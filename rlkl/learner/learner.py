@@ -206,6 +206,7 @@ class Learner:
         ``start``: to fill with the log-probs and entropies of this pass, which is the step's first.
         """
         self._optimization.zero_gradients()
+        batch = _with_responses(batch)
         totals: dict[str, Tensor] = {}
         for rows_B in self._signals.cuts(batch):
             micro = batch.rows(rows_B).to(self._device)
@@ -280,6 +281,14 @@ def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
     for name, value in output.terms.items():
         yield f"loss/{name}", value
     yield from output.metrics.items()
+
+
+def _with_responses(batch: Batch) -> Batch:
+    """Leave out sequences without a token to train on, for example truncated ones that the rule masks out."""
+    rows_B = batch.response_BT.any(dim=1).nonzero()[:, 0]
+    if len(rows_B) in (0, batch.size) or bool((batch.list_B >= 0).any()):
+        return batch
+    return batch.rows(rows_B)
 
 
 def _probe_examples(probes: Sequence[Probe]) -> list[Example]:

@@ -51,6 +51,21 @@ def test_micro_batches_keep_like_lengths_together_within_the_budget():
     assert cuts == [[4], [1, 3], [2, 0]]  # 20 alone although over budget; 2 x 9; 2 x 3
 
 
+def test_packed_micro_batches_count_real_tokens_and_what_a_group_shares_once():
+    """Group 0: a prompt of 6 shared by three rows of 8, 9 and 7 tokens. Group 1: one row of 20. Group 2: two of 4."""
+    rows = [((5,) * 6, (6, 7), 0), ((5,) * 6, (8, 8, 8), 0), ((5,) * 6, (9,), 0), ((3,), (4,) * 19, 1)]
+    rows += [((2, 2), (n, n), 2) for n in (6, 7)]
+    batch = pack([example(prompt, answer, group=group) for prompt, answer, group in rows], completion_limit=20)
+
+    def cuts(tokens: int) -> list[list[int]]:
+        return [rows.tolist() for rows in micro_batches(batch, tokens, packed=True)]
+
+    assert cuts(100) == [[3, 0, 1, 2, 4, 5]]
+    assert cuts(32) == [[3, 0, 1, 2], [4, 5]], "20 + 6 + 2 + 3 + 1 tokens, then 2 + 2 + 2"
+    assert cuts(31) == [[3, 0, 1], [2, 4, 5]], "the third row of group 0 pays for its prompt again"
+    assert cuts(1) == [[3], [0], [1], [2], [4], [5]]
+
+
 def test_minibatches_keep_groups_whole_and_change_with_the_epoch():
     batch = pack([example((5,), (6, 1), group=row // 2) for row in range(12)], completion_limit=3)
 
