@@ -63,7 +63,7 @@ class Denominators:
         return self.lists
 
     def of(self, role: Role) -> Denominators:
-        """Counts of one role; all 1 if the step has no sequence of it."""
+        """Return the counts of one role; all 1 if the step has no sequence of it."""
         if role == "main":
             return self
         nothing = Denominators(sequences=1, tokens=1, completion_limit=self.completion_limit)
@@ -145,7 +145,7 @@ class Batch:
     images: ImageInputs | None = None
     """The sequences' pictures; None where none has any."""
     views: Mapping[str, ImageInputs] = field(default_factory=dict)
-    """The same pictures as the rule changed them, by the name of the view (`PolicyUpdate.views`)."""
+    """Copies of the pictures that the rule changed, by the name of the view (`PolicyUpdate.views`)."""
 
     def __new__(cls, **fields: Any) -> Batch:
         """Raise TypeError for fields of an earlier version, with their new names."""
@@ -247,7 +247,7 @@ class Batch:
         )
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The tensors with a row a sequence, by field name; the suffix names their dimensions."""
+        """Return the tensors with a row a sequence, by field name; the suffix names their dimensions."""
         named = ((name, getattr(self, name)) for name in self.__slots__ if name.endswith(("_B", "_BT")))
         return {name: value for name, value in named if value is not None}
 

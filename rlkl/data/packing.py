@@ -103,7 +103,7 @@ def _images(examples: Sequence[Example], pictures: PictureProcessor | None) -> I
 
 
 def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:
-    """Row numbers of each optimizer step: whole groups, in an order drawn anew each epoch.
+    """Return the row numbers of each optimizer step: whole groups, in an order drawn anew each epoch.
 
     One minibatch keeps the batch's own order, so that its micro-batches are cut as the frozen pass cut them and an
     on-policy ratio is exactly 1.
@@ -160,7 +160,7 @@ def _packed_cuts(batch: Batch, max_tokens: int, lengths: list[int]) -> list[Tens
 
 
 def _units(batch: Batch) -> list[list[int]]:
-    """Rows that must share a micro-batch: those of each list, and every other row by itself."""
+    """Return the rows that must share a micro-batch: those of each list, and every other row by itself."""
     units: dict[int, list[int]] = {}
     for row, number in enumerate(batch.list_B.tolist()):
         units.setdefault(number if number >= 0 else -1 - row, []).append(row)

@@ -31,29 +31,29 @@ MAX_LOG_RATIO = 20.0
 
 
 def kl_policy_to_reference_k1(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-    """-log r. Its sum over a response is the sequence's log-ratio: the penalty to subtract from a reward."""
+    """Return -log r. Its sum over a response is the sequence's log-ratio: the penalty to subtract from a reward."""
     return policy_logprobs_BT - reference_logprobs_BT
 
 
 def kl_policy_to_reference_k2(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-    """(log r)^2 / 2. The only one of the three whose back-propagated gradient is that of KL(policy ‖ reference)."""
+    """Return (log r)^2 / 2. Of the three it alone has, back-propagated, the gradient of KL(policy ‖ reference)."""
     return 0.5 * (reference_logprobs_BT - policy_logprobs_BT).square()
 
 
 def kl_policy_to_reference_k3(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-    """r - 1 - log r, GRPO's penalty (arXiv 2402.03300, eq. 4). Back-propagated, it descends KL(reference ‖ policy)."""
+    """Return r - 1 - log r (GRPO, arXiv 2402.03300, eq. 4). Back-propagated, it descends KL(reference ‖ policy)."""
     log_r_BT = (reference_logprobs_BT - policy_logprobs_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1 keeps the digits that exp(x) - 1 loses where policy and reference nearly agree.
     return torch.expm1(log_r_BT) - log_r_BT
 
 
 def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
-    """Exactly ``value`` in the forward pass, the gradient of ``gradient`` in the backward pass."""
+    """Return exactly ``value``, with the gradient of ``gradient`` in the backward pass."""
     return value.detach() + (gradient - gradient.detach())
 
 
 def kl_policy_to_reference_k1_descending_k2(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-    """k1's value, which is unbiased, with k2's gradient: both are of KL(policy ‖ reference)."""
+    """Return k1's value, which is unbiased, with k2's gradient: both are of KL(policy ‖ reference)."""
     return straight_through(
         kl_policy_to_reference_k1(policy_logprobs_BT, reference_logprobs_BT),
         kl_policy_to_reference_k2(policy_logprobs_BT, reference_logprobs_BT),
@@ -61,7 +61,7 @@ def kl_policy_to_reference_k1_descending_k2(policy_logprobs_BT: Tensor, referenc
 
 
 def kl_policy_to_reference_k3_descending_k2(policy_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
-    """k3's value, unbiased and never negative, with k2's gradient: both are of KL(policy ‖ reference)."""
+    """Return k3's value, unbiased and never negative, with k2's gradient: both are of KL(policy ‖ reference)."""
     return straight_through(
         kl_policy_to_reference_k3(policy_logprobs_BT, reference_logprobs_BT),
         kl_policy_to_reference_k2(policy_logprobs_BT, reference_logprobs_BT),
@@ -69,7 +69,7 @@ def kl_policy_to_reference_k3_descending_k2(policy_logprobs_BT: Tensor, referenc
 
 
 def exact_kl(left_V: Tensor, right_V: Tensor) -> Tensor:
-    """KL(left || right) of distributions given as log-probabilities over the last dimension; never below zero.
+    """Compute KL(left || right) of log-probabilities over the last dimension; never below zero.
 
     A token that ``left`` cannot produce adds nothing, in value and in gradient.
     """
@@ -82,7 +82,7 @@ def exact_kl(left_V: Tensor, right_V: Tensor) -> Tensor:
 
 
 def top_k_and_tail(policy_V: Tensor, reference_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Both distributions on the reference's ``k`` likeliest tokens and, last, one bucket for all others.
+    """Reduce both distributions to the reference's ``k`` likeliest tokens and, last, one bucket for all others.
 
     The KL of the two, in either direction, is a lower bound of the whole one that grows with ``k`` (log-sum
     inequality) and equals it at ``k`` = V. What it misses is the tail's share of the left side times the KL within the
@@ -133,7 +133,7 @@ class AdaptiveKl:
         return self.value * (1.0 + self.gain * self.error)
 
     def updated(self, observed: float, sequences: int) -> AdaptiveKl:
-        """The controller after a step of ``sequences`` sequences whose mean KL was ``observed`` nats.
+        """Return the controller after a step of ``sequences`` sequences whose mean KL was ``observed`` nats.
 
         A step of more than ``horizon`` sequences counts as one horizon, so that the coefficient stays above zero.
         """

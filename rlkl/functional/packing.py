@@ -41,7 +41,7 @@ def shared_prefixes(token_ids_BT: Tensor, lengths_B: Tensor, group_B: Tensor) ->
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where packed tokens lie when rows are laid out again.
+    """The places of packed tokens when rows are arranged again.
 
     ``index_M``: the token at each place. ``back_N``: each token's own place. ``duplicates``: for each shared
     beginning its first packed token, its length, and the places of its copies.
@@ -52,7 +52,7 @@ class Layout:
     duplicates: Sequence[tuple[int, int, Tensor]]
 
     def unpack(self, x_N: Tensor) -> Tensor:
-        """Lay out packed tokens, ``[N, ...] -> [M, ...]``; places of padding repeat some token."""
+        """Arrange packed tokens, ``[N, ...] -> [M, ...]``; places of padding repeat some token."""
         return _Unpack.apply(x_N, self)  # pyright: ignore[reportReturnType] - apply is not typed
 
     def repack(self, x_M: Tensor) -> Tensor:
@@ -107,9 +107,9 @@ class Packing:
         count_BT = (own_BT.flatten().cumsum(0) - 1).view(self.shape)
         self.lengths_B = lengths_B
         self.source_N = own_BT.flatten().nonzero()[:, 0]
-        """Of each packed token: its place in the rows, ``row * T + column``."""
+        """The place of each packed token in the rows, ``row * T + column``."""
         self.positions_N = self.source_N % length
-        """Of each packed token: its column, which is its position in the sequence."""
+        """The column of each packed token, which is its position in the sequence."""
         self._place_BT = torch.where(own_BT, count_BT, torch.where(real_BT, count_BT[first_B], 0))
         self._prefixes = self._groups(prefix_B, first_B, count_BT)
 
@@ -163,7 +163,7 @@ class Packing:
         return self._layout(rows, lengths), shapes
 
     def _layout(self, blocks: Sequence[Tensor], lengths: Sequence[int]) -> Layout:
-        """Lay out blocks of rows one after the other, each row as many places as ``lengths`` says."""
+        """Arrange blocks of rows one after the other; ``lengths`` are the places of each block's rows."""
         start = 0
         device = self.source_N.device
         place_BT = torch.zeros(self.shape, dtype=torch.long, device=device)

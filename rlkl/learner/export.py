@@ -32,7 +32,7 @@ class ExportScores:
     learner: Scores
     exported: Scores
     rounding: float
-    """How far that precision changes the learner's log-probs (nats, root mean square); 0 in float32."""
+    """Change of the learner's log-probs by that precision (nats, root mean square); 0 in float32."""
     problem: str | None = None
     """A difference between the tensors themselves; None if there is none."""
 
@@ -78,7 +78,7 @@ def growth_to_float32(policy: Policy) -> int:
 
 
 def _problem(policy: Policy, folder: Path) -> str | None:
-    """Say which tensors in ``folder`` are not the learner's bit for bit, or return None."""
+    """Name the tensors in ``folder`` that are not the learner's bit for bit, or return None."""
     if policy.adapter is not None:
         held = {name: p.detach().float() for name, p in adapter_parameters(policy.model)}
         if problem := _differing(held.items(), folder / ADAPTER_FOLDER):

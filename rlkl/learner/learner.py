@@ -226,7 +226,7 @@ class Learner:
 
     @torch.no_grad()
     def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
-        """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`.
+        """Compute log-probs at temperature 1 of each token after the first, to compare with `Engine.score`.
 
         They are the policy's, or those of another ``model``.
         """

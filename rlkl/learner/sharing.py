@@ -18,7 +18,7 @@ class Sighting:
 
     machine: str
     problem: str = ""
-    """Why it does not see the token, or cannot answer; empty if it did."""
+    """Reason why it does not see the token, or cannot answer; empty if it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Token:
         return self.path.with_suffix(".answer")
 
     def look(self) -> Sighting:
-        """Called by the other process: read the token and answer it."""
+        """Read the token and answer it; the other process calls this."""
         machine = platform.node()
         try:
             if self.path.read_text() != self.text:

@@ -141,7 +141,7 @@ def hidden_states(model: Scorer, batch: Batch) -> Tensor:
 
 
 def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies ``[B, T]`` of one micro-batch's response tokens, zero elsewhere."""
+    """Compute log-probs and entropies ``[B, T]`` of one micro-batch's response tokens, zero elsewhere."""
     predicted = batch.response_BT[:, 1:]
     hidden_NH = hidden_states(model, batch)[:, :-1][predicted]
     logprobs_N, entropy_N = chunked_logprobs_and_entropy(
@@ -190,7 +190,7 @@ def frozen_view_logprobs(
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
-    """Pad with zeros on the right up to ``length``."""
+    """Append zeros on the right up to ``length``."""
     return F.pad(x_BT, (0, length - x_BT.shape[1]))
 
 

@@ -91,7 +91,7 @@ class LanguageModel(nn.Module):
         return packing.padded.unpack(output[0]).view(*token_ids_BT.shape, *output.shape[2:])
 
     def _inputs(self, token_ids_BT: Tensor, images: ImageInputs | None) -> dict[str, Tensor]:
-        """Token ids; with pictures the embeddings that these become, and each place's position in text and picture."""
+        """Return the token ids, or with pictures their embeddings and the positions in text and picture."""
         if images is None:
             return {"input_ids": token_ids_BT} | self._text_positions(token_ids_BT)
         body = self.model.base_model
@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
         }
 
     def _text_positions(self, token_ids_BT: Tensor) -> dict[str, Tensor]:
-        """Named outright for a vision-language model, which otherwise may go on counting from an earlier call."""
+        """Return the positions for a vision-language model, which otherwise may count on from an earlier call."""
         if not self.is_multimodal:
             return {}
         rows, length = token_ids_BT.shape
@@ -135,7 +135,7 @@ class LanguageModel(nn.Module):
         )
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        """Logits ``[N, V]`` of hidden states ``[N, H]``, scaled and soft-capped if the model does that."""
+        """Compute logits ``[N, V]`` of hidden states ``[N, H]``, scaled and soft-capped if the model does that."""
         config = self.model.config.get_text_config()
         logits_NV = self.model.get_output_embeddings()(hidden_NH)
         if (factor := getattr(config, "logit_scale", None)) is not None:
@@ -220,7 +220,7 @@ class LanguageModel(nn.Module):
 
 
 def model_class(config: Any) -> Any:
-    """The transformers class that a model of this configuration is loaded by, with its output head."""
+    """Return the transformers class that loads a model of this configuration, with its output head."""
     is_multimodal = getattr(config, "vision_config", None) is not None
     return AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
 

@@ -50,7 +50,7 @@ class Tracker:
     """
 
     def __init__(self, run_dir: Path, recipe: Recipe, *, run_id: str | None, first_step: int) -> None:
-        """``run_id`` is None for a new run; a resumed one passes what its checkpoint kept.
+        """Open the records of a run. ``run_id`` is None for a new run; a resumed one passes what its checkpoint kept.
 
         ``first_step`` is the index of the step that comes next: what ``run_dir`` holds of it and of later ones is
         removed. Raises CheckpointError for a damaged ``metrics.jsonl``, EnvironmentProblem when W&B refuses the run.
@@ -85,12 +85,12 @@ class Tracker:
         return self._state.records
 
     def note(self, text: str) -> None:
-        """Says in one line what the run is doing, until the next step is logged."""
+        """Show in one line what the run is doing, until the next step is logged."""
         self._state.note = text
         self._console.note()
 
     def samples_due(self, step: int) -> bool:
-        """Whether the training step with index ``step`` leaves a sample file."""
+        """Return whether the training step with index ``step`` leaves a sample file."""
         finished = step_number(step)
         return step == 0 or finished % self._recipe.tracking.samples_every == 0 or finished == self._recipe.steps
 
@@ -102,7 +102,7 @@ class Tracker:
         token_columns: TokenColumns | None = None,
         views: Mapping[str, Mapping[int, Sequence[Image]]] | None = None,
     ) -> None:
-        """Records the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
+        """Record the training step with index ``step``; samples at the first, each ``samples_every``-th and the last.
 
         ``token_columns``, one entry a rollout in the order of ``groups``, go to the sample file, and so do the
         pictures; ``views`` are those that the rule changed, by view and number of the group.
@@ -167,7 +167,7 @@ class Tracker:
         return errors
 
     def finish(self, summary: RunSummary) -> None:
-        """Closes everything and prints what was reached and where it is."""
+        """Close everything and print what was reached and where it is."""
         errors = self._close(failed=False)
         places: dict[str, Path | str] = {}
         if summary.policy_dir is not None:
@@ -181,7 +181,7 @@ class Tracker:
             raise errors[0]
 
     def fail(self, error: BaseException) -> None:
-        """Closes everything after ``error``, marks the W&B run as failed, and prints where its traces are."""
+        """Close everything after ``error``, mark the W&B run as failed, and print where its traces are."""
         self._close(failed=True)
         resumable = any((self._run_dir / "checkpoints").glob("step_*"))
         print_summary(f"{type(error).__name__} after", self._places(resumable=resumable), self._state)

@@ -135,7 +135,7 @@ class Trainer:
         self.saver.save_once(self.step, self.selector.position)
 
     def _rescue(self) -> BaseException | None:
-        """After an error, save the last step that the learner finished; return the error that this ended with."""
+        """Save the last step that the learner finished, after an error; return the error that this ended with."""
         try:
             if self.hands.learner.finished_steps() > self.step:  # the step is in the weights, but not recorded
                 self._finish_step()

@@ -156,14 +156,14 @@ def check_rewards(state: LoopState, fingerprints: Mapping[str, str], *, allow_ch
 
 
 def _is_exported(checkpoint: Path, policy: Path) -> bool:
-    """Whether ``policy`` holds what the checkpoint holds. It may be the policy of an earlier, shorter run."""
+    """Return whether ``policy`` holds what the checkpoint holds. It may be the policy of an earlier, shorter run."""
     files = read_manifest(checkpoint).items()
     expected = {name.removeprefix("policy/"): file for name, file in files if name.startswith("policy/")}
     return policy.is_dir() and not differences(expected, list_files(policy))
 
 
 def _values_before(saved: Saved) -> Mapping[str, object]:
-    """The recipe that made the run; keys that this version has added get their defaults."""
+    """Return the recipe that made the run; keys that this version has added get their defaults."""
     try:
         return plain_values(recipe_from(saved.state.recipe, str(saved.checkpoint)))
     except RecipeError as error:  # another version's keys, or a rule whose file has moved
@@ -172,7 +172,7 @@ def _values_before(saved: Saved) -> Mapping[str, object]:
 
 
 def _is_free(saved: Saved, change: Change) -> bool:
-    """Whether a change is allowed, or is judged by a hash rather than by the text of the key."""
+    """Return whether a change is allowed, or is judged by a hash rather than by the text of the key."""
     if change.may_happen:
         return True
     name = next((name for key, name in BOUND_BY_CONTENT.items() if change.is_within(key)), None)

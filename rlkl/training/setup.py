@@ -274,7 +274,7 @@ def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, image
 
 
 def _stop_token_ids(model_path: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a completion: end of sequence, the chat template's turn end, those of generation_config.json."""
+    """List the ids that end a completion: end of sequence, the template's turn end, those of generation_config.json."""
     end = find_turn_end(tokenizer, template_kwargs)
     stops = [tokenizer.eos_token_id, *([] if end is None else [end.stop_id])]
     try:

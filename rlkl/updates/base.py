@@ -28,13 +28,13 @@ class ModelShape:
     """Properties of the policy that the heads of a rule are built for."""
 
     path: str
-    """Where the policy's weights came from: a separate critic starts from them too."""
+    """The folder or name of the policy's weights: a separate critic starts from them, too."""
     hidden_size: int
     layers: int
     seed: int
     """For the heads' initial weights."""
     dtype: torch.dtype = torch.float32
-    """In which the policy computes."""
+    """The precision that the policy computes in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class PictureContext:
     """Number of the draw, prompt id, and number of the picture in its prompt: derive the seed of random changes from
     it and the rule's own seed, so that a resumed run repeats them."""
     attention: Attention
-    """How much the policy's vision tower looks at each part of a picture: ``[rows, columns]`` of a grid over it."""
+    """Measures how much the policy's vision tower looks at each part of a picture: ``[rows, columns]`` of a grid."""
 
 
 class HeadInput(Enum):
@@ -70,7 +70,7 @@ class Heads(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, K]`` float32 from what `reads` names."""
+        """Compute ``[B, T, K]`` float32 from what `reads` names."""
 
     def redraw(self, heads_NK: Tensor) -> bool:
         """Re-initialise dead heads before the first optimizer step; return True to be called with the new outputs.
@@ -143,7 +143,7 @@ class PolicyUpdate(ABC):
         """Raise `RecipeError` for a model that the rule cannot train. Called at set-up, before anything is loaded."""
 
     def build_heads(self, model: ModelShape) -> Heads | None:
-        """Trainable modules beside the policy (a value head, mask heads); their output is ``Signal.HEADS``."""
+        """Build trainable modules beside the policy (a value head, mask heads); their output is ``Signal.HEADS``."""
         return None
 
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
@@ -185,4 +185,4 @@ class PolicyUpdate(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """The loss of one micro-batch. ``signals`` holds these rows' frozen signals and the differentiable ones."""
+        """Compute the loss of one micro-batch. ``signals`` holds these rows' frozen signals and the live ones."""

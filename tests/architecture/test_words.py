@@ -30,26 +30,6 @@ Turn Unfreeze Unlock Unpack Update Validate Verify Visit Wait Warn Weigh Whiten 
 """
 """First words of the docstrings of functions: imperative verbs. If yours is missing, add it."""
 
-PENDING = (
-    "rlkl/batch.py",
-    "rlkl/data/packing.py",
-    "rlkl/functional/",
-    "rlkl/learner/",
-    "rlkl/models/language_model.py",
-    "rlkl/signals.py",
-    "rlkl/tracking/metrics/",
-    "rlkl/tracking/records/",
-    "rlkl/tracking/tracker.py",
-    "rlkl/tracking/wandb/",
-    "rlkl/training/loop.py",
-    "rlkl/training/resume.py",
-    "rlkl/training/setup.py",
-    "rlkl/updates/base.py",
-    "rlkl/updates/grpo/rule.py",
-    "rlkl/updates/papo/",
-)
-"""Files and folders whose docstrings are still to be rewritten; this list goes when it is empty."""
-
 TWISTED = (
     "What its parameters are called decides",
     "does not mean what it seems",
@@ -104,16 +84,12 @@ def function_docstrings(text: str) -> Iterator[tuple[str, str]]:
             yield node.name, docstring
 
 
-def is_pending(place: str) -> bool:
-    return place.startswith(PENDING)
-
-
 def starts_with_a_verb(docstring: str) -> bool:
     return docstring.split()[0].rstrip(".,;:") in VERBS.split()
 
 
 def test_docstrings_do_not_start_with_a_question_word() -> None:
-    found = [place for place, text in docstrings() if text.startswith(OPENINGS) and not is_pending(place)]
+    found = [place for place, text in docstrings() if text.startswith(OPENINGS)]
     assert found == []
 
 
@@ -125,7 +101,7 @@ def test_docstrings_of_functions_start_with_a_verb() -> None:
         for name, text in function_docstrings(file.read_text())
         if not starts_with_a_verb(text)
     ]
-    assert [line for line in found if not is_pending(line)] == []
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def picture_columns(names: Sequence[str]) -> list[str]:
 
 
 def side_by_side(run_dir: Path, paths: Sequence[str]) -> Picture | None:
-    """The pictures at these paths in one row, on white; None for none."""
+    """Join the pictures at these paths in one row, on white; return None for none."""
     from PIL import Image as pil
 
     pictures = [pil.open(run_dir / path).convert("RGB") for path in paths]
@@ -79,7 +79,7 @@ def _save(run_dir: Path, image: Image) -> str:
 
 
 def _suffix(data: bytes) -> str:
-    """Of the formats that `rlkl.data.images` keeps."""
+    """Return the file suffix of a format that `rlkl.data.images` keeps."""
     if data.startswith(b"\xff\xd8"):
         return ".jpg"
     return ".webp" if data.startswith(b"RIFF") else ".png"

@@ -32,7 +32,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        """Opens the file for a run that goes on at step index ``first_step``, cutting off later records.
+        """Open the file for a run that goes on at step index ``first_step``, cutting off later records.
 
         Raises CheckpointError when a record other than the last is damaged.
         """
@@ -42,7 +42,7 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, float]) -> None:
-        """Writes one record and hands it to the operating system.
+        """Write one record and hand it to the operating system.
 
         Raises LearnerError for NaN and infinity: JSON has no such numbers, and a curve would silently lose the point.
         """
@@ -56,7 +56,7 @@ class MetricsFile:
         self._file.flush()
 
     def sync(self) -> None:
-        """Returns once everything appended is on disk."""
+        """Return once everything appended is on disk."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
 
@@ -66,7 +66,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a ``metrics.jsonl``, empty where there is no file; a last line that a crash tore off is left out.
+    """Read the records of a ``metrics.jsonl``; none without a file. A last line that a crash tore off is left out.
 
     Raises CheckpointError when any other line is damaged.
     """
@@ -156,13 +156,13 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 def sample_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
-    """Finished steps and path of each sample file, oldest first."""
+    """List finished steps and path of each sample file, oldest first."""
     for path in sorted((run_dir / "samples").glob("step_*.parquet")):
         yield int(path.stem.removeprefix("step_")), path
 
 
 def drop_later_samples(run_dir: Path, first_step: int) -> None:
-    """Removes the sample files of steps that a run resumed at step index ``first_step`` will do again."""
+    """Remove the sample files of steps that a run resumed at step index ``first_step`` will do again."""
     for finished, path in sample_files(run_dir):
         if step_index(finished) >= first_step:
             path.unlink()
@@ -174,12 +174,12 @@ def _line(record: Mapping[str, float]) -> str:
 
 
 def _utf8(text: str) -> str:
-    """Lone surrogates, which a byte-level decoder can leave behind, do not fit into a parquet string."""
+    """Replace lone surrogates, which a byte-level decoder can leave and a parquet string cannot hold."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _write_atomically(path: Path, content: bytes | pa.Buffer) -> None:
-    """The file has its old content or the new one, whenever the machine stops."""
+    """Write a file so that it has its old content or the new one, whenever the machine stops."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
         with aside.open("wb") as file:

@@ -45,7 +45,7 @@ def reward_of(rollout: Rollout) -> float:
 def most_suspicious(
     signal: str, groups: Sequence[RolloutGroup], records: Sequence[Record], monitors: Mapping[str, str], kept: int
 ) -> list[Suspect]:
-    """The ``kept`` samples that show best what ``signal`` has found, the most suspicious first."""
+    """Return the ``kept`` samples that show best what ``signal`` has found, the most suspicious first."""
     kind, _, name = signal.partition("/")
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     rollouts = [rollout for _, rollout in pairs]
@@ -70,7 +70,7 @@ def most_suspicious(
 
 
 def monitor_score(rollout: Rollout, name: str) -> float:
-    """Of a monitor, or of a reward of weight 0; NaN where it abstained."""
+    """Return the score of a monitor, or of a reward of weight 0; NaN if it abstained."""
     return rollout.monitors.get(name, rollout.components.get(name, float("nan")))
 
 
@@ -91,7 +91,7 @@ def suspects_path(run_dir: Path, finished: int) -> Path:
 
 
 def drop_later_suspects(run_dir: Path, first_step: int) -> None:
-    """Removes the files of steps that a run resumed at step index ``first_step`` will do again."""
+    """Remove the files of steps that a run resumed at step index ``first_step`` will do again."""
     for path in (run_dir / "suspicious").glob("step_*.jsonl"):
         if step_index(int(path.stem.removeprefix("step_"))) >= first_step:
             path.unlink()
@@ -117,7 +117,7 @@ def _described(suspect: Suspect) -> dict[str, object]:
 
 
 def _shared_words(groups: Sequence[RolloutGroup]) -> list[float]:
-    """For each sample, the share of the other prompts that answer with its words, mean over its distinct words."""
+    """Return for each sample the share of other prompts that answer with its words, mean over its distinct words."""
     of_prompt: dict[str, set[str]] = {}
     for group in groups:
         words = {word for rollout in group.rollouts for word in rollout.completion.text.lower().split()}
@@ -133,7 +133,7 @@ def _shared_words(groups: Sequence[RolloutGroup]) -> list[float]:
 
 
 def _length_change(rollouts: Sequence[Rollout], records: Sequence[Record]) -> list[float]:
-    """Tokens beyond the mean of the start, or short of it, whichever way the step's mean has gone."""
+    """Return the tokens beyond the mean of the start, or short of it, whichever way the step's mean has gone."""
     usual = first(records, "rollout/length_mean") or 0.0
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     sign = 1 if sum(lengths) >= usual * len(lengths) else -1

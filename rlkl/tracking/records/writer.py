@@ -10,7 +10,7 @@ from multiprocessing.pool import AsyncResult, ThreadPool
 from rlkl.errors import DeadlineError
 
 FLUSH_TIMEOUT_S = 120.0
-"""How long everything handed over may take to be written."""
+"""Seconds that everything handed over may take to be written."""
 
 
 class BackgroundWriter:

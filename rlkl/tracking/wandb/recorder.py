@@ -14,7 +14,7 @@ from rlkl.tracking.wandb.run import WandbRun
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
-"""How long a checkpoint, or the end of the run, waits for W&B to take in what it was given."""
+"""Seconds that a checkpoint, or the end of the run, waits for W&B to take in what it was given."""
 
 
 class WandbRecorder:

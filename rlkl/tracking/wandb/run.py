@@ -21,14 +21,14 @@ from rlkl.tracking.records.reading import TOKEN_COLUMN, sample_files, sample_pat
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
-"""How long W&B may take to answer when a run starts."""
+"""Seconds that W&B may take to answer when a run starts."""
 FINISH_TIMEOUT_S = 60.0
-"""How long the last upload may take; what is left stays on disk for ``wandb sync``."""
+"""Seconds that the last upload may take; what is left stays on disk for ``wandb sync``."""
 SAMPLE_COLUMNS = ("step", "prompt_id", "prompt", "completion", "finish_reason", "reward")
 
 
 def new_run_id() -> str:
-    """A W&B run id. It is made once per run, kept in checkpoints, and the same after every resume."""
+    """Make a W&B run id: once per run, kept in checkpoints, and the same after every resume."""
     return uuid.uuid4().hex[:12]
 
 
@@ -99,18 +99,18 @@ class WandbRun:
         return Path(self._run.settings.sync_dir)
 
     def log(self, finished: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of a step, under their own keys; ``step`` is the x axis of every curve."""
+        """Log the metrics of a step, under their own keys; ``step`` is the x axis of every curve."""
         self._run.log({"step": finished, **metrics}, step=finished)
 
     def log_samples(self, finished: int) -> None:
-        """Adds the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
+        """Add the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
         key, table = self._add_rows(sample_path(self._run_dir, finished))
         self._run.log({key: table}, step=finished)
 
     def _add_rows(self, path: Path) -> tuple[str, Any]:
-        """The file's first rows: `SAMPLE_COLUMNS`, and what the run has of pictures and of numbers a token.
+        """Add the file's first rows: `SAMPLE_COLUMNS`, pictures, and numbers a token.
 
-        Returns the table that they went to and its key. A table has one set of columns. When a later step brings new
+        Return the table that they went to and its key. A table has one set of columns. When a later step brings new
         ones, ``samples_2`` takes its rows and those of the steps after it.
         """
         schema = pq.read_schema(path)
@@ -133,7 +133,7 @@ class WandbRun:
         return None if picture is None else wandb.Image(picture)
 
     def finish(self, *, failed: bool = False) -> None:
-        """Closes the run; waits at most `FINISH_TIMEOUT_S` for uploads."""
+        """Close the run; wait at most `FINISH_TIMEOUT_S` for uploads."""
         self._run.finish(exit_code=1 if failed else 0)
         self._staging.restore()
 
@@ -146,7 +146,7 @@ class WandbRun:
 
 
 def _online_problem() -> str | None:
-    """Why W&B cannot be used online from here, or None. Takes at most about ten seconds."""
+    """Return the reason why W&B cannot be used online from here, or None. Takes at most about ten seconds."""
     import wandb
     from wandb.errors import CommError
 

@@ -104,7 +104,7 @@ class Grpo(PolicyUpdate):
         return weights_BT * batch.weight_B.unsqueeze(1)
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """Terms ``policy`` and, with a KL in the loss, ``kl``. Metrics are fractions of the step's response tokens."""
+        """Sum ``policy`` and, with a KL in the loss, ``kl``. Metrics are fractions of the step's response tokens."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         policy = self._surrogate(batch, signals, policy_BT)
         terms = {"policy": (self._weights(batch) * policy.loss_BT).sum()}

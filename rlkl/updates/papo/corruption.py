@@ -34,7 +34,7 @@ def corrupt(picture: Picture, settings: CorruptionSettings, *, seed: int, attent
 
 
 def mask_patches(picture: Picture, generator: np.random.Generator, probability: float, cell: int) -> Picture:
-    """Blacken each cell of ``cell`` pixels a side, cut ones at the edges too, with this probability."""
+    """Turn each cell of ``cell`` pixels a side, cut ones at the edges too, black with this probability."""
     shape = (math.ceil(picture.height / cell), math.ceil(picture.width / cell))
     black = generator.random(shape) < probability
     return blacken(picture, black.repeat(cell, axis=0).repeat(cell, axis=1))
@@ -50,7 +50,7 @@ def add_noise(picture: Picture, generator: np.random.Generator, std: float) -> P
 
 
 def mask_salient(picture: Picture, saliency: np.ndarray, fraction: float) -> Picture:
-    """Blacken the ``fraction`` of the grid's cells (rounded down) that are looked at most."""
+    """Turn the ``fraction`` of the grid's cells (rounded down) that are looked at most black."""
     black = np.zeros(saliency.size, dtype=bool)
     black[np.argsort(-saliency, axis=None, kind="stable")[: math.floor(fraction * saliency.size)]] = True
     black = black.reshape(saliency.shape)
@@ -60,7 +60,7 @@ def mask_salient(picture: Picture, saliency: np.ndarray, fraction: float) -> Pic
 
 
 def blacken(picture: Picture, black: np.ndarray | None = None) -> Picture:
-    """Blacken the pixels in ``black``, an array at least as large as the picture; all pixels without it."""
+    """Turn the pixels in ``black`` black, an array at least as large as the picture; all pixels without it."""
     from PIL import Image as pil
 
     values = np.asarray(picture).copy()

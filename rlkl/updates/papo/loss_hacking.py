@@ -29,7 +29,7 @@ _ENTROPIES = ("perception/entropy_clean", "perception/entropy_corrupted")
 
 
 def loss_hacking_alarms(records: Sequence[Mapping[str, float]], *, first_kl: float) -> dict[str, str]:
-    """Metric key -> warning, for each monitor that trips on the last of a run's step records (oldest first).
+    """Return a warning by metric key for each monitor that trips on the last of the step records (oldest first).
 
     At most the last `HISTORY` records before it count. ``first_kl`` is the mean ``perception/kl`` of the run's first
     `FIRST_STEPS`: about the base model's own. Raises `KeyError` when a record lacks a monitored metric.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 DUAL_CLIP = 3.0
-"""Where A < 0 the surrogate is at most -3 A: a bad token gets no gradient once its ratio exceeds 3, as in the code."""
+"""If A < 0, the surrogate is at most -3 A: a bad token gets no gradient once its ratio exceeds 3, as in the code."""
 
 
 class Papo(Grpo):
@@ -62,18 +62,18 @@ class Papo(Grpo):
         return frozenset({Signal.CORRUPTED_LOGPROBS.view})
 
     def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
-        """Corrupt the picture as ``update.corruption`` describes."""
+        """Return the picture corrupted as ``update.corruption`` describes."""
         seed = derive_seed(self.seed, "corruption", *context.key)
         return corrupt(picture, self.settings.corruption, seed=seed, attention=context.attention)
 
     def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
-        """``perception_kl``: each token's k3 of clean against corrupted, with the weights that began the step."""
+        """Return ``perception_kl``: each token's k3 of clean against corrupted, weights at the start of the step."""
         clean_BT = masked(batch.signals[Signal.PROXIMAL_LOGPROBS], picture_tokens(batch))
         corrupted_BT = masked(batch.signals[Signal.CORRUPTED_LOGPROBS], picture_tokens(batch))
         return {"perception_kl": perception.kl_clean_to_corrupted_k3(clean_BT, corrupted_BT)}
 
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
-        """GRPO's terms, then ``perception``, ``entropy``, ``corrupted_entropy``. Own metrics are of image sequences."""
+        """Sum GRPO's terms and PAPO's own. The metrics of the latter are of sequences with a picture."""
         output = super().loss(batch, signals)
         own = {name: term.loss(batch, signals) for name, term in self.own_terms.items()}
         metrics = [term.metrics(batch, signals) for term in self.own_terms.values()]
@@ -91,7 +91,7 @@ class Papo(Grpo):
         return surrogate.dual_clipped(single, advantages_BT, limit=DUAL_CLIP)
 
     def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
-        """Signs that the perception KL is hacked. They change nothing in the training."""
+        """Return signs that the perception KL is hacked. They change nothing in the training."""
         seen = [record for record in records if "perception/kl" in record]  # a step that trained on nothing has none
         if not seen:
             return {}

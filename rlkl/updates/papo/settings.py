@@ -60,7 +60,7 @@ class PapoSettings(GrpoSettings):
         return self
 
     def variant_choices(self) -> GrpoChoices:
-        """As GRPO's, but ``grpo`` averages over tokens and clips from 0.2 below to 0.3 above, as PAPO's code does."""
+        """Return GRPO's; ``grpo`` averages over tokens and clips from 0.2 below to 0.3 above, as PAPO's code does."""
         return PAPO_GRPO if self.variant == "grpo" else super().variant_choices()
 
     @property

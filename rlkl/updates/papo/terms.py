@@ -35,7 +35,7 @@ class PictureTerm(Term):
         return frozenset({Signal.POLICY_LOGPROBS, self.view})
 
     def annealing(self, progress: float) -> float:
-        """gamma now over gamma at the start: 1, or falling linearly until ``anneal_over`` of the run is done."""
+        """Return gamma now over gamma at the start: 1, or falling linearly until ``anneal_over`` of the run is done."""
         if self.settings.anneal_to is None:
             return 1.0
         end = self.settings.anneal_to / self.settings.perception_coef
