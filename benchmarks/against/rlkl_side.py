@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Iterator
 
+import torch
+
 from benchmarks.against.measured import CLIP, LR, MAX_GRAD_NORM, Measured, peak_mib
 from benchmarks.against.workload import Case, Workload
 from rlkl.learner.learner import Learner, LearnerSpec
@@ -16,20 +18,7 @@ from rlkl.types import Completion, Example, Prompt, Rollout
 def run(workload: Workload, *, steps: int) -> Measured:
     """Train for a first step and ``steps`` measured ones."""
     imports_mib = peak_mib()
-    recipe = _recipe(workload, steps=1 + steps)
-    learner = Learner(
-        LearnerSpec(
-            recipe=recipe,
-            model_path=workload.policy,
-            reference_path=workload.reference if workload.case.kl_coef > 0 else None,
-        )
-    )
-    examples = list(_examples(workload))
-    records, seconds = [], []
-    for step in range(1 + steps):
-        start = time.perf_counter()
-        records.append(learner.prepare(examples, step=step) | learner.step(step))
-        seconds.append(time.perf_counter() - start)
+    records, seconds = train(build_learner(workload, steps=1 + steps), workload, steps=1 + steps)
     return Measured(
         seconds=seconds[1:],
         peak_mib=peak_mib(),
@@ -39,7 +28,32 @@ def run(workload: Workload, *, steps: int) -> Measured:
     )
 
 
-def _recipe(workload: Workload, *, steps: int) -> Recipe:
+def build_learner(workload: Workload, *, steps: int, device: str = "cpu") -> Learner:
+    """Return the learner of a run of ``steps``."""
+    return Learner(
+        LearnerSpec(
+            recipe=recipe_of(workload, steps=steps, device=device),
+            model_path=workload.policy,
+            reference_path=workload.reference if workload.case.kl_coef > 0 else None,
+        )
+    )
+
+
+def train(learner: Learner, workload: Workload, *, steps: int) -> tuple[list[dict[str, float]], list[float]]:
+    """Return the metrics and the seconds of each step. Work that a CUDA device still has to do counts."""
+    examples = list(_examples(workload))
+    records, seconds = [], []
+    for step in range(steps):
+        start = time.perf_counter()
+        records.append(learner.prepare(examples, step=step) | learner.step(step))
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return records, seconds
+
+
+def recipe_of(workload: Workload, *, steps: int, device: str) -> Recipe:
+    """Return the recipe of the work, for the learner alone."""
     case: Case = workload.case
     return Recipe.model_validate(
         {
@@ -55,7 +69,7 @@ def _recipe(workload: Workload, *, steps: int) -> Recipe:
                 "lr": LR,
                 "max_grad_norm": MAX_GRAD_NORM,
                 "micro_batch_tokens": case.micro_batch_tokens,
-                "device": "cpu",
+                "device": device,
             },
             "steps": steps,
         }
