@@ -5,8 +5,9 @@
     python -m benchmarks.against_trl --write benchmarks/RESULTS.md
 
 Each round runs each side in a fresh process, so that peak memory is each one's own. The first step of both must have
-the same loss and gradient norm, or the benchmark fails: a time without equal work means nothing. Run it on a machine
-that does nothing else. ``--tiny`` tries it on a very small model; its figures mean nothing.
+the same loss and gradient norm, or the benchmark fails: a time without equal work means nothing. In the ``whole`` cases
+each side samples for itself; they must sample equally many tokens. Run it on a machine that does nothing else.
+``--tiny`` tries it on a very small model; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def compare(name: str, case: Case, *, rounds: int, steps: int, threads: int) -> 
         useful_flops=workload.useful_flops,
         rate=max(rates),
         rounds=measured,
+        whole=case.whole,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 from collections.abc import Sequence
@@ -21,14 +22,16 @@ class Measured:
 
     seconds: Sequence[float]
     """Of each step after the first."""
-    peak_mib: float
-    """Largest resident memory of the process."""
-    imports_mib: float
+    tokens: float
+    """Sampled tokens of a step."""
+    peak_mib: float = math.nan
+    """Largest resident memory of the process; NaN for a whole step, which rlkl makes in several processes."""
+    imports_mib: float = math.nan
     """Largest resident memory before a model was loaded."""
-    loss: float
-    """Of the first step."""
-    grad_norm: float
-    """Of the first step, before clipping."""
+    loss: float = math.nan
+    """Of the first step on given completions."""
+    grad_norm: float = math.nan
+    """Of the first step on given completions, before clipping."""
 
     def dump(self) -> str:
         """Write it as one line."""

@@ -1,26 +1,41 @@
-"""rlkl's side of the comparison: the learner's `prepare` and `step`, in this process."""
+"""rlkl's side of the comparison.
+
+On given completions it is the learner's `prepare` and `step`, in this process. A whole step is one of `rlkl.train`:
+vLLM samples in a Ray actor, the learner is another, weights are published and proven.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+import rlkl
 from benchmarks.against.measured import CLIP, LR, MAX_GRAD_NORM, Measured, peak_mib
 from benchmarks.against.workload import Case, Workload
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.recipe import Recipe
+from rlkl.tracking.records.reading import read_metrics
 from rlkl.types import Completion, Example, Prompt, Rollout
+
+REWARD = "def length(completion):\n    return float(len(completion) % 7)\n"
+"""The reward of a whole step; `benchmarks.against.trl_side` has the same one."""
 
 
 def run(workload: Workload, *, steps: int) -> Measured:
     """Train for a first step and ``steps`` measured ones."""
+    if workload.case.whole:
+        return _run_whole(workload, steps=1 + steps)
     imports_mib = peak_mib()
     records, seconds = train(build_learner(workload, steps=1 + steps), workload, steps=1 + steps)
     return Measured(
         seconds=seconds[1:],
+        tokens=sum(map(len, workload.completions)),
         peak_mib=peak_mib(),
         imports_mib=imports_mib,
         loss=records[0]["loss/total"],
@@ -50,6 +65,28 @@ def train(learner: Learner, workload: Workload, *, steps: int) -> tuple[list[dic
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return records, seconds
+
+
+def _run_whole(workload: Workload, *, steps: int) -> Measured:
+    folder = workload.folder / "rlkl"
+    folder.mkdir(exist_ok=True)
+    reward, data = folder / "reward.py", folder / "prompts.jsonl"
+    reward.write_text(REWARD)
+    data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in workload.texts))
+    recipe = recipe_of(workload, steps=steps, device="cpu").model_dump()
+    recipe["run"] = {"name": "benchmark", "dir": tempfile.mkdtemp(dir=folder) + "/run"}
+    recipe["data"] = {"source": str(data), "max_prompt_tokens": workload.case.prompt_tokens}
+    recipe["rewards"] = [{"function": f"{reward}:length"}]
+    recipe["model"]["reference"] = workload.reference if workload.case.kl_coef > 0 else None
+    for section in ("rollout", "learner"):
+        recipe[section]["threads"] = torch.get_num_threads()
+    recipe["tracking"] = {"wandb": "off", "console": "plain"}
+    rlkl.train(rlkl.Recipe.model_validate(recipe))
+    records = read_metrics(Path(recipe["run"]["dir"]) / "metrics.jsonl")[1:]
+    return Measured(
+        seconds=[record["time/step_s"] for record in records],
+        tokens=workload.case.rows * sum(record["rollout/length_mean"] for record in records) / len(records),
+    )
 
 
 def recipe_of(workload: Workload, *, steps: int, device: str) -> Recipe:

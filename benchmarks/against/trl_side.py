@@ -1,7 +1,8 @@
-"""TRL's side of the comparison: `GRPOTrainer` with the given completions in place of its generation.
+"""TRL's side of the comparison: `GRPOTrainer`, with given completions in place of its generation.
 
-A step is measured from the trainer's ``on_step_begin`` to its ``on_step_end``. Between them are the reference pass, the
-forward and backward passes, clipping and the optimizer, as in rlkl's `prepare` and `step`.
+In a whole step it generates with transformers, its default. A step is measured from the trainer's ``on_step_begin`` to
+its ``on_step_end``. Between them are generation, the reference pass, the forward and backward passes, clipping and the
+optimizer, as in rlkl's step.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ def run(workload: Workload, *, steps: int) -> Measured:
     clock = _Clock()
     trainer = build_trainer(workload, steps=1 + steps, clock=clock)
     trainer.train()
+    lengths = [record["completions/mean_length"] for record in clock.logs[1 : 1 + steps]]
     return Measured(
         seconds=clock.seconds[1:],
+        tokens=workload.case.rows * sum(lengths) / len(lengths),
         peak_mib=peak_mib(),
         imports_mib=imports_mib,
         loss=clock.logs[0]["loss"],
@@ -56,9 +59,9 @@ def build_trainer(workload: Workload, *, steps: int, clock: TrainerCallback) -> 
     return GRPOTrainer(
         model=model,
         processing_class=AutoTokenizer.from_pretrained(workload.policy, padding_side="left"),
-        reward_funcs=lambda given_reward, **_: given_reward,
-        rollout_func=lambda prompts, _: _given(workload, prompts),
-        train_dataset=Dataset.from_dict({"prompt": [str(group) for group in range(case.prompts)] * steps}),
+        reward_funcs=_length if case.whole else _given_reward,
+        rollout_func=None if case.whole else lambda prompts, _: _given(workload, prompts),
+        train_dataset=Dataset.from_dict({"prompt": workload.texts * steps}),
         callbacks=[clock],
         args=GRPOConfig(
             output_dir=str(workload.folder / "trl"),
@@ -88,15 +91,22 @@ def build_trainer(workload: Workload, *, steps: int, clock: TrainerCallback) -> 
 
 
 def _given(workload: Workload, prompts: list[str]) -> dict[str, Any]:
-    """Return the completions of the batch, whose prompts are the numbers of their groups in order."""
-    samples = workload.case.samples
-    assert [int(prompt) for prompt in prompts] == [row // samples for row in range(workload.case.rows)]
+    """Return the completions of the batch, whose prompts come in order, each as often as it has samples."""
+    assert prompts == [text for text in workload.texts for _ in range(workload.case.samples)]
     return {
-        "prompt_ids": [list(workload.prompts[int(prompt)]) for prompt in prompts],
+        "prompt_ids": [list(prompt) for prompt in workload.prompts for _ in range(workload.case.samples)],
         "completion_ids": [list(completion) for completion in workload.completions],
         "logprobs": None,
         "given_reward": list(workload.rewards),
     }
+
+
+def _given_reward(given_reward: list[float], **_: Any) -> list[float | None]:
+    return list(given_reward)
+
+
+def _length(completions: list[str], **_: Any) -> list[float | None]:
+    return [float(len(completion) % 7) for completion in completions]
 
 
 class _Clock(TrainerCallback):

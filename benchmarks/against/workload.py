@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from rlkl.system.compat import ensure_torch_extras
-from rlkl.tasks.characters import EOS_ID, MAX_POSITIONS, PAD_ID, character_tokenizer
+from rlkl.tasks.characters import EOS_ID, MAX_POSITIONS, PAD_ID, word_tokenizer
 
 WORKLOAD_FILE = "workload.json"
 FIRST_ID = 3
-"""The ids before it are special tokens of `character_tokenizer`."""
+"""The ids before it are special tokens of `word_tokenizer`."""
 REFERENCE_NOISE = 0.01
 """Standard deviation of the noise on the reference's weights, half of their own."""
 
@@ -61,6 +61,8 @@ class Case:
     """0: the loss has no KL, and no side runs a reference."""
     micro_batch_tokens: int = 2560
     """Tokens of a forward and backward pass, padding included."""
+    whole: bool = False
+    """Whether each side samples its own completions. A step then includes sampling, rewards, and publishing weights."""
 
     @property
     def rows(self) -> int:
@@ -70,8 +72,9 @@ class Case:
     def __str__(self) -> str:
         lengths = f"up to {self.answer_tokens}" if self.end_chance else f"{self.answer_tokens}"
         kl = f"KL coefficient {self.kl_coef}" if self.kl_coef else "no reference"
+        kind = "whole step, " if self.whole else ""
         return (
-            f"{self.prompts} x {self.samples} sequences, {self.prompt_tokens} + {lengths} tokens, "
+            f"{kind}{self.prompts} x {self.samples} sequences, {self.prompt_tokens} + {lengths} tokens, "
             f"vocabulary {self.shape.vocabulary:,}, {self.dtype}, {kl}"
         )
 
@@ -87,6 +90,9 @@ CASES: Mapping[str, Case] = {
     "long_tail_bfloat16": Case(answer_tokens=256, end_chance=0.01, dtype="bfloat16"),
     "long_prompts": Case(prompt_tokens=128),
     "long_prompts_bfloat16": Case(prompt_tokens=128, dtype="bfloat16"),
+    "whole": Case(whole=True),
+    "whole_bfloat16": Case(whole=True, dtype="bfloat16"),
+    "whole_vocabulary": Case(whole=True, shape=WIDE_HEAD),
 }
 """The cases by name."""
 
@@ -126,6 +132,11 @@ class Workload:
     def reference(self) -> str:
         """The folder of the reference's weights."""
         return str(self.folder / "reference")
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts as texts that the model's tokenizer turns into their ids."""
+        return [" ".join(f"w{number}" for number in prompt) for prompt in self.prompts]
 
     @property
     def tokens(self) -> int:
@@ -211,6 +222,7 @@ def _write_models(shape: Shape, folder: Path, *, seed: int) -> int:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * REFERENCE_NOISE)
         model.save_pretrained(folder / "reference")
+    tokenizer = word_tokenizer([f"w{number}" for number in range(FIRST_ID, shape.vocabulary)])
     for name in ("policy", "reference"):
-        character_tokenizer().save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     return sum(parameter.numel() for parameter in model.parameters())

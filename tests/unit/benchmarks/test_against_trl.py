@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def measured(**changes: float) -> Measured:
-    values = {"peak_mib": 900.0, "imports_mib": 400.0, "loss": 0.02, "grad_norm": 1.5}
+    values = {"tokens": 100.0, "peak_mib": 900.0, "imports_mib": 400.0, "loss": 0.02, "grad_norm": 1.5}
     return Measured(seconds=(2.0, 4.0), **{**values, **changes})
 
 
@@ -59,6 +59,16 @@ def test_unequal_work_is_refused(changes: dict[str, float]) -> None:
     compared(measured(), measured(loss=0.020001)).check()
     with pytest.raises(SystemExit, match="compare different work"):
         compared(measured(**changes), measured()).check()
+
+
+def test_whole_steps_are_compared_by_their_tokens() -> None:
+    theirs = Measured(seconds=(4.0,), tokens=105.0)
+    found = replace(compared(Measured(seconds=(2.0,), tokens=100.0), theirs), whole=True)
+    found.check()
+    assert row(found)[3:] == ["0.50", *["-"] * 7, "tokens 5e-02"]
+
+    with pytest.raises(SystemExit, match="compare different work"):
+        replace(found, rounds={**found.rounds, "trl": [replace(theirs, tokens=130.0)]}).check()
 
 
 def test_a_row_has_ratios_and_the_share_of_the_matrix_rate() -> None:
