@@ -71,6 +71,7 @@ def build_trainer(workload: Workload, *, steps: int, clock: TrainerCallback) -> 
             num_generations=case.samples,
             max_completion_length=case.answer_tokens,
             beta=case.kl_coef,
+            use_bias_correction_kl=False,
             epsilon=CLIP,
             loss_type="grpo",
             temperature=1.0,
