@@ -3,6 +3,7 @@
 # make docs         build the documentation in build/docs/site; a broken link is an error
 # make realistic    train every kind of model and write the table of docs/models.md (hours)
 # make bench        run every benchmark
+# make gpu          run the tests and benchmarks that need a CUDA device
 # make install      set up .venv
 #
 # Each target sets up .venv first if it is missing or out of date.
@@ -13,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: install quickstart test lint docs realistic bench
+.PHONY: install quickstart test lint docs realistic bench gpu
 
 install: $(STAMP)
 
@@ -32,7 +33,7 @@ lint: $(STAMP)
 test: export HF_HUB_OFFLINE = 1
 test: export WANDB_MODE = offline
 test: lint docs
-	$(BIN)/pytest tests -n auto --maxprocesses=4 --ignore=tests/integration --ignore=tests/realistic
+	$(BIN)/pytest tests -n auto --maxprocesses=4 --ignore=tests/integration --ignore=tests/realistic --ignore=tests/gpu
 	$(BIN)/pytest tests/integration -n 2 --dist loadfile
 	$(BIN)/pytest tests/realistic
 
@@ -44,3 +45,9 @@ realistic: $(STAMP)
 
 bench: $(STAMP)
 	set -e; for file in $(BENCHMARKS); do $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; done
+
+gpu: export HF_HUB_OFFLINE = 1
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu.device
+	$(BIN)/pytest tests/gpu
+	$(BIN)/python -m benchmarks.gpu.step
