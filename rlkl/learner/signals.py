@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, get_args
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlkl.batch import Batch, ImageInputs
-from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import (
     chunked_logprobs_and_entropy,
 )
+from rlkl.learner.dealing import Share, shares_of
+from rlkl.learner.ranks import Ranks
 from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
@@ -55,6 +56,11 @@ class SignalSettings:
     chunk_tokens: int
     """Tokens whose full-vocabulary logits exist at one time."""
     micro_batch_tokens: int
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def shares(self, batch: Batch) -> list[Share]:
+        """Return the micro-batches of a batch that this rank computes."""
+        return shares_of(batch, self.micro_batch_tokens, rank=self.ranks.rank, size=self.ranks.size)
 
 
 Compute = Callable[["Models", Batch, SignalSettings], Tensor]
@@ -136,36 +142,44 @@ def view_logprobs(view: str, model: Scorer, batch: Batch, settings: SignalSettin
     logprobs_BT = torch.zeros(batch.response_BT.shape, device=batch.response_BT.device)
     rows_B = batch.pictured_B.nonzero()[:, 0]
     if not len(rows_B):
-        return logprobs_BT
+        return logprobs_BT + _pass_for_others(model, batch, settings)
     seen = batch.rows(rows_B)
     seen_BT, _ = token_signals(model, replace(seen, images=seen.views[view]), settings, entropy=False)
     return logprobs_BT.index_put((rows_B,), pad_to(seen_BT, logprobs_BT.shape[1]))
 
 
+def _pass_for_others(model: Scorer, batch: Batch, settings: SignalSettings) -> Tensor | float:
+    """Return zero. Other ranks may run a pass here, in which all ranks gather weights, so this one runs one as well."""
+    if settings.ranks.size == 1:
+        return 0.0
+    logprobs_BT, _ = token_signals(
+        model, batch.rows(batch.attention_BT.sum(dim=1).argmin()[None]), settings, entropy=False
+    )
+    return 0.0 * logprobs_BT.sum()
+
+
 @torch.no_grad()
-def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, tokens: int, device: torch.device) -> Tensor:
+def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, settings: SignalSettings, device: torch.device) -> Tensor:
     """Compute numbers per token for a whole batch, micro-batch by micro-batch, without gradient.
 
-    ``compute`` returns ``[B, T]`` or ``[B, T, K]``; ``tokens`` is the size of a micro-batch. The result is on the
-    batch's device.
+    ``compute`` returns ``[B, T]`` or ``[B, T, K]``. The result is on the batch's device, and the same on every rank.
     """
     whole: Tensor | None = None
-    for rows_B in micro_batches(batch, tokens):
-        micro = compute(batch.rows(rows_B).to(device)).cpu()
+    for share in settings.shares(batch):
+        micro = compute(batch.rows(share.rows_B).to(device)).cpu()
         if whole is None:
             whole = torch.zeros(*batch.response_BT.shape, *micro.shape[2:])
-        whole[rows_B, : micro.shape[1]] = micro
+        if share.counts:
+            whole[share.rows_B, : micro.shape[1]] = micro
     assert whole is not None, "a batch has at least one sequence"
-    return whole
+    return settings.ranks.sum_(whole)
 
 
 def frozen_view_logprobs(
     view: str, model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device
 ) -> Tensor:
     """Compute `view_logprobs` for a whole batch, without gradient."""
-    return _frozen(
-        lambda micro: view_logprobs(view, model, micro, settings), batch, settings.micro_batch_tokens, device
-    )
+    return _frozen(lambda micro: view_logprobs(view, model, micro, settings), batch, settings, device)
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
@@ -181,7 +195,7 @@ def frozen_token_signals(
     def both(micro: Batch) -> Tensor:
         return torch.stack(token_signals(model, micro, settings, entropy=entropy), dim=-1)
 
-    logprobs_BT, entropy_BT = _frozen(both, batch, settings.micro_batch_tokens, device).unbind(dim=-1)
+    logprobs_BT, entropy_BT = _frozen(both, batch, settings, device).unbind(dim=-1)
     return logprobs_BT.contiguous(), entropy_BT.contiguous()
 
 
@@ -202,7 +216,7 @@ def frozen_model_signals(
     for signal in update.needs:
         if signal.quantity in CUSTOM and not signal.is_live:
             compute = partial(_custom, CUSTOM[signal.quantity], models, settings)
-            found[signal] = _frozen(compute, batch, settings.micro_batch_tokens, device)
+            found[signal] = _frozen(compute, batch, settings, device)
     return found
 
 
@@ -218,7 +232,7 @@ def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, devi
         hidden_BTH = models.policy.hidden(micro.token_ids_BT, micro.images) if reads_policy else None
         return heads_output(models, micro, hidden_BTH)
 
-    return _frozen(heads, batch, settings.micro_batch_tokens, device)
+    return _frozen(heads, batch, settings, device)
 
 
 def heads_output(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
