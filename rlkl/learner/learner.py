@@ -245,13 +245,14 @@ class Learner:
     def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
         """Log-probabilities at temperature 1 of each token after the first, to compare with `Engine.score`.
 
-        They are the policy's, or those of another ``model``.
+        They are the policy's, computed by all ranks, or those of another ``model``, which this rank holds whole.
         """
         if not probes:
             return []
         batch = self._preparer.pack(_probe_examples(probes))
-        settings = replace(self._signals, temperature=1.0)
-        logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=self._device, entropy=False)
+        settings = replace(self._signals, temperature=1.0, ranks=self.ranks if model is None else Ranks())
+        device = self._device if model is None else getattr(model, "device", self._device)
+        logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
 
