@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from rlkl.batch import Batch
-from rlkl.data.packing import micro_batches
 
 _EQUAL_LENGTH = 8192
 """About the length at which attention costs as much as the rest of a layer, for models of 1 to 7 billion parameters."""
@@ -26,10 +26,10 @@ class Share:
     place, because the ranks gather the weights together."""
 
 
-def shares_of(batch: Batch, max_tokens: int, *, rank: int, size: int) -> list[Share]:
-    """Return the micro-batches of one of ``size`` ranks, as many as any other rank has."""
-    cuts = [cut.tolist() for cut in micro_batches(batch, max_tokens)]
-    return [Share(rows_B=torch.tensor(rows), counts=counts) for rows, counts in deal(batch, cuts, size)[rank]]
+def shares_of(batch: Batch, cuts: Sequence[Tensor], *, rank: int, size: int) -> list[Share]:
+    """Return the micro-batches of one of ``size`` ranks, as many as any other rank has. ``cuts`` are those of all."""
+    dealt = deal(batch, [cut.tolist() for cut in cuts], size)[rank]
+    return [Share(rows_B=torch.tensor(rows), counts=counts) for rows, counts in dealt]
 
 
 def deal(batch: Batch, cuts: Sequence[list[int]], ranks: int) -> list[list[tuple[list[int], bool]]]:
@@ -68,9 +68,16 @@ def _split(
             break
         number = max(divisible, key=lambda number: cost(cuts[number]))
         units = _units(cuts[number], lists)
-        halves = [[row for unit in part for row in unit] for part in (units[::2], units[1::2])]
+        middle = _middle([cost(unit) for unit in units])
+        halves = [[row for unit in part for row in unit] for part in (units[:middle], units[middle:])]
         cuts[number : number + 1] = halves
     return cuts
+
+
+def _middle(costs: Sequence[float]) -> int:
+    """Return where to cut a row of costs so that both parts cost nearly the same; neither is empty."""
+    before = list(accumulate(costs))
+    return min(range(1, len(costs)), key=lambda cut: abs(2 * before[cut - 1] - before[-1]))
 
 
 def _units(cut: Sequence[int], lists: Sequence[int]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlkl.batch import Batch, ImageInputs
+from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import (
     chunked_logprobs_and_entropy,
@@ -58,9 +59,13 @@ class SignalSettings:
     micro_batch_tokens: int
     ranks: Ranks = field(default_factory=Ranks)
 
+    def cuts(self, batch: Batch) -> list[Tensor]:
+        """Return the row numbers of each micro-batch."""
+        return micro_batches(batch, self.micro_batch_tokens)
+
     def shares(self, batch: Batch) -> list[Share]:
         """Return the micro-batches of a batch that this rank computes."""
-        return shares_of(batch, self.micro_batch_tokens, rank=self.ranks.rank, size=self.ranks.size)
+        return shares_of(batch, self.cuts(batch), rank=self.ranks.rank, size=self.ranks.size)
 
 
 Compute = Callable[["Models", Batch, SignalSettings], Tensor]

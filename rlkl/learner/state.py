@@ -96,11 +96,12 @@ def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
 
 def _begin_state(optimization: Optimization, names: Iterable[str]) -> None:
     """Give the optimizer zeros for each saved tensor ``NAME.KEY`` of its state."""
-    state = optimization.optimizer.state
+    state, fused = optimization.optimizer.state, optimization.optimizer.defaults.get("fused")
     state.clear()
     for name, _, key in (one.rpartition(".") for one in names):
         parameter = optimization.trained[name]
-        state[parameter][key] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+        step_at = parameter.device if fused else torch.device("cpu")
+        state[parameter][key] = torch.zeros((), device=step_at) if key == "step" else torch.zeros_like(parameter)
 
 
 def _restore_old(optimization: Optimization, folder: Path) -> Mapping[str, Any]:

@@ -71,11 +71,12 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     if ranks > 1 and memory is not None:  # each rank loads the whole weights into host memory, and keeps its part
         learner_gib = PROCESS_GIB + max(learner or 0.0, memory.engine_gib)
     total = workers * worker_gib + ranks * learner_gib + (rewards + 1) * PROCESS_GIB
+    learner_is = "the learner" if ranks == 1 else f"learner.ranks = {ranks} x"
     if total > machine.memory_gib:
         raise EnvironmentProblem(
             f"this run needs at least {total:.1f} GiB of memory, and this machine has {machine.memory_gib:.1f}: "
             f"rollout.workers = {workers} x {worker_gib:.2f} (process {PROCESS_GIB:g}, weights {weights:.2f}, "
-            f"rollout.vllm.kv_cache_gib = {cache}), learner.ranks = {ranks} x {learner_gib:.2f}, the driver and "
+            f"rollout.vllm.kv_cache_gib = {cache}), {learner_is} {learner_gib:.2f}, the driver and "
             f"{rewards} reward actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train "
             "a smaller model, or run on a cluster (cluster.address)"
         )

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlkl.data.vision import load_picture_processor
+from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.ranks import Ranks
 from rlkl.learner.state import OLD_FILE, state_tensors
@@ -134,6 +136,9 @@ def whole_state(learner: Learner) -> dict[str, Tensor]:
 SAVED = {"grpo": 3, "critic": 3, "lora": 2}
 """Cases that are saved, and by how many ranks."""
 
+EXPORTED = {"lora": 2, "bfloat16": 2}
+"""Cases whose saved policy is compared with the learner."""
+
 OLD = "critic"
 """The case that one rank saves as earlier versions did."""
 
@@ -181,7 +186,28 @@ def run_cases(ranks: Ranks, folder: Path) -> None:
             found["state"] = whole_state(learner)
         if name == TWICE and ranks.size > 1:
             found["again"] = run(case, folder, ranks)[1]
+        if EXPORTED.get(name) == ranks.size:
+            found["damaged"], found["export"] = exports(learner, folder / f"export {name}", ranks)
         torch.save(found, folder / f"{name} {ranks.size} {ranks.rank}.pt")
+
+
+def exports(learner: Learner, saved: Path, ranks: Ranks) -> tuple[ExportScores, ExportScores]:
+    """Compare the learner with a policy that lost a tensor's first value, and with the policy that it wrote."""
+    if ranks.rank == 0:
+        saved.mkdir()
+    ranks.barrier()
+    learner.save(saved)
+    file = saved / "policy" / "model.safetensors"
+    whole_file = file.read_bytes()
+    ranks.barrier()
+    if ranks.rank == 0:
+        tensors = load_file(file)
+        next(iter(tensors.values())).view(-1)[0] += 1.0
+        save_file(tensors, file, metadata={"format": "pt"})
+    damaged = compare_export(learner, saved / "policy", PROBES)
+    if ranks.rank == 0:
+        file.write_bytes(whole_file)
+    return damaged, compare_export(learner, saved / "policy", PROBES)
 
 
 def save_as_before(learner: Learner, folder: Path) -> None:

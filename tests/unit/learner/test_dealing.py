@@ -50,6 +50,6 @@ def test_a_micro_batch_that_does_not_count_is_there_only_with_fewer_units_than_r
 def test_one_rank_gets_the_micro_batches_as_they_are_cut():
     batch = make_batch(lengths=[3, 5, 9, 2], rewards=[0.0] * 4, groups=[0] * 4)
 
-    shares = shares_of(batch, 22, rank=0, size=1)
+    shares = shares_of(batch, micro_batches(batch, 22), rank=0, size=1)
     assert [share.rows_B.tolist() for share in shares] == [cut.tolist() for cut in micro_batches(batch, 22)]
     assert all(share.counts for share in shares)

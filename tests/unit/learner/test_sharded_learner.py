@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.ranks import run_processes
-from tests.unit.learner.sharded_cases import CASES, OLD, SAVED, STEPS, TWICE, make_models, process
+from tests.unit.learner.sharded_cases import CASES, EXPORTED, OLD, SAVED, STEPS, TWICE, make_models, process
 
 REPEATED = [(name, size) for name, case in CASES.items() for size in case.sizes]
 RESUMED = [(name, size) for name in SAVED for size in (1, 2, 4)]
@@ -89,6 +89,22 @@ def test_the_file_of_an_earlier_version_is_read_by_any_number_of_ranks(folder: P
 
     assert same_bits(saved["state"], resumed["state"])
     assert resumed["numbers"] == {"steps": STEPS, "finished": STEPS, "kl_coef": 0.25, "kl_error": 0.5}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_export_is_compared_with_the_learner_of_all_ranks(folder: Path, name: str):
+    found = result(folder, name, EXPORTED[name])
+    damaged, export = found["damaged"], found["export"]
+
+    assert "tensors that are not the learner's" in damaged.problem
+    assert export.problem is None
+    bound = 1e-5 if name == "lora" else 0.05
+    for before, after in zip(export.learner, export.exported, strict=True):
+        assert after == pytest.approx(before, abs=bound)
+    assert (export.rounding > 0) == (name == "bfloat16")
+    assert (export.before is not None) == (name == "lora")
+    if export.before is not None:
+        assert max(abs(a - b) for one, two in zip(export.before, export.learner) for a, b in zip(one, two)) > 1e-4
 
 
 def test_every_rank_writes_its_own_shards_and_the_first_one_the_policy(folder: Path):
