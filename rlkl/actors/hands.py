@@ -13,7 +13,8 @@ import ray
 
 from rlkl.actors.calls import wait_all
 from rlkl.actors.cluster import connect
-from rlkl.actors.learner import LEARNER, RayLearner
+from rlkl.actors.learner import RayLearner
+from rlkl.actors.learners import LearnerRanks, rank_names
 from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.sampler import RaySampler
@@ -57,22 +58,25 @@ class RayHands:
         reserved = self._reservation = Reservation(placement, own_ray=self._own_ray, timeout_s=timeout_s)
         self.make_reward_worker: Callable[[WorkerSpec], RayRewardWorker] = worker_maker(recipe, reserved)
         engine = replace(engine, memory_fraction=memory_fraction(recipe, placement))
-        (learner,) = (actor for actor in placement.actors if actor.role == LEARNER_ROLE)
+        learners = reserved.by_node(actor for actor in placement.actors if actor.role == LEARNER_ROLE)
         workers = sorted((actor for actor in placement.actors if actor.role == WORKER), key=lambda actor: actor.number)
         for actor in workers:
             threads = recipe.rollout.threads or reserved.cores(actor)
             options = reserved.options(actor, threads=threads)
             self._actors.append(ray.remote(RolloutWorker).options(**options).remote())
-        options = reserved.options(learner, threads=recipe.learner.threads or reserved.cores(learner))
-        learner_actor = ray.remote(LearnerWorker).options(**options).remote()
         rollout_actors, names = list(self._actors), [f"rollout worker {actor.number}" for actor in workers]
-        self._actors.append(learner_actor)
-        refs = [learner_actor.start.remote(spec)]
-        refs += [worker.start.remote(recipe.rollout.engine, engine) for worker in rollout_actors]
-        wait_all(refs, who=[LEARNER, *names], what="start", timeout_s=timeout_s)
+        learner_actors: list[Any] = []
+        for actor in learners:
+            options = reserved.options(actor, threads=recipe.learner.threads or reserved.cores(actor))
+            learner_actors.append(ray.remote(LearnerWorker).options(**options).remote())
+            self._actors.append(learner_actors[-1])
         call_timeout_s = recipe.cluster.call_timeout_s
+        ranks = LearnerRanks(learner_actors, timeout_s=call_timeout_s)
+        refs = [worker.start.remote(recipe.rollout.engine, engine) for worker in rollout_actors]
+        refs += ranks.start(spec, reserved.address(learners[0]), timeout_s=timeout_s)
+        wait_all(refs, who=[*names, *rank_names(len(learners))], what="start", timeout_s=timeout_s)
         self.sampler = RaySampler(rollout_actors, names, timeout_s=call_timeout_s)
-        self.learner = RayLearner(learner_actor, timeout_s=call_timeout_s)
+        self.learner = RayLearner(ranks)
         self.weights = RayWeightSync(self.learner, rollout_actors, names, recipe)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -71,6 +72,17 @@ class Reservation:
             "runtime_env": {"env_vars": environment},
         }
 
+    def by_node(self, actors: Iterable[Actor]) -> list[Actor]:
+        """Sort actors by the node that they run on, so that neighbours in the list are close to each other."""
+        return sorted(
+            actors, key=lambda actor: (self._node_of[self._bundle_of[actor.role, actor.number]], actor.number)
+        )
+
+    def address(self, actor: Actor) -> str:
+        """Return the address of the actor's node."""
+        node = self._node_of[self._bundle_of[actor.role, actor.number]]
+        return next(one["NodeManagerAddress"] for one in ray.nodes() if one["NodeID"] == node)
+
     def release(self) -> None:
         """Give everything back; whatever still runs there ends."""
         if ray.is_initialized():
@@ -87,7 +99,7 @@ class Reservation:
                     f"the Ray cluster has had no room for this run for {timeout_s:g} s: it wants {wanted}, and {there} "
                     "are free, perhaps on different nodes. Wait until other jobs have ended (ray list placement-groups "
                     "shows what they hold), raise cluster.start_timeout_s, or lower rollout.workers, "
-                    "rollout.cpus_per_worker, rollout.gpus_per_worker or learner.gpus"
+                    "rollout.cpus_per_worker, rollout.gpus_per_worker, learner.ranks or learner.gpus"
                 )
             logger.warning("waiting for the cluster: %s wanted, %s free", wanted, there)
 

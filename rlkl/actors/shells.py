@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from rlkl.learner.device import learner_device
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.manifest import SavedFile
+from rlkl.learner.ranks import Ranks, Rendezvous, open_store
 from rlkl.learner.sharing import Sighting, Token
 from rlkl.rewards.execution.call import CallResult, RewardFunction
 from rlkl.rewards.execution.pool import WorkerSpec
@@ -108,11 +112,28 @@ class LearnerWorker:
     def __init__(self) -> None:
         self._outbox = Outbox(HostMemoryChannel(), patience=_UNCHANGED_VERSIONS)
         self._before: Scores | None = None
+        self._store: Any = None
 
-    def start(self, spec: LearnerSpec) -> None:
-        """Load the policy. Not done in the constructor: Ray passes on a constructor's errors as text only."""
+    def open_store(self, host: str, size: int, timeout_s: float) -> int:
+        """Open the store that the ranks meet at on this machine, of address ``host``; return its port."""
+        self._store = open_store(host, size=size, timeout_s=timeout_s)
+        return self._store.port
+
+    def log_file(self) -> str:
+        """Return the file that this process writes its errors to; empty if there is none."""
+        path = os.path.realpath("/proc/self/fd/2")
+        return path if os.path.isfile(path) else ""
+
+    def start(self, spec: LearnerSpec, place: Rendezvous | None = None) -> None:
+        """Load the policy; with a ``place`` among several ranks, each holds a part of it.
+
+        Not done in the constructor: Ray passes on a constructor's errors as text only.
+        """
         keep_freed_memory()
-        self._learner = Learner(spec)
+        ranks = None
+        if place is not None:
+            ranks = Ranks.join(place, learner_device(spec.recipe.learner.device), self._store)
+        self._learner = Learner(spec, ranks)
 
     def size(self) -> tuple[int, int]:
         """Return the policy's number of layers and its width."""
@@ -128,13 +149,21 @@ class LearnerWorker:
         step, samples = at
         self._before = self._learner.probe(probes) if probes else None
         metrics = self._learner.prepare(examples, left_out, step=step) | self._learner.step(step)
+        samples = samples and self._learner.ranks.rank == 0
         columns = self._learner.token_columns() if samples else {}
         pictures = self._learner.changed_pictures() if samples else {}
         return Learned(metrics=metrics, token_columns=columns, pictures=pictures)
 
     def pack(self, version: int) -> WeightPackage:
-        """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged."""
+        """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged.
+
+        Only rank 0 packs. The others take part in gathering the weights, and return an empty package.
+        """
         must_change, self._learner.moved = self._learner.moved, False
+        if self._learner.ranks.rank > 0:
+            for _ in self._learner.policy.published():
+                pass
+            return WeightPackage(version=version, tensors=())
         return self._outbox.pack(self._learner.policy.published(), version=version, must_change=must_change)
 
     def expect(self, probes: Probes) -> Expected:

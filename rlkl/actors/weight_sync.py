@@ -21,9 +21,9 @@ class RayWeightSync:
     """Sends packages of weights through Ray's object store, and keeps the `Proof` of the run."""
 
     def __init__(self, learner: RayLearner, workers: Sequence[Any], names: Sequence[str], recipe: Recipe) -> None:
-        self._learner, self._workers, self._names = learner, workers, names
+        self._ranks, self._workers, self._names = learner.ranks, workers, names
         self._timeout_s = recipe.cluster.call_timeout_s
-        layers, width = learner.call("name its size", learner.actor.size.remote())
+        layers, width = learner.ranks.call("name its size", "size")
         self._bounds_for = partial(bounds_for, layers=layers, width=width)
         self._proof = Proof(self._bounds_for(recipe.model.dtype, tolerance=recipe.weights.tolerance))
 
@@ -43,10 +43,9 @@ class RayWeightSync:
         asked = Probes(kept=probes) if keep else Probes(current=probes, kept=self._proof.kept)
         before = [worker.score.remote(probes) for worker in self._workers] if keep else []
         # The learner scores before it packs: on one machine the engines' scoring would slow it down, and it theirs.
-        scored = self._learner.actor.expect.remote(asked)
-        package = self._learner.actor.pack.remote(version)
+        expected: Expected = self._ranks.call("score the probes", "expect", asked)
+        package = self._ranks.send("pack", version)
         answers = [worker.receive.remote(package, asked) for worker in self._workers]
-        expected: Expected = self._learner.call("score the probes", scored)
         scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
         try:
@@ -62,10 +61,7 @@ class RayWeightSync:
         ``probes`` are used if no step has kept any. Raises `ExportError`.
         """
         kept = self._proof.kept or tuple(probes)
-        actor = self._learner.actor
-        found: ExportScores = self._learner.call(
-            "compare the exported policy", actor.compare_export.remote(str(folder), kept)
-        )
+        found: ExportScores = self._ranks.call("compare the exported policy", "compare_export", str(folder), kept)
         if found.problem is not None:
             raise ExportError(f"it {found.problem}")
         bounds = self._bounds_for(found.dtype)

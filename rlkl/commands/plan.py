@@ -187,7 +187,7 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
         ),
         Process(
             role="learner",
-            count=1,
+            count=recipe.learner.ranks,
             cpus=cpus_of[LEARNER],
             gpus=learner_gpus if placement is None else placement.gpus_of(LEARNER),
             does=f"{recipe.update.rule}, AdamW",

@@ -60,9 +60,10 @@ def _show_processes(plan: Plan, out: Console) -> None:
 
 def _memory(plan: Plan) -> str:
     assert plan.memory is not None
-    m, workers = plan.memory, plan.recipe.rollout.workers
+    m, workers, ranks = plan.memory, plan.recipe.rollout.workers, plan.recipe.learner.ranks
+    shared = f" (both divided among {ranks} ranks)" if ranks > 1 else ""
     return (
-        f"{m.parameters:,} parameters: learner {m.learner_gib:.2f} GiB, reference {m.reference_gib:.2f} GiB, "
+        f"{m.parameters:,} parameters: learner {m.learner_gib:.2f} GiB, reference {m.reference_gib:.2f} GiB{shared}, "
         f"{workers} x engine {m.engine_gib:.2f} GiB"
         + (f", copy of the learner's state in host memory {m.copy_gib:.2f} GiB" if m.copy_gib else "")
     )

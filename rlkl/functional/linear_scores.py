@@ -269,7 +269,7 @@ def _tile_gradient(
         if of_kl_to_reference is not None:
             gap_CK = logprobs_CK - reference_CK
             factor = factor + of_kl_to_reference * gap_CK.sub_(saved_N[1][rows].unsqueeze(1))
-    if of_entropy is not None:
+    if of_entropy is not None and plan.entropy:
         factor = factor - of_entropy * logprobs_CK.add_(saved_N[0][rows].unsqueeze(1))
     gradient_CK.mul_(factor)
     if reference_CK is not None and of_kl_to_policy is not None:

@@ -13,6 +13,7 @@ from rlkl.learner.learner import Learner
 from rlkl.models.adapter import adapter_parameters
 from rlkl.models.language_model import LanguageModel
 from rlkl.models.policy import ADAPTER_FOLDER, Policy
+from rlkl.models.sharding import reshard, whole
 from rlkl.types import Probe
 
 Scores = Sequence[tuple[float, ...]]
@@ -44,6 +45,8 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
     with its adapters off. This frees the learner's memory; it cannot be used afterwards. If a GPU has no room for the
     policy in float32, the comparison runs on the CPU.
     """
+    if learner.ranks.size > 1:
+        return _compare_shards(learner, folder, probes)
     policy, before, rounding = learner.policy, None, 0.0
     problem = _problem(policy, folder)
     learner.release()
@@ -72,21 +75,59 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
     )
 
 
+def _compare_shards(learner: Learner, folder: Path, probes: Sequence[Probe]) -> ExportScores:
+    """Compare on rank 0, with the log-probs of all ranks together; no rank can hold the whole policy beside its shard.
+
+    Both compute in the policy's precision. Every rank must call this; the answers of others than rank 0 mean nothing.
+    """
+    policy, before, rounding = learner.policy, None, 0.0
+    problem = _problem(policy, folder, reads=learner.ranks.rank == 0)
+    wanted, dtype = learner.probe(probes), policy.dtype
+    if policy.adapter is not None:
+        with policy.adapter.disable_adapter():
+            before = learner.probe(probes)
+    learner.release()
+    exported: Scores = wanted
+    if learner.ranks.rank == 0:
+        device = policy.device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            needed = sum(4 * p.numel() for p in policy.parameters())
+            if torch.cuda.mem_get_info(device)[0] < needed + _SPARE_BYTES:
+                device = torch.device("cpu")
+        model = LanguageModel(str(folder), dtype=dtype, device=device).requires_grad_(False)
+        exported = learner.probe(probes, model)
+        if dtype != torch.float32 and probes:
+            model = LanguageModel(str(folder), dtype=torch.float32, device=device).requires_grad_(False)
+            rounding = _rms(exported, learner.probe(probes, model))
+    return ExportScores(
+        dtype=str(dtype).removeprefix("torch."),
+        before=before,
+        learner=wanted,
+        exported=exported,
+        rounding=rounding,
+        problem=problem,
+    )
+
+
 def growth_to_float32(policy: Policy) -> int:
     """Return the bytes that the policy's weights need in float32, beyond what they take now."""
     return sum(4 * p.numel() - p.nbytes for p in policy.parameters())
 
 
-def _problem(policy: Policy, folder: Path) -> str | None:
-    """Name the tensors in ``folder`` that are not the learner's bit for bit, or return None."""
-    if policy.adapter is not None:
-        held = {name: p.detach().float() for name, p in adapter_parameters(policy.model)}
-        if problem := _differing(held.items(), folder / ADAPTER_FOLDER):
-            return f"{ADAPTER_FOLDER}/ in it {problem}"
-    return _differing(policy.exported(), folder)
+def _problem(policy: Policy, folder: Path, *, reads: bool = True) -> str | None:
+    """Name the tensors in ``folder`` that are not the learner's bit for bit, or return None.
+
+    A rank that does not read them only takes part in gathering the learner's.
+    """
+    reshard(policy)
+    held = {name: whole(p.detach()).float() for name, p in adapter_parameters(policy.model)}
+    of_adapter = _differing(held.items(), folder / ADAPTER_FOLDER, reads=reads) if policy.adapter is not None else None
+    of_policy = _differing(policy.exported(), folder, reads=reads)
+    return f"{ADAPTER_FOLDER}/ in it {of_adapter}" if of_adapter else of_policy
 
 
-def _differing(held: Iterable[tuple[str, torch.Tensor]], folder: Path) -> str | None:
+def _differing(held: Iterable[tuple[str, torch.Tensor]], folder: Path, *, reads: bool) -> str | None:
     """Compare tensors with those of that name in the safetensors files of ``folder``, one at a time.
 
     Some architectures have other names in files than in memory; only the log-probs check those.
@@ -94,7 +135,8 @@ def _differing(held: Iterable[tuple[str, torch.Tensor]], folder: Path) -> str | 
     from safetensors import safe_open
 
     with ExitStack() as opened:
-        files = [opened.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
+        paths = sorted(folder.glob("*.safetensors")) if reads else []
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in paths]
         file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         wrong = [
             name

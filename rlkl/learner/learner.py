@@ -17,7 +17,9 @@ from rlkl.errors import MissingSignalError
 from rlkl.learner.device import learner_device
 from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
+from rlkl.learner.placing import shard_models
 from rlkl.learner.preparation import Prepared, Preparer, StartSignals
+from rlkl.learner.ranks import Ranks
 from rlkl.learner.schedule import learning_rate, schedule_position
 from rlkl.learner.signals import (
     Models,
@@ -32,6 +34,7 @@ from rlkl.learner.stepping import Optimization, trained_parameters
 from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.models.policy import Policy, build_reference
 from rlkl.models.saliency import received_attention
+from rlkl.models.sharding import unshard
 from rlkl.recipe import Recipe
 from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
@@ -56,7 +59,9 @@ class LearnerSpec:
 class Learner:
     """Holds the policy and turns batches into optimizer steps. Per step: `prepare`, then `step`."""
 
-    def __init__(self, spec: LearnerSpec) -> None:
+    def __init__(self, spec: LearnerSpec, ranks: Ranks | None = None) -> None:
+        """Load the models. With several ``ranks`` their weights are divided, and every rank must make every call."""
+        self.ranks = ranks or Ranks()
         recipe = spec.recipe
         self._recipe = recipe
         self._section = recipe.learner
@@ -64,18 +69,23 @@ class Learner:
         self._device = learner_device(self._section.device)
         self._update: PolicyUpdate = build_update(recipe.update, seed=recipe.seed)
         check_supplied(self._update, spec.frozen_paths)
-        self.policy = Policy(spec.model_path, recipe.model, device=self._device, seed=recipe.seed)
+        loading = self._device if self.ranks.mesh is None else torch.device("cpu")
+        self.policy = Policy(spec.model_path, recipe.model, device=loading, seed=recipe.seed)
         self.policy.stop_at(spec.stop_token_ids)
         heads = self._update.build_heads(_shape(self.policy, spec))
         check_heads(self._update, heads)
         self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads), heads=heads)
-        self._optimization = Optimization(trained_parameters(self.policy, heads), self._section, heads)
+        sharded = shard_models(self._models, self.ranks.mesh, self._device)
+        self._optimization = Optimization(
+            trained_parameters(self.policy, heads), self._section, heads, self.ranks, sharded
+        )
         self._state = LearnerState(optimization=self._optimization, update=self._update)
         self._signals = SignalSettings(
             temperature=recipe.rollout.temperature,
             chunk_tokens=self._section.logits_chunk_tokens,
             micro_batch_tokens=self._section.micro_batch_tokens,
             packed=self.policy.packs,
+            ranks=self.ranks,
         )
         self._per_step = self._section.epochs * self._section.minibatches
         self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
@@ -130,6 +140,7 @@ class Learner:
         pictures = self._pictures
 
         def attention(picture: Any) -> Any:
+            unshard(self.policy)
             patches_PD, grid_3 = pictures.process(picture)
             tower = self.policy.model.base_model.visual
             return received_attention(tower, patches_PD.to(self._device), grid_3.to(self._device))
@@ -206,18 +217,27 @@ class Learner:
         ``start``: to fill with the log-probs and entropies of this pass, which is the step's first.
         """
         self._optimization.zero_gradients()
-        batch = _with_responses(batch)
+        rows_B = _trained_rows(batch)
+        part = batch.rows(rows_B)
+        found = None if start is None else start.zeros(batch)
         totals: dict[str, Tensor] = {}
-        for rows_B in self._signals.cuts(batch):
-            micro = batch.rows(rows_B).to(self._device)
+        for share in self._signals.shares(part):
+            micro = part.rows(share.rows_B).to(self._device)
             live = live_signals(self._models, micro, self._signals, self._update, start=start is not None)
-            if start is not None:
-                start.fill(rows_B, micro.response_BT.cpu(), live.logprobs_BT.cpu(), live.entropy_BT.cpu())
             output = self._loss(micro, live.signals)
+            if not share.counts:
+                (0.0 * output.loss).backward()
+                continue
+            if found is not None:
+                found.fill(rows_B[share.rows_B], micro.response_BT.cpu(), live.logprobs_BT.cpu(), live.entropy_BT.cpu())
             output.loss.backward()
             for name, value in _log_keys(output):
                 totals[name] = totals[name] + value if name in totals else value
-        metrics = {name: float(value) for name, value in totals.items()}
+        if start is not None and found is not None:
+            found.sum_(self.ranks)
+            start.fill(torch.arange(batch.size), batch.response_BT, found.logprobs_BT, found.entropy_BT)
+        self._optimization.finish_gradients(without="visual" if batch.images is None else None)
+        metrics = {name: float(value) for name, value in self.ranks.sum_named(totals).items()}
         return {**metrics, "optim/grad_norm": self._optimization.clip_gradients(metrics)}
 
     def _loss(self, micro: Batch, live: Signals) -> LossOutput:
@@ -228,13 +248,14 @@ class Learner:
     def probe(self, probes: Sequence[Probe], model: Scorer | None = None) -> list[tuple[float, ...]]:
         """Compute log-probs at temperature 1 of each token after the first, to compare with `Engine.score`.
 
-        They are the policy's, or those of another ``model``.
+        They are the policy's, computed by all ranks, or those of another ``model``, which this rank holds whole.
         """
         if not probes:
             return []
         batch = self._preparer.pack(_probe_examples(probes))
-        settings = replace(self._signals, temperature=1.0)
-        logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=self._device, entropy=False)
+        settings = replace(self._signals, temperature=1.0, ranks=self.ranks if model is None else Ranks())
+        device = self._device if model is None else getattr(model, "device", self._device)
+        logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
 
@@ -251,15 +272,17 @@ class Learner:
     def save(self, folder: Path) -> dict[str, SavedFile]:
         """Write the policy as a Hugging Face folder, and beside it what only a resume needs; return what was written.
 
-        The files are on disk when this returns. Raises `LearnerError` if an optimizer step broke off half-way.
+        The files are on disk when this returns. Raises `LearnerError` if an optimizer step broke off half-way. Every
+        rank writes its own shards, and rank 0 also the policy; it returns the files of all.
         """
-        self.policy.save(folder / "policy")
+        self.policy.save(folder / "policy", writes=self.ranks.rank == 0)
         self._state.save(folder)
-        return list_files(folder)
+        self.ranks.barrier()
+        return list_files(folder) if self.ranks.rank == 0 else {}
 
     def restore(self, folder: Path) -> None:
         """Take up the state that `save` wrote; raises `CheckpointError` if it is of another model."""
-        self._state.restore(folder, self._device)
+        self._state.restore(folder)
 
 
 def _shape(policy: Policy, spec: LearnerSpec) -> ModelShape:
@@ -283,12 +306,11 @@ def _log_keys(output: LossOutput) -> Iterator[tuple[str, Tensor]]:
     yield from output.metrics.items()
 
 
-def _with_responses(batch: Batch) -> Batch:
-    """Leave out sequences without a token to train on, for example truncated ones that the rule masks out."""
+def _trained_rows(batch: Batch) -> Tensor:
+    """Return the rows with a token to train on: without truncated ones that the rule masks out, for example."""
     rows_B = batch.response_BT.any(dim=1).nonzero()[:, 0]
-    if len(rows_B) in (0, batch.size) or bool((batch.list_B >= 0).any()):
-        return batch
-    return batch.rows(rows_B)
+    has_lists = bool((batch.list_B >= 0).any())
+    return torch.arange(batch.size) if has_lists or not len(rows_B) else rows_B
 
 
 def _probe_examples(probes: Sequence[Probe]) -> list[Example]:

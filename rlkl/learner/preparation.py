@@ -12,6 +12,7 @@ from torch import Tensor
 from rlkl.batch import Batch
 from rlkl.data.packing import pack
 from rlkl.data.vision import PictureProcessor
+from rlkl.learner.ranks import Ranks
 from rlkl.learner.signals import (
     Models,
     SignalSettings,
@@ -34,6 +35,18 @@ class StartSignals:
 
     logprobs_BT: Tensor
     entropy_BT: Tensor
+
+    @staticmethod
+    def zeros(batch: Batch) -> StartSignals:
+        """Return zeros for all tokens of a batch."""
+        return StartSignals(
+            logprobs_BT=torch.zeros(batch.response_BT.shape), entropy_BT=torch.zeros(batch.response_BT.shape)
+        )
+
+    def sum_(self, ranks: Ranks) -> None:
+        """Add up the numbers of all ranks, each of which has filled in its own rows."""
+        ranks.sum_(self.logprobs_BT)
+        ranks.sum_(self.entropy_BT)
 
     def fill(self, rows_B: Tensor, mask_BT: Tensor, logprobs_BT: Tensor, entropy_BT: Tensor) -> None:
         """Write the numbers of some rows at the tokens of ``mask_BT``, which is as wide as the numbers."""
@@ -97,7 +110,7 @@ class Preparer:
         """Return the credited batch; ``first``: no optimizer step has been made, so dead heads are re-initialised."""
         batch = self.pack(examples, progress=step / self.recipe.steps)
         pending = self.skips_proximal_pass
-        start = self._zeros(batch) if pending else self._start(batch)
+        start = StartSignals.zeros(batch) if pending else self._start(batch)
         frozen = {} if pending else {Signal.PROXIMAL_LOGPROBS: start.logprobs_BT}
         frozen |= frozen_model_signals(self.models, batch, self.settings, self.update, device=self.device)
         if Signal.PROXIMAL_HEADS in self.update.needs:
@@ -126,10 +139,6 @@ class Preparer:
             self.models.policy, batch, self.settings, device=self.device, entropy=True
         )
         return StartSignals(logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
-
-    def _zeros(self, batch: Batch) -> StartSignals:
-        zeros_BT = torch.zeros(batch.response_BT.shape)
-        return StartSignals(logprobs_BT=zeros_BT, entropy_BT=zeros_BT.clone())
 
     def _fill_untrained(self, start: StartSignals, batch: Batch, credited: Batch) -> None:
         """Compute the signals of sequences from which the rule took tokens: the training pass does not see all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, get_args
 
@@ -16,6 +16,8 @@ from rlkl.data.packing import micro_batches
 from rlkl.errors import MissingSignalError
 from rlkl.functional.logprobs import Head, chunked_logprobs_and_entropy
 from rlkl.functional.packing import Packing, shared_prefixes
+from rlkl.learner.dealing import Share, shares_of
+from rlkl.learner.ranks import Ranks
 from rlkl.signals import CLEAN, POLICY, REFERENCE, Quantity, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
@@ -63,10 +65,15 @@ class SignalSettings:
     micro_batch_tokens: int
     packed: bool = False
     """Whether the models compute nothing for padding: a micro-batch is then cut by its real tokens."""
+    ranks: Ranks = field(default_factory=Ranks)
 
     def cuts(self, batch: Batch) -> list[Tensor]:
         """Return the row numbers of each micro-batch."""
         return micro_batches(batch, self.micro_batch_tokens, packed=self.packed)
+
+    def shares(self, batch: Batch) -> list[Share]:
+        """Return the micro-batches of a batch that this rank computes."""
+        return shares_of(batch, self.cuts(batch), rank=self.ranks.rank, size=self.ranks.size)
 
 
 Compute = Callable[["Models", Batch, SignalSettings], Tensor]
@@ -160,26 +167,37 @@ def view_logprobs(view: str, model: Scorer, batch: Batch, settings: SignalSettin
     logprobs_BT = torch.zeros(batch.response_BT.shape, device=batch.response_BT.device)
     rows_B = batch.pictured_B.nonzero()[:, 0]
     if not len(rows_B):
-        return logprobs_BT
+        return logprobs_BT + _pass_for_others(model, batch, settings)
     seen = batch.rows(rows_B)
     seen_BT, _ = token_signals(model, replace(seen, images=seen.views[view]), settings, entropy=False)
     return logprobs_BT.index_put((rows_B,), pad_to(seen_BT, logprobs_BT.shape[1]))
+
+
+def _pass_for_others(model: Scorer, batch: Batch, settings: SignalSettings) -> Tensor | float:
+    """Return zero. Other ranks may run a pass here, in which all ranks gather weights, so this one runs one as well."""
+    if settings.ranks.size == 1:
+        return 0.0
+    logprobs_BT, _ = token_signals(
+        model, batch.rows(batch.attention_BT.sum(dim=1).argmin()[None]), settings, entropy=False
+    )
+    return 0.0 * logprobs_BT.sum()
 
 
 @torch.no_grad()
 def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, settings: SignalSettings, device: torch.device) -> Tensor:
     """Compute numbers per token for a whole batch, micro-batch by micro-batch, without gradient.
 
-    ``compute`` returns ``[B, T]`` or ``[B, T, K]``. The result is on the batch's device.
+    ``compute`` returns ``[B, T]`` or ``[B, T, K]``. The result is on the batch's device, and the same on every rank.
     """
     whole: Tensor | None = None
-    for rows_B in settings.cuts(batch):
-        micro = compute(batch.rows(rows_B).to(device)).cpu()
+    for share in settings.shares(batch):
+        micro = compute(batch.rows(share.rows_B).to(device)).cpu()
         if whole is None:
             whole = torch.zeros(*batch.response_BT.shape, *micro.shape[2:])
-        whole[rows_B, : micro.shape[1]] = micro
+        if share.counts:
+            whole[share.rows_B, : micro.shape[1]] = micro
     assert whole is not None, "a batch has at least one sequence"
-    return whole
+    return settings.ranks.sum_(whole)
 
 
 def frozen_view_logprobs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlkl.errors import LearnerError
 from rlkl.learner.masters import Masters
+from rlkl.learner.ranks import Ranks
 from rlkl.models.policy import Policy
 from rlkl.recipe import LearnerSection
 from rlkl.updates.base import Heads
@@ -20,10 +21,21 @@ from rlkl.updates.base import Heads
 class Optimization:
     """The trained parameters and the optimizer over them."""
 
-    def __init__(self, trained: Mapping[str, nn.Parameter], section: LearnerSection, heads: Heads | None) -> None:
-        self._masters = Masters(trained)
+    def __init__(
+        self,
+        trained: Mapping[str, nn.Parameter],
+        section: LearnerSection,
+        heads: Heads | None,
+        ranks: Ranks,
+        sharded: Sequence[nn.Module] = (),
+    ) -> None:
+        """``sharded``: the trained models that are divided among the ranks."""
+        self._masters = Masters(trained, sharded)
+        self.ranks = ranks
+        self.parameters = trained
+        """The model's parameters, by name: shards if there are several ranks."""
         self.trained: Mapping[str, nn.Parameter] = self._masters.parameters
-        """Float32 parameters, by name."""
+        """Float32 parameters, by name; of a shard, this rank's part."""
         self.optimizer = build_optimizer(self.trained, section, heads)
         self.steps = 0
         """Optimizer steps made."""
@@ -33,24 +45,60 @@ class Optimization:
 
     def zero_gradients(self) -> None:
         """Drop the gradients of the optimizer step before."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._masters.drop_gradients()
+
+    def finish_gradients(self, *, without: str | None = None) -> None:
+        """Make the gradients ready for `clip_gradients`; sum those of parameters that are not sharded over the ranks.
+
+        ``without``: parameters with this word in their names took part in no pass on any rank, so they have none.
+        """
+        if self.ranks.size == 1:
+            return
+        self._masters.take_gradients()
+        whole = {n: p for n, p in self.trained.items() if n not in self._masters.sharded and p.grad is not None}
+        if whole:
+            flat_N = self.ranks.sum_(torch.cat([p.grad.flatten() for p in whole.values() if p.grad is not None]))
+            for p, part_N in zip(whole.values(), flat_N.split([p.numel() for p in whole.values()]), strict=True):
+                p.grad = part_N.view_as(p)
+        for name, parameter in self.trained.items():
+            if without is not None and without in name.split("."):
+                parameter.grad = None
 
     def clip_gradients(self, losses: Mapping[str, float]) -> float:
         """Clip the gradients to ``learner.max_grad_norm`` and return their norm before; `LearnerError` if not finite.
 
         ``losses`` are for the message.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self._max_grad_norm))
+        norm = self._clip()
         if not math.isfinite(norm):
-            broken = [
-                name for name, p in self.trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()
-            ]
+            broken = self._broken()
             raise LearnerError(
                 f"the gradient is not finite (norm {norm}) at optimizer step {self.steps}, first in "
                 f"{', '.join(broken[:3])}; losses: {dict(losses)}. The weights are those of the last finished step. "
                 "Lower learner.lr, or look for a reward of extreme size."
             )
         return norm
+
+    def _clip(self) -> float:
+        if self.ranks.size == 1:
+            return float(nn.utils.clip_grad_norm_(self.trained.values(), self._max_grad_norm))
+        shards, whole = (
+            [p.grad for n, p in self.trained.items() if p.grad is not None and (n in self._masters.sharded) is sharded]
+            for sharded in (True, False)
+        )
+        square = nn.utils.get_total_norm(shards).double().cpu().square()
+        square = self.ranks.sum_(square) + nn.utils.get_total_norm(whole).double().cpu().square()
+        norm = square.sqrt().float()
+        parameters = list(self.trained.values())
+        nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm.to(parameters[0].device))
+        return float(norm)
+
+    def _broken(self) -> list[str]:
+        """Name the parameters whose gradient is not finite, on any rank."""
+        flags_P = torch.tensor(
+            [float(p.grad is not None and not torch.isfinite(p.grad).all()) for p in self.trained.values()]
+        )
+        return [name for name, flag in zip(self.trained, self.ranks.sum_(flags_P).tolist(), strict=True) if flag]
 
     def apply(self, lr: float) -> None:
         """Make one optimizer step with the gradients that are there."""
@@ -62,11 +110,8 @@ class Optimization:
         self._torn = False
         self.steps += 1
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the trained parameters."""
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(weights[name])
+    def write_back(self) -> None:
+        """Bring the models to the trained parameters, which were set from outside."""
         self._masters.write_back()
 
     def release(self) -> None:

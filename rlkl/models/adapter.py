@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlkl.errors import RecipeError
+from rlkl.models.sharding import gathered_adapters, whole
 from rlkl.recipe import LoraSection
 
 _NAME = "default"
@@ -118,19 +120,21 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight of ``model`` under its checkpoint name, with its adapter added in float32 if it has one.
 
     A tensor that several names share (tied embeddings) comes once, under its first name. The base weights are left as
-    they are, bit for bit.
+    they are, bit for bit. Shards are gathered, one tensor at a time, so every rank must take all of them.
     """
     adapted = dict(_adapted_weights(model))
     shared: set[int] = set()
-    for full_name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in shared:
+    for full_name, tensor in model.state_dict(keep_vars=True).items():
+        key = id(tensor) if isinstance(tensor, DTensor) else tensor.data_ptr()
+        if key in shared:
             continue
-        shared.add(tensor.data_ptr())
+        shared.add(key)
         name = _without_levels(full_name)
         if name in adapted:
-            yield name, tensor.float() + _change(adapted[name])
+            with gathered_adapters(adapted[name]):
+                yield name, whole(tensor.detach()).float() + _change(adapted[name])
         elif ".lora_" not in full_name:
-            yield name, tensor.detach()
+            yield name, whole(tensor.detach())
 
 
 def _change(layer: Any) -> Tensor:
@@ -161,12 +165,11 @@ def _without_levels(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
-def save_adapter(model: nn.Module, wrapper: Any, folder: Path, *, base_model: str) -> None:
-    """Write the adapters as a peft folder that names ``base_model`` as the model to put them into."""
+def save_adapter(tensors: dict[str, Tensor], wrapper: Any, folder: Path, *, base_model: str) -> None:
+    """Write adapters, by their names in a peft file, as a folder that names ``base_model`` as their model."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().float().cpu().contiguous() for name, p in adapter_parameters(model)}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = wrapper.peft_config[_NAME]
     inference, base = config.inference_mode, config.base_model_name_or_path

@@ -15,6 +15,7 @@ from rlkl.functional.logprobs import Head
 from rlkl.functional.packing import Packing
 from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
+from rlkl.models.sharding import reshard, whole
 from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
 
@@ -66,11 +67,13 @@ class Policy(LanguageModel):
 
         With LoRA in bfloat16 these are the adapters alone, under their peft names: added to a bfloat16 base weight, an
         adapter's small change would be rounded away. Otherwise adapters are merged in, names are checkpoint names, and
-        a tensor that several names share (tied embeddings) comes once, under its first name.
+        a tensor that several names share (tied embeddings) comes once, under its first name. Shards are gathered, so
+        every rank must take all tensors.
         """
+        reshard(self)
         tensors = adapter_parameters(self.model) if self._publishes_adapters else merged_weights(self.model)
         for name, tensor in tensors:
-            yield name, tensor.detach().to(self.dtype)
+            yield name, whole(tensor.detach()).to(self.dtype)
 
     @property
     def export_dtype(self) -> torch.dtype:
@@ -78,7 +81,8 @@ class Policy(LanguageModel):
         return self.dtype if self.adapter is None else torch.float32
 
     def exported(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield checkpoint name and tensor of every weight of a saved policy, adapters merged in."""
+        """Yield checkpoint name and tensor of every weight of a saved policy, adapters merged in, shards gathered."""
+        reshard(self)
         for name, tensor in merged_weights(self.model):
             yield name, tensor.to(self.export_dtype)
 
@@ -98,11 +102,17 @@ class Policy(LanguageModel):
         if token_ids:
             self.model.generation_config.eos_token_id = list(token_ids)
 
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``."""
+    def save(self, folder: Path, *, writes: bool = True) -> None:
+        """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``.
+
+        If the weights are sharded, every rank must call it, and one of them ``writes``.
+        """
         from transformers import AutoConfig
 
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.exported()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.exported() if writes}
+        adapters = {name: whole(p.detach()).float().cpu().contiguous() for name, p in adapter_parameters(self.model)}
+        if not writes:
+            return
         config = AutoConfig.for_model(**self.model.config.to_dict())
         config.dtype = self.export_dtype
         with torch.device("meta"):
@@ -110,7 +120,7 @@ class Policy(LanguageModel):
         shell.generation_config = self.model.generation_config
         shell.save_pretrained(folder, state_dict=tensors)
         if self.adapter is not None:
-            save_adapter(self.model, self.adapter, folder / ADAPTER_FOLDER, base_model=self._path)
+            save_adapter(adapters, self.adapter, folder / ADAPTER_FOLDER, base_model=self._path)
 
 
 class AdapterOff:

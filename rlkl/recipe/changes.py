@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "rewards[].max_failed_fraction",
     "learner.device",
     "learner.gpus",
+    "learner.ranks",
     "learner.threads",
     "learner.micro_batch_tokens",
     "learner.logits_chunk_tokens",

@@ -56,10 +56,13 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
 
 
 def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | None:
-    """Return the least memory that the learner can need; None if unknown (adapters and frozen parts need less)."""
+    """Return the least memory that each rank of the learner can need, its share of weights, gradients and moments.
+
+    None if unknown (adapters and frozen parts need less).
+    """
     if memory is None or recipe.model.lora is not None or recipe.model.freeze_vision:
         return None
-    return memory.learner_gib + memory.reference_gib
+    return (memory.learner_gib + memory.reference_gib) / recipe.learner.ranks
 
 
 def _parameters_in(folder: str | Path) -> int:

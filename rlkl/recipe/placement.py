@@ -52,7 +52,9 @@ class Actor:
 
     @property
     def name(self) -> str:
-        return self.role if self.role == LEARNER else f"{self.role} {self.number}"
+        if self.role == LEARNER:
+            return self.role if self.number == 0 else f"{self.role} rank {self.number}"
+        return f"{self.role} {self.number}"
 
     @property
     def units(self) -> int:
@@ -120,9 +122,12 @@ def reward_actors(recipe: Recipe) -> list[Actor]:
 
 
 def actors_of(recipe: Recipe, *, worker: float = 0.0, learner: float = 0.0) -> list[Actor]:
-    """Return all actors of a run. ``worker``, ``learner``: GPUs of each rollout worker and of the learner."""
+    """Return all actors of a run. ``worker``, ``learner``: GPUs of each rollout worker and of each learner rank."""
     return [
-        Actor(role=LEARNER, number=0, cpus=LEARNER_CPUS, gpus=learner),
+        *(
+            Actor(role=LEARNER, number=number, cpus=LEARNER_CPUS, gpus=learner)
+            for number in range(recipe.learner.ranks)
+        ),
         *(
             Actor(role=WORKER, number=number, cpus=recipe.rollout.cpus_per_worker, gpus=worker)
             for number in range(recipe.rollout.workers)
@@ -195,6 +200,8 @@ def _candidates(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[float, 
         worker = 0.0
     if learner is None and (not has_gpus or recipe.learner.device == "cpu"):
         learner = 0.0
+    if learner is None and recipe.learner.ranks > 1:
+        learner = 1.0
     parts = [part(actors) for actors in range(1, _MOST_ON_ONE_GPU + 1)]
     if worker is not None or learner is not None:
         yield from product(parts if worker is None else [worker], parts if learner is None else [learner])
@@ -272,7 +279,7 @@ class _NoRoomError(Exception):
             f"{self.actor.gpus:.4g} GPU) there is no room; once the others are placed, this is left: "
             f"{self.space.describe()}. An actor runs on one node, and a share of a GPU lies on one GPU. Leave "
             "rollout.gpus_per_worker and learner.gpus out (the shares then follow from the GPUs), lower them, "
-            "rollout.workers, rollout.cpus_per_worker or the gpus of a reward, or use a larger cluster"
+            "rollout.workers, learner.ranks, rollout.cpus_per_worker or the gpus of a reward, or use a larger cluster"
         )
 
 
@@ -313,6 +320,11 @@ def _check_shares(recipe: Recipe, nodes: Sequence[Node]) -> None:
             raise EnvironmentProblem(
                 f"{key} = {share:g}: above 1, Ray gives whole GPUs only; expected 0 to 1, 2, 3, ..."
             )
+    if recipe.learner.ranks > 1 and recipe.learner.gpus is not None and 0 < recipe.learner.gpus < 1:
+        raise EnvironmentProblem(
+            f"learner.gpus = {recipe.learner.gpus:g} with learner.ranks = {recipe.learner.ranks}: two ranks cannot "
+            "share a GPU. Leave learner.gpus out, so that each rank gets one, or set learner.ranks=1"
+        )
     check_cuda(recipe.learner.device, gpus=recipe.learner.gpus, has_cuda=any(node.gpus for node in nodes))
 
 

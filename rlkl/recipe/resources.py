@@ -70,14 +70,18 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     learner = least_learner_gib(recipe, memory) if placement.gpus_of(LEARNER) == 0 else None
     process = VLLM_PROCESS_GIB if on_cpu and recipe.rollout.engine == "vllm" else PROCESS_GIB
     worker_gib, learner_gib = process + weights + cache, PROCESS_GIB + (learner or 0.0)
-    total = workers * worker_gib + learner_gib + (rewards + 1) * PROCESS_GIB
+    ranks = recipe.learner.ranks
+    if ranks > 1 and memory is not None:  # each rank loads the whole weights into host memory, and keeps its part
+        learner_gib = PROCESS_GIB + max(learner or 0.0, memory.engine_gib)
+    total = workers * worker_gib + ranks * learner_gib + (rewards + 1) * PROCESS_GIB
+    learner_is = "the learner" if ranks == 1 else f"learner.ranks = {ranks} x"
     if total > machine.memory_gib:
         raise EnvironmentProblem(
             f"this run needs at least {total:.1f} GiB of memory, and this machine has {machine.memory_gib:.1f}: "
             f"rollout.workers = {workers} x {worker_gib:.2f} (process {process:g}, weights {weights:.2f}, "
-            f"rollout.vllm.kv_cache_gib = {cache}), the learner {learner_gib:.2f}, the driver and {rewards} reward "
-            f"actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train a smaller model, "
-            "or run on a cluster (cluster.address)"
+            f"rollout.vllm.kv_cache_gib = {cache}), {learner_is} {learner_gib:.2f}, the driver and "
+            f"{rewards} reward actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train "
+            "a smaller model, or run on a cluster (cluster.address)"
         )
 
 

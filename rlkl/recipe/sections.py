@@ -242,10 +242,13 @@ class LearnerSection(Section):
     gpus: float | None = Field(
         default=None,
         ge=0,
-        description="GPUs that the learner reserves in Ray; left out: 1, or an equal part of the only GPU.",
+        description="GPUs that each rank reserves in Ray; left out: 1, or an equal part of the only GPU.",
+    )
+    ranks: int = Field(
+        default=1, ge=1, description="Processes that share the learner's weights, optimizer and work, one on each GPU."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the learner; left out: all cores of its node."
+        default=None, ge=1, description="CPU threads of each rank; left out: the cores of its node, divided among them."
     )
     lr: float = Field(default=1e-6, ge=0, description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(

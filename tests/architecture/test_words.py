@@ -16,7 +16,7 @@ OPENINGS = ("What ", "The same", "Where ", "How ", "Sentences ", "Which ", "Why 
 
 VERBS = """
 Accumulate Add Allow Answer Append Apply Arrange Ask Assign Average Await Become Begin Bring Build Call Cancel Change
-Check Choose Clear Clip Close Collect Compare Compute Connect Continue Convert Copy Count Create Cut Decode Define
+Check Choose Clear Clip Close Collect Compare Compute Connect Continue Convert Copy Count Create Cut Deal Decode Define
 Delete Derive Describe Detach Divide Do Draw Drop Dump Encode End Enter Escape Estimate Evaluate Exclude Expand Expect
 Explain Export Extend Fetch Fill Find Follow Forget Free Freeze Gather Generate Get Give Go Group Halve Handle Hash
 Have Ignore Import Initialise Insert Interpolate Invert Iterate Join Judge Keep Learn Leave Let Limit List Load Lock

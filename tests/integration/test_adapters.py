@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import rlkl
 from rlkl.errors import WeightSyncError
+from rlkl.learner.shards_on_disk import read_tensors, shapes_in
+from rlkl.learner.state import TENSORS_FOLDER
 from rlkl.training.result import RunResult
 from tests.adapters import SCALE, SEQUENCES, base, logprobs, share, with_adapter
 from tests.integration.runs import DEADLINE_S, REPOSITORY, make_recipe, records
@@ -48,10 +50,13 @@ def run(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult
 
 def learner_adapter(run: RunResult) -> dict[str, Tensor]:
     """The adapters that the optimizer holds after the last step, as a peft file names them."""
-    state = torch.load(run.run_dir / "checkpoints" / f"step_{STEPS:06d}" / "learner.pt", weights_only=True)
+    folder = run.run_dir / "checkpoints" / f"step_{STEPS:06d}" / TENSORS_FOLDER
+    shapes = {name: shape for name, shape in shapes_in(folder).items() if name.startswith("trained.")}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    read_tensors(tensors, folder, alone=True)
     return {
-        name.replace("policy.model.", "base_model.model.", 1).replace(".default.", "."): tensor
-        for name, tensor in state["trained"].items()
+        name.replace("trained.policy.model.", "base_model.model.", 1).replace(".default.", "."): tensor
+        for name, tensor in tensors.items()
     }
 
 

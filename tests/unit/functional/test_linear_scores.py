@@ -92,6 +92,13 @@ def test_without_a_reference_the_kls_are_zero_and_without_entropy_it_is():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_score_that_nobody_asked_for_has_no_gradient():
+    case = Case()
+    found = linear_scores(case.hidden_NH, case.head, case.targets_N, temperature=1.0, entropy=False)
+    for one, other in zip(case.gradients(found), case.gradients(found[:1]), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("used", range(4))
 def test_each_score_has_its_own_gradient(used: int):
     case = Case()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from rlkl.errors import MissingSignalError
+from rlkl.learner.shards_on_disk import shapes_in
+from rlkl.learner.state import NUMBERS_FILE, TENSORS_FOLDER
 from rlkl.updates.base import HeadInput, ModelShape
 from rlkl.updates.ppo.rule import Critic, Ppo
 from rlkl.updates.settings import PpoSettings
@@ -102,9 +105,9 @@ def test_a_separate_critic_sees_the_state_before_each_token(model_path: str) -> 
 
 def test_a_critic_belongs_to_the_saved_state(model_path: str, tmp_path: Path) -> None:
     build(model_path, update={"rule": "ppo"}).save(tmp_path)
-    saved = torch.load(tmp_path / "learner.pt", weights_only=True)
-    assert {"heads.output.weight", "heads.output.bias"} <= set(saved["trained"])
-    assert saved["update"] == {"kl_coef": 0.05, "kl_error": 0.0}
+    saved = set(shapes_in(tmp_path / TENSORS_FOLDER))
+    assert {"trained.heads.output.weight", "trained.heads.output.bias"} <= saved
+    assert json.loads((tmp_path / NUMBERS_FILE).read_text())["update"] == {"kl_coef": 0.05, "kl_error": 0.0}
 
 
 def test_papo_is_refused_at_set_up_where_no_image_can_be_corrupted(model_path: str) -> None:

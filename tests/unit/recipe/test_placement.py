@@ -173,3 +173,38 @@ def test_two_rewards_of_one_function_are_actors_of_their_own():
 def test_reserved_cpus_count_every_actor():
     reward = {"function": "f.py:f", "mode": "actor", "workers": 3, "cpus": 0.5}
     assert reserved_cpus(recipe(rollout={"workers": 2, "cpus_per_worker": 4}, rewards=[reward])) == 2 * 4 + 1 + 1.5
+
+
+@pytest.mark.parametrize(("there", "worker"), [(nodes(4), 0.5), (nodes(3, 1), 0.5), (nodes(5), 1.0), (nodes(9), 1.0)])
+def test_each_rank_of_the_learner_has_a_gpu_of_its_own(there: list[Node], worker: float):
+    placement = place(recipe(rollout={"workers": 2}, learner={"ranks": 3}), there)
+
+    assert_sound(placement, there)
+    assert [actor.name for actor in placement.actors if actor.role == LEARNER] == [
+        "learner",
+        "learner rank 1",
+        "learner rank 2",
+    ]
+    assert (placement.gpus_of(LEARNER), placement.gpus_of(WORKER)) == (1.0, worker)
+
+
+def test_ranks_without_gpus_have_a_cpu_each():
+    run = recipe(rollout={"workers": 1}, learner={"ranks": 2})
+    placement = place(run, nodes(0, 0, cpus=2))
+
+    assert_sound(placement, nodes(0, 0, cpus=2))
+    assert reserved_cpus(run) == 3
+    assert placement.count(LEARNER) == 2
+    assert placement.gpus_of(LEARNER) == 0
+
+
+@pytest.mark.parametrize(
+    ("learner", "there", "problem"),
+    [
+        ({"ranks": 2, "gpus": 0.5}, nodes(4), r"learner\.gpus = 0\.5 with learner\.ranks = 2: two ranks cannot share"),
+        ({"ranks": 3}, nodes(2), r"cannot be placed: 3 x learner .*lower them, rollout\.workers, learner\.ranks"),
+    ],
+)
+def test_ranks_that_would_share_a_gpu_are_refused(learner: dict[str, Any], there: list[Node], problem: str):
+    with pytest.raises(EnvironmentProblem, match=problem):
+        place(recipe(rollout={"workers": 1}, learner=learner), there)

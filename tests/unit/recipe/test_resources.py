@@ -77,3 +77,10 @@ def test_each_gpu_is_described_with_its_actors():
         "GPU 2: rollout worker 1 (0.5, vLLM memory 0.45), reward f.py:f 0 (0.25)",
     ]
     assert describe(recipe(), place_on_machine(recipe(), SMALL, None)) == []
+
+
+def test_each_rank_needs_host_memory_for_its_share_and_for_the_weights_that_it_loads():
+    run = recipe(learner={"ranks": 4}, update={"kl_coef": 0.1})
+    with pytest.raises(EnvironmentProblem) as error:
+        place_on_machine(run, Machine(cpus=8, memory_gib=8.0), ONE_GIB)
+    assert "learner.ranks = 4 x 1.65, the driver" in str(error.value)  # 5 GiB among 4, which is more than 1 to load
