@@ -103,7 +103,8 @@ def by_tiles(problem: Problem) -> Tensor:
         entropy=problem.quantity == "entropy",
         reference=reference if problem.quantity == "exact KL" else None,
     )
-    return (scores.logprobs_N + scores.entropy_N + scores.kl_reference_to_policy_N).mean()
+    further_N = {"entropy": scores.entropy_N, "exact KL": scores.kl_reference_to_policy_N}.get(problem.quantity)
+    return (scores.logprobs_N if further_N is None else scores.logprobs_N + further_N).mean()
 
 
 LOSSES: dict[str, Callable[[Problem], Tensor]] = {"chunks": by_chunks, "tiles": by_tiles}
