@@ -15,10 +15,12 @@ from statistics import median
 
 import torch
 
-from benchmarks.against.rlkl_side import build_learner, train
+from benchmarks.against.rlkl_side import build_learner, recipe_of, train
 from benchmarks.against.workload import Case, Shape, Workload, write_workload
 from benchmarks.gpu.device import check, cuda_devices
-from benchmarks.gpu.plan import GIB, planned_memory
+from rlkl.commands.plan_work import training_of
+from rlkl.costs.find import read_shape
+from rlkl.costs.memory import GIB, learner_parts, peak_bytes
 
 SHAPES: Mapping[str, Shape] = {
     "0.1B": Shape(layers=12, hidden=768, intermediate=2048, heads=12, kv_heads=4, head_dim=64, vocabulary=32_768),
@@ -40,6 +42,12 @@ def case_for(shape: Shape, *, micro_batch_tokens: int = 16_384) -> Case:
         end_chance=0.004,
         micro_batch_tokens=micro_batch_tokens,
     )
+
+
+def planned_bytes(workload: Workload) -> float:
+    """Return the peak that ``rlkl plan`` predicts for the learner, with the CUDA context and fragmentation."""
+    shape = read_shape(workload.policy)
+    return peak_bytes(learner_parts(shape, training_of(recipe_of(workload, steps=1, device="cuda"), shape)))
 
 
 def matrix_rate(*, turns: int = 10) -> float:
@@ -74,15 +82,15 @@ def main() -> int:
     for name, shape in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             workload = write_workload(case_for(shape), Path(folder))
-            planned = planned_memory(workload)
-            if planned.limit > room:
-                print(f"{name:>6} left out: it needs {planned.limit / GIB:.0f} GiB")
+            planned = planned_bytes(workload)
+            if planned > room:
+                print(f"{name:>6} left out: it needs {planned / GIB:.0f} GiB")
                 continue
             seconds, peak = measure(workload)
         torch.cuda.empty_cache()
         print(
             f"{name:>6} {workload.tokens:8,} {seconds:8.3f} {workload.tokens / seconds:9,.0f} "
-            f"{workload.useful_flops / seconds / rate:7.1%} | {peak / GIB:8.1f} {planned.total / GIB:8.1f}",
+            f"{workload.useful_flops / seconds / rate:7.1%} | {peak / GIB:8.1f} {planned / GIB:8.1f}",
             flush=True,
         )
     return 0

@@ -16,7 +16,7 @@ _PASSES = ("hidden", "layers")
 
 
 def shard_models(models: Models, mesh: DeviceMesh | None, device: torch.device) -> list[nn.Module]:
-    """Shard the policy, the frozen models, and the backbone of heads that have one; return those that train.
+    """Divide the policy, the frozen models, and the backbone of heads that have one; return those that train.
 
     The models must be in host memory, with the same weights on every rank; afterwards they are on ``device``. Small
     heads stay whole. Without a mesh nothing changes.

@@ -29,7 +29,7 @@ class Optimization:
         ranks: Ranks,
         sharded: Sequence[nn.Module] = (),
     ) -> None:
-        """``sharded``: the trained models that are divided among the ranks."""
+        """Make the optimizer. ``sharded``: the trained models that are divided among the ranks."""
         self._masters = Masters(trained, sharded)
         self.ranks = ranks
         self.parameters = trained

@@ -1,4 +1,4 @@
-"""``make gpu`` ends with code 2 without a GPU, and the memory formula by hand."""
+"""``make gpu`` ends with code 2 without a GPU, and the planned memory is the learner's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.against.workload import CASES, tiny, write_workload
 from benchmarks.gpu.device import check
-from benchmarks.gpu.plan import CONTEXT_BYTES, planned_memory
+from benchmarks.gpu.step import planned_bytes
+from rlkl.costs.memory import CONTEXT, SLACK
 
 
 def test_without_a_device_the_check_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,13 +20,9 @@ def test_without_a_device_the_check_ends_with_code_2(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "cuda:0: H100\n"
 
 
-def test_planned_memory_by_hand(tmp_path: Path) -> None:
-    case = replace(tiny(CASES["bfloat16"]), micro_batch_tokens=64)
-    workload = write_workload(case, tmp_path)
-    planned = planned_memory(workload)
-    assert planned.state == pytest.approx(18 * workload.parameters)
-    assert planned.reference == pytest.approx(2 * workload.parameters)
-    assert planned.gradient == 2 * 256 * 64
-    assert planned.activations == 2 * (8 * 64 + 6 * 64 + 8 * 32 + 8 * 128) * 64
-    assert planned.logits == 14 * 1024 * 256
-    assert planned.limit == pytest.approx(planned.total * 1.05 + CONTEXT_BYTES)
+def test_the_planned_memory_is_that_of_the_works_learner(tmp_path: Path) -> None:
+    workload = write_workload(replace(tiny(CASES["bfloat16"]), micro_batch_tokens=1024), tmp_path)
+    without = replace(workload, case=replace(workload.case, kl_coef=0.0))
+    reference = 2 * workload.parameters
+    assert planned_bytes(workload) > CONTEXT + 18 * workload.parameters + reference
+    assert planned_bytes(workload) - planned_bytes(without) == pytest.approx(SLACK * reference)

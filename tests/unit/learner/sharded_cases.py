@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlkl.data.vision import load_picture_processor
+from rlkl.functional import linear_scores as tiled
+from rlkl.functional import logprobs
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.ranks import Ranks
@@ -44,6 +46,8 @@ class Case:
     """Numbers of ranks that repeat it."""
     rows: int | None = None
     """Train on so many examples only."""
+    tile: int = tiled.TILE_IDS
+    """Token ids of a tile of the head."""
 
 
 CASES: dict[str, Case] = {
@@ -51,6 +55,8 @@ CASES: dict[str, Case] = {
     "ppo": Case(update={"rule": "ppo"}, learner={"epochs": 2, "minibatches": 2}, path="untied"),
     "critic": Case(update={"rule": "ppo", "critic": "model"}, path="untied", sizes=(3,)),
     "superhf": Case(update={"rule": "superhf"}, sizes=(3,)),
+    "tiles": Case(update={"rule": "superhf"}, path="untied", tile=5),
+    "tied tiles": Case(update={"kl_coef": 0.1}, sizes=(3,), tile=5),
     "sparsepo": Case(update={"rule": "sparsepo", "mask": "sparse_common", "l1_kl": 0.01}, path="untied", sizes=(2, 3)),
     "lora": Case(model={"lora": {"rank": 2}, "gradient_checkpointing": True}, update={"kl_coef": 0.1}, path="untied"),
     "one row": Case(update={"kl_coef": 0.1}, rows=1, sizes=(3,)),
@@ -58,7 +64,7 @@ CASES: dict[str, Case] = {
     "recomputed": Case(
         update={"rule": "papo", "recompute": True, "corruption": {"kind": "saliency"}}, path="seeing", sizes=(3,)
     ),
-    "halves": Case(update={"kl_coef": 0.1}, learner={"micro_batch_tokens": 60, "max_grad_norm": 1e6}, path="untied"),
+    "halves": Case(update={"kl_coef": 0.1}, learner={"micro_batch_tokens": 32, "max_grad_norm": 1e6}, path="untied"),
     "bfloat16": Case(update={"kl_coef": 0.1}, model={"dtype": "bfloat16"}, learner={"lr": 1e-4}),
     "no picture": Case(update={"rule": "papo"}, path="seeing", rows=-2),
 }
@@ -73,6 +79,7 @@ def make_models(folder: Path) -> None:
 
 def build(case: Case, folder: Path, ranks: Ranks) -> Learner:
     """Build the learner of a case on this rank."""
+    tiled.TILE_IDS = logprobs.TILE_IDS = case.tile
     path = str(folder / case.path)
     learner = {"device": "cpu", "threads": 1, "lr": 1e-3, "micro_batch_tokens": 40, "track_reference_kl": True}
     recipe = Recipe.model_validate(
