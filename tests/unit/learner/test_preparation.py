@@ -69,11 +69,11 @@ def test_sequences_that_the_rule_masks_out_are_not_trained_on(model_path: str, m
     for one, other in zip(fast, slow, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
     for name, weights in fast_weights.items():
-        torch.testing.assert_close(weights, slow_weights[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights, slow_weights[name], rtol=0.0, atol=2e-3)
     monkeypatch.setattr("rlkl.learner.learner._trained_rows", lambda batch: torch.arange(batch.size))
     _, all_weights = run(build(model_path, update=update))
     for name, weights in slow_weights.items():
-        torch.testing.assert_close(weights, all_weights[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights, all_weights[name], rtol=0.0, atol=2e-3)
 
 
 def passes(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> int:
