@@ -33,11 +33,11 @@ class ClusterPlan:
     """The place that the shape was read from."""
     work: Work
     today: Layout
-    """The split that this version of rlkl runs."""
+    """The split that the recipe runs."""
     sharded: Layout | None
     """The split with a sharded learner in which both sides take equally long, or the one that was asked for.
 
-    None if it is what this version runs, or if none fits.
+    None if it is what the recipe runs, or if none fits.
     """
     asked: bool
     """The number of learner GPUs was given."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from rlkl.commands.plan_cluster import ClusterPlan
-from rlkl.commands.plan_layout import CAN_SHARD, Layout
+from rlkl.commands.plan_layout import Layout
 from rlkl.costs.gpus import GPUS_PER_NODE
 from rlkl.costs.memory import GIB, EngineMemory, Part, peak_bytes
 from rlkl.costs.seconds import BANDWIDTH_SHARE, LEARNER_SHARE
@@ -28,10 +28,10 @@ def show(plan: ClusterPlan, console: Console | None = None) -> None:
 def lines(plan: ClusterPlan) -> Iterator[str]:
     """Yield the lines of the plan."""
     yield from _head(plan)
-    yield from _layout(plan, plan.today, "This version of rlkl runs")
+    yield from _layout(plan, plan.today, "The recipe runs")
     if plan.sharded is not None:
-        absent = "" if CAN_SHARD or plan.sharded.ranks == 1 else "This version of rlkl has no sharded learner. "
-        yield from _layout(plan, plan.sharded, f"{absent}{'Asked for' if plan.asked else 'Balanced'} would be")
+        keys = f"learner.ranks={plan.sharded.ranks} rollout.workers={plan.sharded.engines}"
+        yield from _layout(plan, plan.sharded, f"{'Asked for' if plan.asked else 'Balanced'} ({keys}) would be")
     yield from _seconds(plan)
     yield from _assumptions(plan)
     yield ""
@@ -138,7 +138,7 @@ def _tokens(count: float) -> str:
 def _seconds(plan: ClusterPlan) -> Iterator[str]:
     layouts = [plan.today, *([plan.sharded] if plan.sharded is not None else [])]
     yield ""
-    yield f"{'Seconds of a step':<46}{'this version':>16}" + (
+    yield f"{'Seconds of a step':<46}{'the recipe':>16}" + (
         f"{'asked for' if plan.asked else 'balanced':>20}" if len(layouts) > 1 else ""
     )
     columns = [_cells(layout, samples=layout.engine is None or _holds_one(plan, layout.engine)) for layout in layouts]

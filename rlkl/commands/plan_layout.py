@@ -1,4 +1,4 @@
-"""Lay a run out on GPUs: as this version of rlkl runs it, and with a sharded learner."""
+"""Lay a run out on GPUs: as the recipe says, and with the split of GPUs that balances learner and workers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ from rlkl.costs.seconds import (
 from rlkl.costs.shapes import ModelShape
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER, WORKER, Node, memory_fraction, place
-from rlkl.recipe.sections import LearnerSection
 
-CAN_SHARD = "ranks" in LearnerSection.model_fields
-"""Whether this version of rlkl has a key for the GPUs of the learner. Without it the learner is one process."""
 CPUS_PER_NODE = 1024
 """More than any recipe asks for: this plan is about GPUs."""
 USEFUL_SEQUENCES = 16
@@ -141,7 +138,7 @@ class Scene:
 
 
 def layout_today(scene: Scene) -> Layout:
-    """Compute the layout that `rlkl train` would have: one learner process, engines of one GPU or of a share of it."""
+    """Compute the layout that `rlkl train` would have: the recipe's ranks, engines of one GPU or of a share of it."""
     recipe, gpu = scene.recipe, scene.chip.gpu
     placement = place(recipe, _nodes(scene.gpus))
     fraction = memory_fraction(recipe, placement)
@@ -160,7 +157,7 @@ def layout_today(scene: Scene) -> Layout:
     rewards = [group for group in placement.groups if not group.count(WORKER) and not group.count(LEARNER)]
     per_gpu = max((group.count(WORKER) for group in engine_groups), default=1)
     rollout = scene.sampling(engine, workers, per_gpu)
-    ranks = _ranks(recipe)
+    ranks = recipe.learner.ranks
     return Layout(
         ranks=ranks,
         learner_gpu=min(placement.gpus_of(LEARNER), 1.0),
@@ -175,11 +172,6 @@ def layout_today(scene: Scene) -> Layout:
         gpus=scene.gpus,
         seconds=scene.seconds(ranks=ranks, rollout=rollout),
     )
-
-
-def _ranks(recipe: Recipe) -> int:
-    """Return the GPUs over which the recipe shards its learner; 1 without such a key."""
-    return int(recipe.learner.model_dump().get("ranks", 1)) if CAN_SHARD else 1
 
 
 def _nodes(gpus: int) -> list[Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rlkl.commands.plan_layout import CAN_SHARD, USEFUL_SEQUENCES, Layout, Scene, least_ranks
+from rlkl.commands.plan_layout import USEFUL_SEQUENCES, Layout, Scene, least_ranks
 from rlkl.costs.gpus import GPUS, GPUS_PER_NODE, NETWORK
 from rlkl.costs.memory import GIB, Training, learner_parts, peak_bytes
 from rlkl.costs.seconds import least_micro_batch
@@ -77,9 +77,7 @@ def _sharding(scene: Scene) -> str:
         return " Even a learner sharded over 64 GPUs would not fit."
     if least == 1:
         return ""
-    if CAN_SHARD:
-        return f" learner.ranks={least} makes it fit, too."
-    return f" Sharded over {least} GPUs it would fit, but this version of rlkl has one learner process."
+    return f" learner.ranks={least} makes it fit, too."
 
 
 def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iterator[str]:

@@ -78,7 +78,7 @@ def logits_bytes(shape: ModelShape, run: Training) -> float:
 
 
 def learner_parts(shape: ModelShape, run: Training) -> tuple[Part, ...]:
-    """List the memory of a learner in one process, as this version of rlkl runs it.
+    """List the memory of a learner in one process.
 
     All weights in bfloat16: 2P of weights that compute, 4P of float32 weights that the optimizer moves, 4P of
     gradients, 8P of moments. In float32: 4P, 4P and 8P. With adapters: the frozen weights, and the same for the

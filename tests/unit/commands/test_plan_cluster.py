@@ -72,7 +72,7 @@ def test_a_number_of_ranks_can_be_asked_for():
     planned = plan_cluster(recipe(), gpus=8, gpu=gpu_named("H100"), ranks=4)
     assert planned.sharded is not None
     assert (planned.sharded.ranks, planned.sharded.engine_gpus, planned.asked) == (4, 4, True)
-    assert "Asked for would be the learner sharded over 4 GPUs" in text(planned)
+    assert "Asked for (learner.ranks=4 rollout.workers=4) would be the learner sharded over 4 GPUs" in text(planned)
 
 
 def test_a_large_model_takes_engines_of_several_gpus():
@@ -90,7 +90,7 @@ def test_a_learner_that_does_not_fit_is_refused_with_changes_that_make_it_fit():
     (refusal,) = plan().refusals
     assert refusal.startswith("the learner needs 158 of 80 GiB. Each of these makes it fit: ")
     assert "model.lora='{rank: 64}'; --gpu B200." in refusal
-    assert "Sharded over 3 GPUs it would fit, but this version of rlkl has one learner process." in refusal
+    assert "learner.ranks=3 makes it fit, too." in refusal
     assert plan(model={"lora": {"rank": 64}}).refusals == ()
     assert plan(gpu="B200").refusals == ()
 
@@ -284,8 +284,8 @@ def test_a_bar_shows_where_the_memory_ends():
 
 def test_the_view_tells_what_runs_today_from_what_does_not():
     shown = text(plan())
-    assert "This version of rlkl runs one learner process on 1 GPU and 7 rollout workers on 7 GPUs." in shown
-    assert "This version of rlkl has no sharded learner. Balanced would be the learner sharded over" in shown
+    assert "The recipe runs one learner process on 1 GPU and 7 rollout workers on 7 GPUs." in shown
+    assert "Balanced (learner.ranks=6 rollout.workers=2) would be the learner sharded over 6 GPUs" in shown
     stream = io.StringIO()
     show(plan(), Console(file=stream, markup=False, width=80))
     assert stream.getvalue().rstrip("\n") == shown
