@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,39 +13,7 @@ from rlkl.actors.cluster import connect
 from rlkl.actors.learners import LearnerRanks
 from rlkl.errors import ActorDiedError, LearnerError
 from rlkl.recipe import ClusterSection
-
-
-class Member:
-    """Takes the place of the learner's worker."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-
-    def open_store(self, host: str, size: int, timeout_s: float) -> int:
-        return 1234
-
-    def log_file(self) -> str:
-        return os.path.realpath("/proc/self/fd/2")
-
-    def start(self, spec: Any, place: Any) -> tuple[str, int, int, int]:
-        return place.host, place.port, place.rank, place.size
-
-    def add(self, left: int, right: int) -> tuple[int, int]:
-        return self._rank, left + right
-
-    def fail(self) -> None:
-        raise LearnerError("the gradient is not finite")
-
-    def fail_alone(self) -> None:
-        if self._rank == 1:
-            raise LearnerError("no memory")
-        time.sleep(600)
-
-    def end(self) -> None:
-        if self._rank == 1:
-            print("the last words", file=sys.stderr, flush=True)
-            os._exit(3)
-        time.sleep(600)
+from tests.integration.rank_members import Member
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +25,7 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture
 def ranks() -> Iterator[LearnerRanks]:
-    actors = [ray.remote(Member).options(num_cpus=0).remote(rank) for rank in range(2)]
+    actors: list[Any] = [ray.remote(Member).options(num_cpus=0).remote(rank) for rank in range(2)]
     made = LearnerRanks(actors, timeout_s=60.0)
     started = ray.get(made.start(None, "10.0.0.1", timeout_s=60.0))  # pyright: ignore[reportArgumentType]
     assert started == [("10.0.0.1", 1234, 0, 2), ("10.0.0.1", 1234, 1, 2)]
