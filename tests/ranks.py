@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import FileStore
 
 from rlkl.learner.ranks import LOOPBACK, Ranks, Rendezvous, open_store
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 
 
 def join(folder: Path, name: str, rank: int, size: int) -> Ranks:

@@ -57,7 +57,7 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
             learner.move(torch.device("cpu"))
     if policy.adapter is not None:
         policy.to_float32()
-        with policy.adapter.disable_adapter():
+        with policy.without_adapter():
             before = learner.probe(probes)
     wanted, dtype = learner.probe(probes), policy.dtype
     if dtype != torch.float32:
@@ -76,25 +76,25 @@ def compare_export(learner: Learner, folder: Path, probes: Sequence[Probe]) -> E
 
 
 def _compare_shards(learner: Learner, folder: Path, probes: Sequence[Probe]) -> ExportScores:
-    """Compare on rank 0, with the log-probs of all ranks together; no rank can hold the whole policy beside its shard.
+    """Compare on rank 0. Every rank must call this; the answers of others than rank 0 mean nothing.
 
-    Both compute in the policy's precision. Every rank must call this; the answers of others than rank 0 mean nothing.
+    All ranks compute the learner's log-probs in its own precision. With adapters in bfloat16, rank 0 computes them in
+    float32 instead, from the weights that all ranks gather for it.
     """
-    policy, before, rounding = learner.policy, None, 0.0
-    problem = _problem(policy, folder, reads=learner.ranks.rank == 0)
-    wanted, dtype = learner.probe(probes), policy.dtype
+    policy, reads = learner.policy, learner.ranks.rank == 0
+    problem = _problem(policy, folder, reads=reads)
+    wanted = learner.probe(probes)
+    before: Scores | None = None
     if policy.adapter is not None:
-        with policy.adapter.disable_adapter():
+        with policy.without_adapter():
             before = learner.probe(probes)
     learner.release()
-    exported: Scores = wanted
-    if learner.ranks.rank == 0:
-        device = policy.device
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            needed = sum(4 * p.numel() for p in policy.parameters())
-            if torch.cuda.mem_get_info(device)[0] < needed + _SPARE_BYTES:
-                device = torch.device("cpu")
+    device = _room_for_whole(policy)
+    if policy.adapter is not None and policy.dtype != torch.float32:
+        before, wanted = _merged_scores(learner, probes, device)
+    dtype = policy.dtype if policy.adapter is None else torch.float32
+    exported, rounding = wanted, 0.0
+    if reads:
         model = LanguageModel(str(folder), dtype=dtype, device=device).requires_grad_(False)
         exported = learner.probe(probes, model)
         if dtype != torch.float32 and probes:
@@ -108,6 +108,31 @@ def _compare_shards(learner: Learner, folder: Path, probes: Sequence[Probe]) -> 
         rounding=rounding,
         problem=problem,
     )
+
+
+def _room_for_whole(policy: Policy) -> torch.device:
+    """Return the policy's device, or the CPU if the whole policy in float32 has no room there."""
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+        needed = sum(4 * p.numel() for p in policy.parameters())
+        if torch.cuda.mem_get_info(policy.device)[0] < needed + _SPARE_BYTES:
+            return torch.device("cpu")
+    return policy.device
+
+
+def _merged_scores(learner: Learner, probes: Sequence[Probe], device: torch.device) -> tuple[Scores, Scores]:
+    """Return log-probs of the policy before training and now, in float32; those of other ranks than 0 are empty."""
+    policy = learner.policy
+    if learner.ranks.rank > 0:
+        for _ in policy.exported():
+            pass
+        return (), ()
+    model = LanguageModel(policy.path, dtype=torch.float32, device=device).requires_grad_(False)
+    before = learner.probe(probes, model)
+    own = model.model.state_dict()
+    for name, tensor in policy.exported():
+        own[name].copy_(tensor)
+    return before, learner.probe(probes, model)
 
 
 def growth_to_float32(policy: Policy) -> int:

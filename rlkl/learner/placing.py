@@ -7,12 +7,23 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from rlkl.errors import RecipeError
 from rlkl.learner.signals import Models
 from rlkl.models.language_model import LanguageModel
-from rlkl.models.sharding import shard
+from rlkl.models.policy import Policy
+from rlkl.models.sharding import reshard, shard
 
 _PASSES = ("hidden", "layers")
 """Methods of a model that run its weights. The head follows one of them, while the root group is gathered."""
+
+
+def check_adapters(policy: Policy, ranks: int) -> None:
+    """Raise `RecipeError` for adapters of a vision-language model on several ranks: a rank without pictures hangs."""
+    if ranks > 1 and policy.adapter is not None and policy.is_multimodal:
+        raise RecipeError(
+            f"learner.ranks = {ranks} with model.lora, and {policy.path} is a vision-language model: its adapters "
+            "cannot be trained on several ranks. Set learner.ranks=1, or leave model.lora out"
+        )
 
 
 def shard_models(models: Models, mesh: DeviceMesh | None, device: torch.device) -> list[nn.Module]:
@@ -28,9 +39,17 @@ def shard_models(models: Models, mesh: DeviceMesh | None, device: torch.device) 
         if isinstance(scorer, LanguageModel):  # the reference of a LoRA policy is that policy
             shard(scorer, scorer.model.config, mesh, dtype=scorer.dtype, passes=_PASSES)
             scorer.device = device
+            _first_pass(scorer)
             trained += [scorer] if scorer is models.policy else []
     for module in models.heads.children() if models.heads is not None else ():
         if isinstance(module, PreTrainedModel):
             shard(module, module.config, mesh, dtype=module.dtype)
             trained.append(module)
     return trained
+
+
+@torch.no_grad()
+def _first_pass(model: LanguageModel) -> None:
+    """Run two tokens: FSDP notes in its first pass which parameters train, and adapters must be switched on then."""
+    model.hidden(torch.ones((1, 2), dtype=torch.int64, device=model.device))
+    reshard(model)

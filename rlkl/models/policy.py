@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from rlkl.functional.logprobs import Head
 from rlkl.functional.packing import Packing
 from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
-from rlkl.models.sharding import reshard, whole
+from rlkl.models.sharding import reshard, unshard, whole
 from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
 
@@ -54,7 +55,8 @@ class Policy(LanguageModel):
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
                 self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
-        self._path = path
+        self.path = path
+        """The weights that it started from."""
         self._publishes_adapters = section.publishes_adapters
         if section.lora is None and section.freeze_vision and self.is_multimodal:
             self.model.base_model.visual.requires_grad_(False)
@@ -97,6 +99,14 @@ class Policy(LanguageModel):
             if hasattr(module, "scalar_embed_scale"):
                 module.embed_scale.fill_(module.scalar_embed_scale)
 
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Switch the adapter off while the block runs. If the weights are sharded, every rank must call it."""
+        # peft marks the adapters as frozen until the end of the block. They must be the same tensors then.
+        unshard(self)
+        with self.adapter.disable_adapter():
+            yield
+
     def stop_at(self, token_ids: tuple[int, ...]) -> None:
         """Name the tokens that end a completion in the generation settings that `save` writes."""
         if token_ids:
@@ -120,7 +130,7 @@ class Policy(LanguageModel):
         shell.generation_config = self.model.generation_config
         shell.save_pretrained(folder, state_dict=tensors)
         if self.adapter is not None:
-            save_adapter(adapters, self.adapter, folder / ADAPTER_FOLDER, base_model=self._path)
+            save_adapter(adapters, self.adapter, folder / ADAPTER_FOLDER, base_model=self.path)
 
 
 class AdapterOff:
@@ -131,15 +141,15 @@ class AdapterOff:
         self._policy = policy
 
     def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
-        with self._policy.adapter.disable_adapter():
+        with self._policy.without_adapter():
             return self._policy.hidden(token_ids_BT, images, packing)
 
     def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
-        with self._policy.adapter.disable_adapter():
+        with self._policy.without_adapter():
             return self._policy.layers(token_ids_BT, images, packing)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        with self._policy.adapter.disable_adapter():
+        with self._policy.without_adapter():
             return self._policy.head(hidden_NH)
 
     @property

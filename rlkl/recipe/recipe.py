@@ -110,16 +110,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _ranks_can_prove_the_export(self) -> Recipe:
-        if self.learner.ranks > 1 and self.model.publishes_adapters:
-            raise ValueError(
-                f"learner.ranks = {self.learner.ranks} with model.lora and model.dtype = bfloat16: the export of such "
-                "adapters is compared in float32, which no rank computes in. Set learner.ranks = 1, model.dtype = "
-                "float32, or leave model.lora out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _minibatches_hold_groups(self) -> Recipe:
         if self.learner.minibatches > self.rollout.prompts_per_step:
             raise ValueError(

@@ -25,7 +25,7 @@ from rlkl.learner.state import OLD_FILE, state_tensors
 from rlkl.models.sharding import whole
 from rlkl.recipe import Recipe
 from rlkl.types import Example, Probe
-from tests.models import tiny_qwen2_5_vl, tiny_qwen3
+from tests.models import random_model, tiny_qwen2_5_vl, tiny_qwen3
 from tests.pictures import example, picture, prompt_with
 from tests.ranks import join
 from tests.unit.learner.test_learner import examples
@@ -58,14 +58,22 @@ CASES: dict[str, Case] = {
     "tiles": Case(update={"rule": "superhf"}, path="untied", tile=5),
     "tied tiles": Case(update={"kl_coef": 0.1}, sizes=(3,), tile=5),
     "sparsepo": Case(update={"rule": "sparsepo", "mask": "sparse_common", "l1_kl": 0.01}, path="untied", sizes=(2, 3)),
-    "lora": Case(model={"lora": {"rank": 2}, "gradient_checkpointing": True}, update={"kl_coef": 0.1}, path="untied"),
+    "lora": Case(
+        model={"lora": {"rank": 2}, "gradient_checkpointing": True},
+        update={"terms": [{"term": "kl", "coef": 0.1}]},
+        path="untied",
+    ),
+    "experts": Case(update={"kl_coef": 0.1}, path="experts", sizes=(3,)),
     "one row": Case(update={"kl_coef": 0.1}, rows=1, sizes=(3,)),
     "papo": Case(update={"rule": "papo", "perception_coef": 0.1}, path="seeing", sizes=(2,)),
     "recomputed": Case(
         update={"rule": "papo", "recompute": True, "corruption": {"kind": "saliency"}}, path="seeing", sizes=(3,)
     ),
-    "halves": Case(update={"kl_coef": 0.1}, learner={"micro_batch_tokens": 32, "max_grad_norm": 1e6}, path="untied"),
+    "halves": Case(update={"kl_coef": 0.1}, learner={"max_grad_norm": 1e6}, path="untied"),
     "bfloat16": Case(update={"kl_coef": 0.1}, model={"dtype": "bfloat16"}, learner={"lr": 1e-4}),
+    "adapters": Case(
+        update={"kl_coef": 0.1}, model={"dtype": "bfloat16", "lora": {"rank": 2}}, learner={"lr": 1e-4}, path="untied"
+    ),
     "no picture": Case(update={"rule": "papo"}, path="seeing", rows=-2),
 }
 
@@ -75,6 +83,7 @@ def make_models(folder: Path) -> None:
     tiny_qwen3(folder / "tied", tied=True, seed=0)
     tiny_qwen3(folder / "untied", tied=False, seed=0)
     tiny_qwen2_5_vl(folder / "seeing", seed=0)
+    random_model("qwen3_moe", folder / "experts", seed=0)
 
 
 def build(case: Case, folder: Path, ranks: Ranks) -> Learner:
@@ -124,10 +133,24 @@ def pairs(step: int) -> list[Example]:
 
 def run(case: Case, folder: Path, ranks: Ranks) -> tuple[Learner, dict[str, Any]]:
     """Train and return the learner, with the records of all steps, the weights and the probes at the end."""
+    if case is CASES["halves"]:
+        case = in_two_cuts(case, folder)
     learner = build(case, folder, ranks)
     records = [learner.prepare(batch(case, folder, step), step=step) | learner.step(step) for step in range(STEPS)]
     records = [{name: x for name, x in one.items() if not name.startswith("time/")} for one in records]
     return learner, {"records": records, "weights": weights(learner), "probes": learner.probe(PROBES)}
+
+
+def in_two_cuts(case: Case, folder: Path) -> Case:
+    """Return the case with micro-batches of so many tokens that each of its batches is cut into two of like size."""
+    learner = build(case, folder, Ranks())
+    batches = [learner._preparer.pack(batch(case, folder, step)) for step in range(STEPS)]
+    tokens = next(
+        tokens
+        for tokens in range(1, 200)
+        if all(len(replace(learner._signals, micro_batch_tokens=tokens).cuts(one)) == 2 for one in batches)
+    )
+    return replace(case, learner={**case.learner, "micro_batch_tokens": tokens})
 
 
 def weights(learner: Learner) -> dict[str, Tensor]:
@@ -143,7 +166,7 @@ def whole_state(learner: Learner) -> dict[str, Tensor]:
 SAVED = {"grpo": 3, "critic": 3, "lora": 2}
 """Cases that are saved, and by how many ranks."""
 
-EXPORTED = {"lora": 2, "bfloat16": 2}
+EXPORTED = {"lora": 2, "bfloat16": 2, "adapters": 2}
 """Cases whose saved policy is compared with the learner."""
 
 OLD = "critic"

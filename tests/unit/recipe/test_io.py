@@ -195,12 +195,3 @@ def test_pairs_need_a_rule_that_learns_from_them_and_no_worker(minimal: Path) ->
     assert "nothing is sampled" in refusal(minimal, *pairs, "update.rule=sparsepo")
     assert "nothing is sampled" in refusal(minimal, "rollout.workers=0", "update.rule=sparsepo")
     assert "go together" in refusal(minimal, pairs[0], "rollout.workers=0", "update.rule=sparsepo")
-
-
-def test_adapters_in_bfloat16_on_several_ranks_are_refused_with_what_to_change(minimal: Path) -> None:
-    several = ("model.lora={}", "learner.ranks=2")
-    said = refusal(minimal, *several, "model.dtype=bfloat16")
-    assert "learner.ranks = 2 with model.lora and model.dtype = bfloat16" in said
-    assert "Set learner.ranks = 1" in said
-    assert load_recipe(minimal, *several).learner.ranks == 2
-    assert load_recipe(minimal, "model.lora={}", "model.dtype=bfloat16").learner.ranks == 1
