@@ -96,8 +96,7 @@ def by_tiles(problem: Problem) -> Tensor:
     """Return the mean of the wanted scores, by tiles of the vocabulary."""
     reference = (problem.reference_NH, LinearHead(weight_VH=problem.reference_VH))
     scores = linear_scores(
-        problem.hidden_NH,
-        LinearHead(weight_VH=problem.weight_VH),
+        (problem.hidden_NH, LinearHead(weight_VH=problem.weight_VH)),
         problem.targets_N,
         temperature=1.0,
         entropy=problem.quantity == "entropy",

@@ -159,6 +159,16 @@ class Batch:
         return self.token_ids_BT.shape[0]
 
     @property
+    def sharing_B(self) -> Tensor:
+        """int64: rows of equal number may share their first tokens: one group, the same pictures."""
+        if self.images is None:
+            return self.group_B
+        numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+        seen = zip(self.group_B.tolist(), self.images.images_B, strict=True)
+        found = [numbers.setdefault(one, len(numbers)) for one in seen]
+        return torch.tensor(found, device=self.group_B.device)
+
+    @property
     def corrupted_B(self) -> Tensor:
         """`pictured_B`, by the name that rules written for an earlier version use."""
         return self.pictured_B

@@ -137,25 +137,28 @@ def micro_batches(batch: Batch, max_tokens: int, *, packed: bool = False) -> lis
     return [torch.tensor(rows) for rows in cuts]
 
 
+PADDED_LIMIT = 4
+"""A packed micro-batch has at most so many times ``max_tokens`` places, counting padding and the prompt of each row.
+
+Memory inside attention, and of what reads the states of rows, grows with these places."""
+
+
 def _packed_cuts(batch: Batch, max_tokens: int, lengths: list[int]) -> list[Tensor]:
-    shared_B, _ = shared_prefixes(batch.token_ids_BT, batch.attention_BT.sum(dim=1), batch.group_B)
-    shared, groups = shared_B.tolist(), batch.group_B.tolist()
+    shared_B, _ = shared_prefixes(batch.token_ids_BT, batch.attention_BT.sum(dim=1), batch.sharing_B)
+    shared, groups = shared_B.tolist(), batch.sharing_B.tolist()
     longest: dict[int, int] = {}
     for length, group in zip(lengths, groups, strict=True):
         longest[group] = max(length, longest.get(group, 0))
     units = sorted(_units(batch), key=lambda rows: (-longest[groups[rows[0]]], groups[rows[0]], rows[0]))
     cuts: list[list[int]] = []
-    tokens, seen = 0, set[int]()
     for rows in units:
-        cost = sum(lengths[row] - shared[row] for row in rows)
-        fresh = sum(shared[row] for row in {groups[row]: row for row in rows if groups[row] not in seen}.values())
-        if not cuts or tokens + cost + fresh > max_tokens:
+        together = [*cuts[-1], *rows] if cuts else rows
+        own = sum(lengths[row] - shared[row] for row in together)
+        tokens = own + sum({groups[row]: shared[row] for row in together}.values())
+        places = len(together) * max(lengths[row] for row in together)
+        if not cuts or tokens > max_tokens or places > PADDED_LIMIT * max_tokens:
             cuts.append([])
-            tokens, seen = 0, set[int]()
-            fresh = sum(shared[row] for row in {groups[row]: row for row in rows}.values())
         cuts[-1] += rows
-        tokens += cost + fresh
-        seen |= {groups[row] for row in rows}
     return [torch.tensor(rows) for rows in cuts]
 
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 1024
 TILE_IDS = 4096
+_LOWEST = -1e30
+"""Logit of a token that a bias of -inf excludes. With -inf a tile of such tokens would have no softmax."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class LinearHead:
             logits_CK.copy_(hidden_CH @ weight_KH.T)
         if self.bias_V is not None:
             logits_CK += self.bias_V[start : start + TILE_IDS].float()
+            logits_CK.clamp_min_(_LOWEST)
         if self.scale != 1.0:
             logits_CK *= self.scale
         return logits_CK if self.softcap is None else logits_CK.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -66,20 +68,29 @@ class TokenScores(NamedTuple):
 
 
 def linear_scores(
-    hidden_NH: Tensor,
-    head: LinearHead,
+    policy: tuple[Tensor, LinearHead],
     targets_N: Tensor,
     *,
     temperature: float,
     entropy: bool,
     reference: tuple[Tensor, LinearHead] | None = None,
+    chunk_tokens: int = 1024,
 ) -> TokenScores:
     """Compute scores of ``softmax(head(hidden) / temperature)``, with gradient to hidden states, weight and bias.
 
-    ``reference``: the frozen model's hidden states and head, to compare with; without it both KLs are zero. Without
-    ``entropy`` the entropies are zero.
+    ``policy``: hidden states ``[N, H]`` and head. ``reference``: those of a frozen model, to compare with; without it
+    both KLs are zero. Without ``entropy`` the entropies are zero. ``chunk_tokens``: tokens of a tile. A KL is exact to
+    about 1e-6 nats.
     """
-    plan = _Plan(head=head, targets_N=targets_N, temperature=temperature, entropy=entropy, reference=reference)
+    hidden_NH, head = policy
+    plan = _Plan(
+        head=head,
+        targets_N=targets_N,
+        temperature=temperature,
+        entropy=entropy,
+        reference=reference,
+        chunk=chunk_tokens,
+    )
     return TokenScores(*_Scores.apply(hidden_NH, head.weight_VH, head.bias_V, plan))  # pyright: ignore
 
 
@@ -92,6 +103,7 @@ class _Plan:
     temperature: float
     entropy: bool
     reference: tuple[Tensor, LinearHead] | None
+    chunk: int
     lse_N: Tensor = field(init=False)
     reference_lse_N: Tensor = field(init=False)
 
@@ -147,8 +159,8 @@ class _Scores(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        buffers = _buffers(hidden_NH, 4 if plan.reference is not None else 2)
-        parts = [_forward_chunk(hidden_NH[rows], rows, plan, buffers) for rows in _chunks(len(hidden_NH))]
+        buffers = _buffers(hidden_NH, plan, 4 if plan.reference is not None else 2)
+        parts = [_forward_chunk(hidden_NH[rows], rows, plan, buffers) for rows in _chunks(len(hidden_NH), plan.chunk)]
         scores_N = [torch.cat(column) for column in zip(*parts, strict=True)]
         logprobs_N, entropy_N, to_policy_N, to_reference_N, plan.lse_N, plan.reference_lse_N = scores_N
         ctx.plan = plan
@@ -165,10 +177,10 @@ class _Scores(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden_NH, dtype=torch.float32) if to_hidden else None
         weight_gradient = torch.zeros_like(weight_VH) if to_weight else None
         bias_gradient = torch.zeros(plan.head.vocabulary, device=hidden_NH.device) if to_bias else None
-        buffers = _buffers(hidden_NH, 3 if plan.reference is not None else 2)
+        buffers = _buffers(hidden_NH, plan, 3 if plan.reference is not None else 2)
         for ids in _tiles(plan.head.vocabulary):
             total_KH = torch.zeros(weight_VH[ids].shape, device=hidden_NH.device) if to_weight else None
-            for rows in _chunks(len(hidden_NH)):
+            for rows in _chunks(len(hidden_NH), plan.chunk):
                 hidden_CH, tile = hidden_NH[rows], _Tile(ids, rows, buffers)
                 logits_gradient_CK = _tile_gradient(hidden_CH, tile, plan, saved_N, gradients)
                 low_CK = logits_gradient_CK.to(weight_VH.dtype)
@@ -188,17 +200,17 @@ class _Scores(torch.autograd.Function):
         )
 
 
-def _chunks(count: int) -> Iterator[slice]:
-    yield from (slice(start, min(start + CHUNK_TOKENS, count)) for start in range(0, max(count, 1), CHUNK_TOKENS))
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    yield from (slice(start, min(start + size, count)) for start in range(0, max(count, 1), size))
 
 
 def _tiles(vocabulary: int) -> Iterator[slice]:
     yield from (slice(start, min(start + TILE_IDS, vocabulary)) for start in range(0, vocabulary, TILE_IDS))
 
 
-def _buffers(hidden_NH: Tensor, count: int) -> list[Tensor]:
+def _buffers(hidden_NH: Tensor, plan: _Plan, count: int) -> list[Tensor]:
     """Return memory for ``count`` tiles. A fresh tensor each time would cost page faults."""
-    size = min(len(hidden_NH), CHUNK_TOKENS) * TILE_IDS
+    size = min(len(hidden_NH), plan.chunk) * TILE_IDS
     return [torch.empty(size, dtype=torch.float32, device=hidden_NH.device) for _ in range(count)]
 
 

@@ -42,7 +42,9 @@ def chunked_logprobs_and_entropy(
         of ``head``. Without ``with_entropy``, ``entropy_N`` is zero and has no gradient.
     """
     if _is_tiled(head):
-        scores = linear_scores(hidden_NH, head, targets_N, temperature=temperature, entropy=with_entropy)
+        scores = linear_scores(
+            (hidden_NH, head), targets_N, temperature=temperature, entropy=with_entropy, chunk_tokens=chunk_tokens
+        )
         return scores.logprobs_N, scores.entropy_N
     score = partial(_score_chunk, head, temperature=temperature, with_entropy=with_entropy)
     logprobs, entropies = [], []
@@ -73,7 +75,7 @@ def _score_chunk(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedScores:
-    """Quantities to compute beside log-probabilities; the others of `TokenScores` are zero."""
+    """Quantities to compute beside log-probabilities; the others of `TokenScores` mean nothing."""
 
     entropy: bool = False
     kl_reference_to_policy: bool = False
@@ -100,7 +102,12 @@ def chunked_scores_against_reference(
     if _is_tiled(heads[0]) and _is_tiled(heads[1]) and wanted.top_k is None:
         reference = (hidden[1].detach(), heads[1])
         return linear_scores(
-            hidden[0], heads[0], targets_N, temperature=temperature, entropy=wanted.entropy, reference=reference
+            (hidden[0], heads[0]),
+            targets_N,
+            temperature=temperature,
+            entropy=wanted.entropy,
+            reference=reference,
+            chunk_tokens=chunk_tokens,
         )
     score = partial(_score_chunk_against_reference, heads, wanted, temperature)
     size = max(chunk_tokens // 2, 1)

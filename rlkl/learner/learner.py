@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.data.packing import minibatches
 from rlkl.data.vision import load_picture_processor
-from rlkl.errors import MissingSignalError
+from rlkl.errors import LearnerError, MissingSignalError
 from rlkl.learner.device import learner_device
 from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
@@ -85,7 +86,7 @@ class Learner:
             temperature=recipe.rollout.temperature,
             chunk_tokens=self._section.logits_chunk_tokens,
             micro_batch_tokens=self._section.micro_batch_tokens,
-            packed=self.policy.packs,
+            packed=self._packs(),
             ranks=self.ranks,
         )
         self._per_step = self._section.epochs * self._section.minibatches
@@ -119,6 +120,12 @@ class Learner:
         first = self._optimization.steps == 0
         self._prepared = self._last = self._preparer.prepare(examples, left_out, step=step, first=first)
         return dict(self._last.metrics)
+
+    def _packs(self) -> bool:
+        """Return whether all passes cost real tokens alone: the frozen models' too, and no head reads padded rows."""
+        heads, frozen = self._models.heads, self._models.frozen.values()
+        reads_rows = heads is not None and heads.reads is not HeadInput.POLICY_HIDDEN
+        return self.policy.packs and not reads_rows and all(getattr(model, "packs", True) for model in frozen)
 
     def _frozen_models(self, spec: LearnerSpec, heads: Heads | None) -> dict[str, Scorer]:
         """Load the frozen models that the rule's signals, its heads or the KL metrics need."""
@@ -276,9 +283,17 @@ class Learner:
         The files are on disk when this returns. Raises `LearnerError` if an optimizer step broke off half-way. Every
         rank writes its own shards, and rank 0 also the policy; it returns the files of all.
         """
-        self.policy.save(folder / "policy", writes=self.ranks.rank == 0)
         self._state.save(folder)
-        self.ranks.barrier()
+        problem: Exception | None = None
+        try:
+            self.policy.save(folder / "policy", writes=self.ranks.rank == 0)
+        except (OSError, SafetensorError) as error:  # on rank 0 alone: the others must not wait for it
+            problem = error
+        failed = self.ranks.sum_(torch.tensor(float(problem is not None)))
+        if problem is not None:
+            raise problem
+        if failed:
+            raise LearnerError("rank 0 could not write the policy; its own error says why")
         return list_files(folder) if self.ranks.rank == 0 else {}
 
     def restore(self, folder: Path) -> None:
@@ -325,7 +340,7 @@ def _probe_examples(probes: Sequence[Probe]) -> list[Example]:
                 components={},
                 weights_version=0,
             ),
-            group=0,
+            group=number,
         )
-        for probe in probes
+        for number, probe in enumerate(probes)
     ]

@@ -44,7 +44,7 @@ def live_signals(
     comparisons = _comparisons(needs, update.kl_top_k)
     entropy = start or Signal.POLICY_ENTROPY in needs
     values = dict(_from_logits(models, batch, settings, hidden_BTH, comparisons, entropy=entropy))
-    for signal in needs:
+    for signal in sorted(needs, key=lambda signal: signal.name):
         if signal.quantity == "logprobs" and signal.view != CLEAN:
             values[signal] = view_logprobs(signal.view, models.policy, batch, settings)
         if signal.quantity in CUSTOM:

@@ -178,6 +178,8 @@ class Preparer:
         if not batch.denominators.others:
             return self.update.credit(batch)
         rows_B = batch.of_role("main")
+        if not len(rows_B):
+            return batch
         return batch.with_rows(rows_B, self.update.credit(batch.rows(rows_B))).recounted()
 
     def _state_metrics(self, batch: Batch, examples: Sequence[Example], left_out: Sequence[Example]) -> StateMetrics:

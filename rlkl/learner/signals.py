@@ -138,7 +138,7 @@ def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
 def packing_of(batch: Batch) -> Packing:
     """Return how the rows of a micro-batch are packed: without padding, and with the prompt of a group once."""
     lengths_B = batch.attention_BT.sum(dim=1)
-    shared = shared_prefixes(batch.token_ids_BT, lengths_B, batch.group_B)
+    shared = shared_prefixes(batch.token_ids_BT, lengths_B, batch.sharing_B)
     return Packing(lengths_B, batch.token_ids_BT.shape[1], shared)
 
 
@@ -238,7 +238,7 @@ def frozen_model_signals(
         for name, model in models.frozen.items()
         if name in wanted
     }
-    for signal in update.needs:
+    for signal in sorted(update.needs, key=lambda signal: signal.name):
         if signal.quantity in CUSTOM and not signal.is_live:
             compute = partial(_custom, CUSTOM[signal.quantity], models, settings)
             found[signal] = _frozen(compute, batch, settings, device)

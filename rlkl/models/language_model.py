@@ -204,7 +204,9 @@ class LanguageModel(nn.Module):
             gap = (packed_BTH - padded_BTH)[real_BT].abs().max()
             if bool(gap <= PACKED_TOLERANCE[self.dtype] * padded_BTH.abs().max()):
                 return True
-        except (NotPackable, TypeError):
+        except torch.OutOfMemoryError:
+            raise
+        except (NotPackable, TypeError, RuntimeError):  # a kernel that this GPU or head width does not have
             pass
         self.model.set_attn_implementation(before if is_whole else {"": before, "text_config": before})
         self.packs = False

@@ -269,7 +269,7 @@ class LearnerSection(Section):
         default=1, ge=1, description="Optimizer steps per pass, at most one a group; whole groups stay together."
     )
     micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="Tokens per forward and backward pass; padding costs nothing (docs/packing.md)."
+        default=8192, ge=1, description="Tokens per forward and backward pass, a group's prompt once (docs/packing.md)."
     )
     logits_chunk_tokens: int = Field(
         default=1024, ge=1, description="Tokens whose full-vocabulary logits exist at one time."

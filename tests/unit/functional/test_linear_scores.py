@@ -29,7 +29,6 @@ HEADS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the tokens nor the vocabulary are a multiple of a tile."""
-    monkeypatch.setattr(tiled, "CHUNK_TOKENS", 4)
     monkeypatch.setattr(tiled, "TILE_IDS", 8)
 
 
@@ -74,7 +73,12 @@ class Case:
 def test_scores_and_gradients_are_those_of_autograd(shape: dict[str, Any], bias: bool, temperature: float):
     case = Case(bias=bias, **shape)
     found = linear_scores(
-        case.hidden_NH, case.head, case.targets_N, temperature=temperature, entropy=True, reference=case.reference
+        (case.hidden_NH, case.head),
+        case.targets_N,
+        temperature=temperature,
+        entropy=True,
+        reference=case.reference,
+        chunk_tokens=4,
     )
     expected = case.expected(temperature)
     for one, other in zip(found, expected, strict=True):
@@ -85,7 +89,7 @@ def test_scores_and_gradients_are_those_of_autograd(shape: dict[str, Any], bias:
 
 def test_without_a_reference_the_kls_are_zero_and_without_entropy_it_is():
     case = Case()
-    found = linear_scores(case.hidden_NH, case.head, case.targets_N, temperature=1.0, entropy=False)
+    found = linear_scores((case.hidden_NH, case.head), case.targets_N, temperature=1.0, entropy=False)
     assert not any(score.any() for score in found[1:])
     expected = case.expected(1.0)
     for one, other in zip(case.gradients(found[:1]), case.gradients(expected[:1]), strict=True):
@@ -95,7 +99,7 @@ def test_without_a_reference_the_kls_are_zero_and_without_entropy_it_is():
 def test_a_score_that_nobody_asked_for_has_no_gradient():
     def gradients(used: int) -> list[Tensor]:
         case = Case()
-        found = linear_scores(case.hidden_NH, case.head, case.targets_N, temperature=1.0, entropy=False)
+        found = linear_scores((case.hidden_NH, case.head), case.targets_N, temperature=1.0, entropy=False)
         return case.gradients(found[:used])
 
     for one, other in zip(gradients(4), gradients(1), strict=True):
@@ -106,7 +110,12 @@ def test_a_score_that_nobody_asked_for_has_no_gradient():
 def test_each_score_has_its_own_gradient(used: int):
     case = Case()
     found = linear_scores(
-        case.hidden_NH, case.head, case.targets_N, temperature=0.9, entropy=True, reference=case.reference
+        (case.hidden_NH, case.head),
+        case.targets_N,
+        temperature=0.9,
+        entropy=True,
+        reference=case.reference,
+        chunk_tokens=4,
     )
     expected = case.expected(0.9)
     for one, other in zip(case.gradients((found[used],)), case.gradients((expected[used],)), strict=True):
@@ -116,7 +125,7 @@ def test_each_score_has_its_own_gradient(used: int):
 def test_frozen_weights_get_no_gradient_and_hidden_states_do():
     case = Case()
     head = LinearHead(weight_VH=case.weight_VH.detach())
-    found = linear_scores(case.hidden_NH, head, case.targets_N, temperature=1.0, entropy=False)
+    found = linear_scores((case.hidden_NH, head), case.targets_N, temperature=1.0, entropy=False)
     (gradient,) = torch.autograd.grad(found.logprobs_N.sum(), [case.hidden_NH])
     (expected,) = torch.autograd.grad(case.expected(1.0)[0].sum(), [case.hidden_NH])
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
@@ -125,7 +134,7 @@ def test_frozen_weights_get_no_gradient_and_hidden_states_do():
 def test_huge_logits_stay_finite():
     case = Case(scale=1e4)
     found = linear_scores(
-        case.hidden_NH, case.head, case.targets_N, temperature=1.0, entropy=True, reference=case.reference
+        (case.hidden_NH, case.head), case.targets_N, temperature=1.0, entropy=True, reference=case.reference
     )
     assert all(score.isfinite().all() for score in found)
     assert all(gradient.isfinite().all() for gradient in case.gradients(found))
@@ -135,7 +144,7 @@ def test_huge_logits_stay_finite():
 def test_bfloat16_weights_get_gradients_summed_in_float32():
     case = Case(dtype=torch.bfloat16)
     found = linear_scores(
-        case.hidden_NH, case.head, case.targets_N, temperature=1.0, entropy=True, reference=case.reference
+        (case.hidden_NH, case.head), case.targets_N, temperature=1.0, entropy=True, reference=case.reference
     )
     gradients = case.gradients(found)
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * 2
@@ -145,7 +154,7 @@ def test_bfloat16_weights_get_gradients_summed_in_float32():
 
 def test_no_token_at_all_is_no_error():
     case = Case()
-    found = linear_scores(case.hidden_NH[:0], case.head, case.targets_N[:0], temperature=1.0, entropy=True)
+    found = linear_scores((case.hidden_NH[:0], case.head), case.targets_N[:0], temperature=1.0, entropy=True)
     assert [len(score) for score in found] == [0] * 4
 
 
@@ -164,3 +173,19 @@ def test_the_chunked_functions_take_the_tiles_for_a_large_vocabulary(monkeypatch
     hidden = (case.hidden_NH, case.reference[0])
     scores = chunked_scores_against_reference(hidden, heads, case.targets_N, wanted, temperature=0.8, chunk_tokens=3)
     torch.testing.assert_close(scores.kl_reference_to_policy_N, expected[2], rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_that_a_bias_excludes_leave_the_others_finite():
+    """A bias of -inf on whole tiles and on parts of one."""
+    case = Case()
+    bias_V = torch.zeros(VOCABULARY)
+    bias_V[8:20] = -torch.inf
+    targets_N = torch.arange(TOKENS) % 8
+    head = LinearHead(weight_VH=case.weight_VH, bias_V=bias_V)
+    found = linear_scores((case.hidden_NH, head), targets_N, temperature=0.7, entropy=True)
+    logits_NV = (case.hidden_NH @ case.weight_VH.T + bias_V) / 0.7
+    expected_N = F.log_softmax(logits_NV, dim=-1).gather(1, targets_N.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(found.logprobs_N, expected_N, rtol=1e-5, atol=1e-5)
+    assert found.entropy_N.isfinite().all()
+    (gradient,) = torch.autograd.grad(found.logprobs_N.sum() + found.entropy_N.sum(), [case.hidden_NH])
+    assert gradient.isfinite().all()
