@@ -38,7 +38,8 @@ def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | 
     Such a Ray lets actors reserve more CPUs than there are cores, so the number of actors and their memory are limited
     here. ``memory``: None if unknown.
     """
-    check_number(len(actors_of(recipe)), f"rollout.workers = {recipe.rollout.workers}", machine)
+    ranks = f", learner.ranks = {recipe.learner.ranks}" if recipe.learner.ranks > 1 else ""
+    check_number(len(actors_of(recipe)), f"rollout.workers = {recipe.rollout.workers}{ranks}", machine)
     node = Node(
         name="this machine",
         cpus=max(math.ceil(reserved_cpus(recipe)), machine.cpus),
@@ -56,8 +57,8 @@ def check_number(actors: int, cause: str, machine: Machine) -> None:
     if actors > most:
         raise EnvironmentProblem(
             f"{cause}: this run starts {actors} actors on this machine, which has {machine.cpus} cores and can start "
-            f"at most {most} ({ACTORS_PER_CORE} per core). Lower rollout.workers or the workers of rewards in mode "
-            f"actor by {actors - most}, or run on a cluster (cluster.address)"
+            f"at most {most} ({ACTORS_PER_CORE} per core). Lower learner.ranks, rollout.workers or the workers of rewards "
+            f"in mode actor by {actors - most}, or run on a cluster (cluster.address)"
         )
 
 

@@ -18,9 +18,10 @@ from rlkl.data.packing import pack
 from rlkl.data.vision import PictureProcessor
 from rlkl.errors import DataError, MissingSignalError
 from rlkl.learner.learner import Learner
+from rlkl.learner.signals import packing_of
 from rlkl.learner.views import ViewMaker
 from rlkl.signals import Signal
-from rlkl.types import Example
+from rlkl.types import Example, Probe
 from rlkl.updates.base import PictureContext
 from rlkl.updates.grpo.rule import Grpo
 from rlkl.updates.papo.rule import Papo
@@ -351,3 +352,25 @@ def test_a_view_that_the_rule_does_not_make_is_refused_at_set_up(model_path: str
 def test_a_rule_of_an_earlier_version_is_told_the_new_names():
     with pytest.raises(TypeError, match=r"Old\.corruption is no part of a rule any more: define views"):
         type("Old", (Grpo,), {"corruption": None})
+
+
+def test_probes_with_other_pictures_of_one_size_are_scored_with_their_own(model_path: str, pictures):
+    """Their token ids are equal: the placeholders do not tell the pictures apart."""
+    learner = build(model_path, **papo())
+    prompts = [prompt_with(pictures, (picture(56, 56, number),), name=f"row-{number}") for number in range(3)]
+    probes = [Probe(token_ids=(*prompt.token_ids, 3, 4), images=prompt.images) for prompt in prompts]
+    alone = [learner.probe([probe])[0] for probe in probes]
+    together = learner.probe(probes)
+    assert alone[0] != pytest.approx(alone[1], abs=1e-3)
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_rows_of_one_group_with_other_pictures_share_no_beginning(model_path: str, pictures):
+    learner = build(model_path, **papo())
+    prompts = [prompt_with(pictures, (picture(56, 56, number),), name=f"row-{number}") for number in range(2)]
+    batch = pack([example(prompt, group=0) for prompt in prompts], completion_limit=LIMIT, pictures=pictures)
+    assert batch.sharing_B.tolist() == [0, 1]
+    packing = packing_of(batch)
+    assert packing.count == int(batch.attention_BT.sum())
+    assert learner.policy.packs
