@@ -16,7 +16,7 @@ from rlkl.learner.ranks import Rendezvous
 
 LEARNER = "the learner"
 
-_GRACE_S = 30.0
+_GRACE_S = 15.0
 """After the first failure: the others have failed in the same way by then, or wait for a rank that is not coming."""
 _SHOWN_LINES = 12
 _SHOWN_BYTES = 20_000
