@@ -21,7 +21,6 @@ from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
-from rlkl.system.machine import keep_freed_memory
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -129,7 +128,6 @@ class LearnerWorker:
 
         Not done in the constructor: Ray passes on a constructor's errors as text only.
         """
-        keep_freed_memory()
         ranks = None
         if place is not None:
             ranks = Ranks.join(place, learner_device(spec.recipe.learner.device), self._store)

@@ -38,6 +38,7 @@ from rlkl.models.saliency import received_attention
 from rlkl.models.sharding import unshard
 from rlkl.recipe import Recipe
 from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
+from rlkl.system.machine import keep_freed_memory
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates import build_update
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
@@ -66,6 +67,7 @@ class Learner:
         recipe = spec.recipe
         self._recipe = recipe
         self._section = recipe.learner
+        keep_freed_memory()
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
         self._device = learner_device(self._section.device)
         self._update: PolicyUpdate = build_update(recipe.update, seed=recipe.seed)

@@ -57,8 +57,8 @@ def check_number(actors: int, cause: str, machine: Machine) -> None:
     if actors > most:
         raise EnvironmentProblem(
             f"{cause}: this run starts {actors} actors on this machine, which has {machine.cpus} cores and can start "
-            f"at most {most} ({ACTORS_PER_CORE} per core). Lower learner.ranks, rollout.workers or the workers of rewards "
-            f"in mode actor by {actors - most}, or run on a cluster (cluster.address)"
+            f"at most {most} ({ACTORS_PER_CORE} per core). Lower learner.ranks, rollout.workers or the workers of "
+            f"rewards in mode actor by {actors - most}, or run on a cluster (cluster.address)"
         )
 
 
