@@ -21,7 +21,7 @@ class Measured:
     """The steps of one side in a process of its own."""
 
     seconds: Sequence[float]
-    """Of each step after the first."""
+    """Seconds of each step after the first."""
     tokens: float
     """Sampled tokens of a step."""
     peak_mib: float = math.nan
@@ -29,9 +29,9 @@ class Measured:
     imports_mib: float = math.nan
     """Largest resident memory before a model was loaded."""
     loss: float = math.nan
-    """Of the first step on given completions."""
+    """Loss of the first step on given completions."""
     grad_norm: float = math.nan
-    """Of the first step on given completions, before clipping."""
+    """Gradient norm of the first step on given completions, before clipping."""
 
     def dump(self) -> str:
         """Write it as one line."""

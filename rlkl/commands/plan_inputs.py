@@ -6,7 +6,10 @@ from rlkl.data.prompts import check_prompts
 from rlkl.data.sources import is_local
 from rlkl.models.resolve import check_models
 from rlkl.recipe import Recipe
+from rlkl.recipe.changes import absolute_if_local
+from rlkl.recipe.model_limits import check_limits
 from rlkl.rewards import load_rewards
+from rlkl.system.machine import this_machine
 
 
 def check_inputs(recipe: Recipe) -> tuple[str, ...]:
@@ -21,6 +24,7 @@ def check_inputs(recipe: Recipe) -> tuple[str, ...]:
     wanted = [] if recipe.data.has_pairs else recipe.rewards
     rewards = load_rewards(wanted, normalize=recipe.scoring.normalize) if wanted else None
     warnings = check_models(recipe)
+    check_limits(recipe, absolute_if_local(recipe.model.path), this_machine())
     prompts = check_prompts(recipe.data) if is_local(recipe.data) else []
     if rewards is not None:
         rewards.check(prompts[:2])

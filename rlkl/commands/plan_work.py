@@ -26,7 +26,7 @@ class Work:
     sequences: int
     """All that are sampled, or all stored answers."""
     trained: int
-    """Those that reach the learner's training passes."""
+    """Sequences that reach the learner's training passes."""
     prompt: float
     """Mean tokens of a prompt."""
     completion: float

@@ -42,6 +42,13 @@ def find_shape(model: str, given: str | None = None) -> tuple[ModelShape, str]:
     )
 
 
+def config_of(model: str) -> dict[str, Any] | None:
+    """Return the values of a model's config.json, from its folder or from the hub's cache; None if it is not here."""
+    file = Path(model).expanduser() / "config.json"
+    found = file if file.is_file() else _cached_config(model)
+    return None if found is None else _read(found)
+
+
 def parameters_of(model: str) -> int:
     """Return a model's parameters, or 0 if its shape is not known here."""
     try:

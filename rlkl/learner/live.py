@@ -25,7 +25,7 @@ class Live:
     """The signals of one forward pass."""
 
     signals: Signals
-    """Those that the rule needs, with gradient."""
+    """The signals that the rule needs, with gradient."""
     logprobs_BT: Tensor
     """The policy's log-probs, without gradient."""
     entropy_BT: Tensor

@@ -18,6 +18,7 @@ from rlkl.learner.signals import (
     SignalSettings,
     frozen_heads,
     frozen_model_signals,
+    frozen_start_signals,
     frozen_token_signals,
     frozen_view_logprobs,
 )
@@ -26,7 +27,7 @@ from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.recipe import Recipe
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example
-from rlkl.updates.base import PolicyUpdate
+from rlkl.updates.base import HeadInput, PolicyUpdate
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,11 +111,11 @@ class Preparer:
         """Return the credited batch; ``first``: no optimizer step has been made, so dead heads are re-initialised."""
         batch = self.pack(examples, progress=step / self.recipe.steps)
         pending = self.skips_proximal_pass
-        start = StartSignals.zeros(batch) if pending else self._start(batch)
+        start, heads_BTK = (StartSignals.zeros(batch), None) if pending else self._start_and_heads(batch)
         frozen = {} if pending else {Signal.PROXIMAL_LOGPROBS: start.logprobs_BT}
         frozen |= frozen_model_signals(self.models, batch, self.settings, self.update, device=self.device)
         if Signal.PROXIMAL_HEADS in self.update.needs:
-            frozen[Signal.PROXIMAL_HEADS] = self._heads(batch, first=first)
+            frozen[Signal.PROXIMAL_HEADS] = self._heads(batch, heads_BTK, first=first)
         batch, pictures, metrics = self._with_views(batch, examples, frozen)
         batch = replace(batch, signals=Signals(frozen, self.update.rule))
         state = self._state_metrics(batch, examples, left_out)
@@ -140,6 +141,15 @@ class Preparer:
         )
         return StartSignals(logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
 
+    def _start_and_heads(self, batch: Batch) -> tuple[StartSignals, Tensor | None]:
+        """Return the signals, and the heads' output if the rule reads it and the same pass gives it."""
+        heads = self.models.heads
+        reads_policy = heads is not None and heads.reads is HeadInput.POLICY_HIDDEN
+        if not reads_policy or Signal.PROXIMAL_HEADS not in self.update.needs:
+            return self._start(batch), None
+        logprobs_BT, entropy_BT, heads_BTK = frozen_start_signals(self.models, batch, self.settings, device=self.device)
+        return StartSignals(logprobs_BT=logprobs_BT, entropy_BT=entropy_BT), heads_BTK
+
     def _fill_untrained(self, start: StartSignals, batch: Batch, credited: Batch) -> None:
         """Compute the signals of sequences from which the rule took tokens: the training pass does not see all."""
         rows_B = (batch.response_BT != credited.response_BT).any(dim=1).nonzero()[:, 0]
@@ -148,14 +158,20 @@ class Preparer:
             found = self._start(part)
             start.fill(rows_B, part.response_BT, found.logprobs_BT, found.entropy_BT)
 
-    def _heads(self, batch: Batch, *, first: bool) -> Tensor:
-        """Compute the heads' output at the start of the step; dead heads are re-initialised before the first one."""
+    def _heads(self, batch: Batch, known_BTK: Tensor | None, *, first: bool) -> Tensor:
+        """Return the heads' output at the start of the step; dead heads are re-initialised before the first one.
+
+        ``known_BTK``: the output, if another pass gave it.
+        """
         heads = self.models.heads
         assert heads is not None
         while True:
-            heads_BTK = frozen_heads(self.models, batch, self.settings, device=self.device)
+            heads_BTK = known_BTK
+            if heads_BTK is None:
+                heads_BTK = frozen_heads(self.models, batch, self.settings, device=self.device)
             if not first or not heads.redraw(heads_BTK[batch.response_BT]):
                 return heads_BTK
+            known_BTK = None
 
     def _with_views(
         self, batch: Batch, examples: Sequence[Example], frozen: dict[Signal, Tensor]

@@ -147,10 +147,16 @@ def hidden_states(model: Scorer, batch: Batch) -> Tensor:
     return model.hidden(batch.token_ids_BT, batch.images, packing_of(batch))
 
 
-def token_signals(model: Scorer, batch: Batch, settings: SignalSettings, *, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Compute log-probs and entropies ``[B, T]`` of one micro-batch's response tokens, zero elsewhere."""
+def token_signals(
+    model: Scorer, batch: Batch, settings: SignalSettings, *, entropy: bool, hidden_BTH: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute log-probs and entropies ``[B, T]`` of one micro-batch's response tokens, zero elsewhere.
+
+    ``hidden_BTH``: the model's hidden states, if they are known already.
+    """
     predicted = batch.response_BT[:, 1:]
-    hidden_NH = hidden_states(model, batch)[:, :-1][predicted]
+    states_BTH = hidden_states(model, batch) if hidden_BTH is None else hidden_BTH
+    hidden_NH = states_BTH[:, :-1][predicted]
     logprobs_N, entropy_N = chunked_logprobs_and_entropy(
         hidden_NH,
         model.output_head,
@@ -247,6 +253,23 @@ def frozen_model_signals(
 
 def _custom(compute: Compute, models: Models, settings: SignalSettings, batch: Batch) -> Tensor:
     return compute(models, batch, settings)
+
+
+def frozen_start_signals(
+    models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the policy's log-probs and entropies and the output of heads on its states, in one pass over the batch.
+
+    Shapes ``[B, T]``, ``[B, T]`` and ``[B, T, K]``; without gradient, on the batch's device.
+    """
+
+    def compute(micro: Batch) -> Tensor:
+        hidden_BTH = hidden_states(models.policy, micro)
+        scores = token_signals(models.policy, micro, settings, entropy=True, hidden_BTH=hidden_BTH)
+        return torch.cat([torch.stack(scores, dim=-1), heads_output(models, micro, hidden_BTH)], dim=-1)
+
+    found_BTK = _frozen(compute, batch, settings, device)
+    return found_BTK[..., 0].contiguous(), found_BTK[..., 1].contiguous(), found_BTK[..., 2:].contiguous()
 
 
 def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, device: torch.device) -> Tensor:

@@ -39,8 +39,6 @@ class ResolvedModel:
     """``model_type`` of config.json: ``qwen3``."""
     vocabulary: int
     """Number of token ids."""
-    longest: int | None
-    """The most tokens of a sequence; None: no limit."""
     is_multimodal: bool
     """Whether it is a vision-language model."""
     image_token_id: int | None
@@ -86,7 +84,6 @@ def read_model(path: str, name: ModelName | None = None) -> ResolvedModel:
         path=path,
         kind=config.model_type,
         vocabulary=text.vocab_size,
-        longest=getattr(text, "max_position_embeddings", None),
         is_multimodal=getattr(config, "vision_config", None) is not None,
         image_token_id=getattr(config, "image_token_id", None),
         commit=getattr(config, "_commit_hash", None),

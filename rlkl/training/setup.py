@@ -16,7 +16,7 @@ from rlkl.actors.hands import RayHands
 from rlkl.data.answers import find_turn_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
-from rlkl.errors import InputError, MissingSignalError, RecipeError
+from rlkl.errors import InputError, MissingSignalError
 from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
@@ -24,6 +24,7 @@ from rlkl.models.resolve import resolve_models
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import plain_values, with_absolute_paths
 from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.model_limits import check_limits
 from rlkl.recipe.placement import USABLE_GPU_MEMORY
 from rlkl.recipe.resolved_model import ResolvedModel, ResolvedModels
 from rlkl.recipe.run_dir import claim_run_dir, recipe_path, write_recipe
@@ -32,6 +33,7 @@ from rlkl.rewards import RewardSet, load_rewards
 from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.signals import CLEAN
+from rlkl.system.machine import this_machine
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import LoopState
 from rlkl.training.loop import Trainer
@@ -240,16 +242,9 @@ def _load_tokenizer(model_path: str) -> Any:
 
 
 def _check_sizes(models: ResolvedModels, recipe: Recipe) -> None:
-    """Refuse more actors than this machine can hold, and sequences that are longer than the model allows."""
+    """Refuse more actors than this machine can hold, and what the model or its engine cannot do."""
     check_own_machine(recipe, models)
-    longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    limit = models.policy.longest
-    if limit is not None and longest > limit:
-        raise RecipeError(
-            f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
-            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {models.policy.path!r} takes at "
-            f"most {limit} (max_position_embeddings); lower one of the two"
-        )
+    check_limits(recipe, models.policy.path, this_machine())
 
 
 def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, images: int) -> EngineSettings:

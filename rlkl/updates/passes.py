@@ -38,7 +38,8 @@ def passes_of(settings: RuleSettings, *, optimizer_steps: int) -> Passes:
     start = 1 if optimizer_steps > 1 or in_reward else 0
     if isinstance(settings, PpoSettings):
         critics = 1 if settings.critic == "model" else 0
-        return Passes(forward=start + critics, critics=critics)
+        policy = 1 if settings.critic == "head" else start  # the values of a head come from a pass of the policy
+        return Passes(forward=policy + critics, critics=critics)
     if isinstance(settings, PapoSettings):
         return Passes(forward=start + 1, training=1 if settings.recompute else 0)
     return Passes(forward=start)

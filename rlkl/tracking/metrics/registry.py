@@ -284,7 +284,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="update/alarms",
         unit="alarms",
-        formula="Warnings of the rule's own that are on; each is told in the log when it sets in (rlkl/updates).",
+        formula="Warnings of the rule that are active. The log shows each when it begins.",
         bad="Above 0: read the log.",
     ),
     MetricDefinition(

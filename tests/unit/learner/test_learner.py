@@ -85,7 +85,7 @@ def test_a_step_moves_the_policy_away_from_the_reference(model_path: str):
 
 
 READS = {"kl_placement": "reward", "kl_coef": 1e-3}
-"""Of GRPO: the log-probs of the step's start are needed before the training pass, so `prepare` has their metrics."""
+"""GRPO with its KL in the reward: it reads the log-probs of the step's start, so `prepare` returns their metrics."""
 
 
 def test_the_kl_is_of_all_rollouts_whatever_the_rule_selects(model_path: str):

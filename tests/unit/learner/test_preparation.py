@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlkl.learner.learner import Learner
+from rlkl.learner.signals import frozen_heads
 from rlkl.signals import Signal
 from rlkl.types import Example
 from rlkl.updates.base import PolicyUpdate
@@ -92,6 +93,20 @@ def test_the_policy_runs_once_over_each_micro_batch(model_path: str, monkeypatch
     assert (
         passes(build(model_path, update={"rule": "grpo", "kl_placement": "reward", "kl_coef": 0.1}), monkeypatch) == 2
     )
+
+
+def test_ppo_takes_log_probs_and_values_of_the_steps_start_from_one_pass(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+):
+    update = {"rule": "ppo", "kl_coef": 0.1}
+    assert passes(build(model_path, update=update), monkeypatch) == 2
+    assert passes(build(model_path, update=update, learner={"epochs": 2}), monkeypatch) == 3
+    assert passes(build(model_path, update={"rule": "ppo", "kl_coef": 0.0}), monkeypatch) == 2, "values alone"
+    learner = build(model_path, update=update)
+    learner.prepare(batch(0), step=0)
+    signals = prepared_batch(learner).signals
+    alone = frozen_heads(learner._models, prepared_batch(learner), learner._signals, device=torch.device("cpu"))
+    assert torch.equal(signals[Signal.PROXIMAL_HEADS], alone)
 
 
 def test_no_reference_pass_if_neither_rule_nor_recipe_asks(model_path: str):

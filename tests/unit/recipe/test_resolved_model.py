@@ -29,7 +29,6 @@ def test_a_text_model_and_one_that_sees(tmp_path: Path):
     assert (sees.kind, sees.is_multimodal) == ("qwen2_5_vl", True)
     assert isinstance(sees.image_token_id, int)
     assert min(text.vocabulary, sees.vocabulary) > 10
-    assert text.longest is not None
 
 
 def test_a_relative_folder_becomes_absolute(tmp_path: Path):

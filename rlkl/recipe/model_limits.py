@@ -1,0 +1,55 @@
+"""Check a recipe against the limits of its model and of vLLM on a CPU, from config.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlkl.costs.find import config_of
+from rlkl.errors import RecipeError
+from rlkl.recipe import Recipe
+from rlkl.system.machine import Machine
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of an attention head that vLLM 0.32 computes on a CPU; others fail when the first tokens are sampled."""
+
+
+def check_limits(recipe: Recipe, model: str, machine: Machine) -> None:
+    """Raise `RecipeError` if sequences are longer than the model allows, or if vLLM cannot run it on this CPU.
+
+    ``model``: a folder or a name on huggingface.co. Without a config.json on this machine nothing is checked.
+    """
+    config = config_of(model)
+    if config is None:
+        return
+    text = config.get("text_config") or config
+    _check_length(recipe, model, text)
+    _check_head(recipe, model, text, machine)
+
+
+def _check_length(recipe: Recipe, model: str, text: Mapping[str, Any]) -> None:
+    longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
+    limit = next((text[key] for key in ("max_position_embeddings", "n_positions") if text.get(key)), None)
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
+            f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model!r} takes at most {limit} "
+            "(max_position_embeddings); lower one of the two"
+        )
+
+
+def _check_head(recipe: Recipe, model: str, text: Mapping[str, Any], machine: Machine) -> None:
+    on_cpu = recipe.cluster.address is None and (not machine.gpus or recipe.rollout.gpus_per_worker == 0)
+    if recipe.rollout.engine != "vllm" or not on_cpu or not recipe.rollout.workers:
+        return
+    hidden, heads = (text.get(key) or text.get(short) for key, short in _SIZES)
+    size = text.get("head_dim") or (hidden // heads if hidden and heads else None)
+    if size is not None and size not in CPU_HEAD_SIZES:
+        raise RecipeError(
+            f"rollout.engine = 'vllm' on a CPU with the model at {model!r}: its attention heads have {size} numbers, "
+            f"and vLLM's attention on a CPU takes {', '.join(map(str, CPU_HEAD_SIZES))}. Set rollout.engine=hf"
+        )
+
+
+_SIZES = (("hidden_size", "n_embd"), ("num_attention_heads", "n_head"))
+"""Keys of config.json, and the short ones of GPT-2."""
