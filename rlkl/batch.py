@@ -112,7 +112,7 @@ class Batch:
     attention_BT: Tensor
     """bool: a real token, not padding."""
     response_BT: Tensor
-    """bool: sampled by the policy and to be trained (end-of-sequence included)."""
+    """bool: response token to train on (end-of-sequence included)."""
     rollout_logprobs_BT: Tensor
     """float32: the sampler's log-probabilities, zero outside the response and for stored answers."""
     rewards_B: Tensor
@@ -136,12 +136,12 @@ class Batch:
     pictured_B: Tensor
     """bool: the sequence has a picture, so signals of the rule's views are defined for it."""
     progress: float
-    """Share of the run's steps that are done, in [0, 1): for annealing."""
+    """Fraction of the run's steps that are finished, in [0, 1); used for annealing."""
     denominators: Denominators
     signals: Signals = field(default_factory=lambda: Signals({}))
     """Frozen signals, filled once per batch."""
     token_rewards_BT: Tensor | None = None
-    """float32: the part of ``rewards_B`` that single response tokens earned, at those tokens; None where none did."""
+    """float32: the part of ``rewards_B`` that single response tokens earned, at those tokens; None if none did."""
     images: ImageInputs | None = None
     """The sequences' pictures; None where none has any."""
     views: Mapping[str, ImageInputs] = field(default_factory=dict)

@@ -106,7 +106,7 @@ class Rollout:
     components: Mapping[str, float]
     weights_version: int
     draw: int = 0
-    """Number of the draw of a prompt that it was sampled for, over the whole run; equal for all rollouts of a group."""
+    """Number of the draw of its prompt, over the whole run; all rollouts of a group have the same."""
     raw_reward: float | None = None
     """The weighted sum before normalisation; None if there is no normalisation."""
     monitors: Mapping[str, float] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Rollout:
     token_rewards: tuple[float, ...] = ()
     """The part of ``reward`` that was given to single tokens; empty if none was."""
     tags: tuple[str, ...] = ()
-    """Words that reward functions attached to it."""
+    """Tags from reward functions."""
     failed: tuple[str, ...] = ()
     """The reward functions that failed on it."""
 

@@ -17,7 +17,7 @@ from rlkl.learner.ranks import Rendezvous
 LEARNER = "the learner"
 
 _GRACE_S = 15.0
-"""After the first failure: the others have failed in the same way by then, or wait for a rank that is not coming."""
+"""After the first failure: the others are taken to have failed by then, or wait for a rank that has failed."""
 _SHOWN_LINES = 12
 _SHOWN_BYTES = 20_000
 
@@ -34,7 +34,7 @@ class LearnerRanks:
         self._actors, self._timeout_s = list(actors), timeout_s
         self._names = rank_names(len(self._actors))
         self._sent: list[list[Any]] = []
-        """Calls whose answers nobody has waited for."""
+        """Calls sent but not yet awaited."""
         self._logs: list[str] = [""] * len(self._actors)
         self._broken: RlklError | None = None
 
@@ -76,7 +76,7 @@ class LearnerRanks:
     def call(self, what: str, method: str, *arguments: Any, calls: int = 1) -> Any:
         """Make a call on all ranks, wait for all, and return rank 0's answer.
 
-        ``calls``: so many times the deadline of one call. Raises `DeadlineError`, `ActorDiedError`, or the error that
+        ``calls``: the deadline is multiplied by this. Raises `DeadlineError`, `ActorDiedError`, or the error that
         the ranks raised; a rank that ended is named with the last lines of its log, and every later call raises that.
         """
         return self.call_all(what, method, *arguments, calls=calls)[0]
@@ -115,7 +115,7 @@ class LearnerRanks:
             return self._broken
         if waiting and not isinstance(error, DeadlineError):
             self._broken = ActorDiedError(
-                f"the learner's ranks do not go on together, because one failed alone: {error}"
+                f"one rank of the learner failed, and the others cannot continue without it: {error}"
             )
             return self._broken
         return error

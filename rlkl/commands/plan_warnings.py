@@ -98,5 +98,5 @@ def _on_records(recipe: Recipe) -> Iterator[str]:
     if recipe.checkpoint.every > recipe.steps:
         yield (
             f"checkpoint.every = {recipe.checkpoint.every} exceeds steps = {recipe.steps}: only the end of the run is "
-            "saved, and a run that is killed starts from the beginning"
+            "saved, so a run that is killed loses the steps since the checkpoint that it started from"
         )

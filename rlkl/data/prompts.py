@@ -1,4 +1,4 @@
-"""From rows to tokenized prompts, with every row accounted for."""
+"""From rows to tokenized prompts, with a report on rows left out."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
     """Read, check and tokenize every row of ``section.source``.
 
     Plain text is encoded as the tokenizer does it by default, so a base model sees the beginning-of-sequence token that
-    it was trained with; a closing end-of-sequence token is taken off, since the completion follows. Chat messages go
+    it was trained with; a final end-of-sequence token is removed, because the completion follows. Chat messages go
     through the tokenizer's chat template, which writes its own special tokens, up to the assistant's turn.
-    ``section.system_prompt`` goes before the messages of rows that bring no system message of their own.
+    ``section.system_prompt`` goes before the messages of rows without a system message.
 
     If there are columns of answers, each prompt gets them as the policy would have sampled them: see
     `rlkl.data.answers.AnswerEncoder.encode`. Rows with equal or empty answers, or with one longer than

@@ -61,10 +61,10 @@ class SignalSettings:
     temperature: float
     """Logits are divided by it, as the sampler did."""
     chunk_tokens: int
-    """Tokens whose full-vocabulary logits exist at one time."""
+    """Tokens whose logits exist at one time, over the vocabulary or over a tile of it."""
     micro_batch_tokens: int
     packed: bool = False
-    """Whether the models compute nothing for padding: a micro-batch is then cut by its real tokens."""
+    """Whether a micro-batch is cut by its real tokens, because no model computes anything for padding."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def cuts(self, batch: Batch) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""Attention over packed rows: each sequence sees itself alone, and nothing is computed for padding outside of it.
+"""Attention over packed rows: each token attends only to its own sequence; outside of attention there is no padding.
 
-On CUDA in half precision it is `torch.nn.attention.varlen.varlen_attn`. Elsewhere rows of like length are padded inside
-attention only and go through torch's fused attention.
+On CUDA in half precision it is `torch.nn.attention.varlen.varlen_attn`. Elsewhere, rows of similar length are padded
+and go through torch's fused attention. Capped scores (Gemma 2) are computed without a fused kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNKNOWN = ("position_bias", "s_aux", "head_mask", "alibi")
 
 
 class NotPackable(Exception):
-    """The model does more in attention than is known here."""
+    """The model's attention has a feature that rlkl does not support."""
 
 
 def packed_attention(
@@ -37,12 +37,13 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Compute causal attention of packed tokens ``[1, heads, N, width]``; return ``[1, N, heads, width]``.
 
-    The signature is that of transformers' attention functions. Raises `NotPackable` for a mask or a bias.
+    The signature is that of transformers' attention functions. Raises `NotPackable` for any other feature of
+    attention, or without a packing.
     """
     packing: Packing | None = others.get("packing")
     unknown = [name for name in _UNKNOWN if others.get(name) is not None]
     if packing is None or attention_mask is not None or unknown or query.shape[2] != packing.count:
-        raise NotPackable(", ".join(unknown) or "the model does not pass on how its rows are packed")
+        raise NotPackable(", ".join(unknown) or "the model does not pass `packing` to its attention function")
     scaling, softcap = others.get("scaling"), others.get("softcap")
     window = others.get("sliding_window", getattr(module, "sliding_window", None))
     inputs = [x[0].transpose(0, 1) for x in (query, key, value)]

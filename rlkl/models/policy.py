@@ -1,4 +1,4 @@
-"""The policy that trains, and the frozen reference that it is held to."""
+"""The policy that trains, and the frozen reference model."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Policy(LanguageModel):
         With LoRA in bfloat16 these are the adapters alone, under their peft names: added to a bfloat16 base weight, an
         adapter's small change would be rounded away. Otherwise adapters are merged in, names are checkpoint names, and
         a tensor that several names share (tied embeddings) comes once, under its first name. Shards are gathered, so
-        every rank must take all tensors.
+        every rank must iterate to the end.
         """
         reshard(self)
         tensors = adapter_parameters(self.model) if self._publishes_adapters else merged_weights(self.model)
@@ -113,7 +113,7 @@ class Policy(LanguageModel):
             self.model.generation_config.eos_token_id = list(token_ids)
 
     def save(self, folder: Path, *, writes: bool = True) -> None:
-        """Write a Hugging Face model folder without tokenizer: adapters merged in, and once more in ``adapter/``.
+        """Write a Hugging Face model folder without tokenizer: adapters merged in. ``adapter/`` holds them separately.
 
         If the weights are sharded, every rank must call it, and one of them ``writes``.
         """

@@ -271,9 +271,7 @@ class LearnerSection(Section):
     micro_batch_tokens: int = Field(
         default=8192, ge=1, description="Tokens per forward and backward pass, a group's prompt once (docs/packing.md)."
     )
-    logits_chunk_tokens: int = Field(
-        default=1024, ge=1, description="Tokens whose full-vocabulary logits exist at one time."
-    )
+    logits_chunk_tokens: int = Field(default=1024, ge=1, description="Tokens whose logits exist at one time.")
     track_reference_kl: bool = Field(
         default=False,
         description="Log KL to the reference even where the rule does not use it (keeps a frozen reference).",

@@ -77,7 +77,8 @@ def check_recipe(saved: Saved, recipe: Recipe, *, allow_changed_rewards: bool) -
 
     Keys that refer to something with a hash are left to `check_origin`, `check_data` and `check_rewards`.
     """
-    found = [change for change in changes(_values_before(saved), plain_values(recipe)) if not _is_free(saved, change)]
+    every = changes(_values_before(saved), plain_values(recipe))
+    found = [change for change in every if not _is_free(saved, change)]
     of_rewards = [change for change in found if change.is_within("rewards") or change.is_within("scoring")]
     refused = [change for change in found if change not in of_rewards] if allow_changed_rewards else found
     if not refused:
@@ -86,13 +87,14 @@ def check_recipe(saved: Saved, recipe: Recipe, *, allow_changed_rewards: bool) -
         return
     listed = "\n".join(f"  {change}" for change in refused)
     rewards = "; changed rewards are accepted with --allow-changed-rewards" if of_rewards else ""
+    kept = [as_override(change.key, change.now) for change in every if change not in refused]
     old = [as_override(change.key, change.before) for change in refused]
     raise CheckpointError(
         f"the recipe ({saved.run_dir / RECIPE_FILE} and overrides) is not the one that made {saved.checkpoint}:\n"
         f"{listed}\n"
         "A run keeps its recipe, so that its curves mean one thing: a resume may change `steps`, and where and how it "
         f"computes and records (docs/resuming.md lists the keys){rewards}.\n"
-        f"To go on with the old values: rlkl train --resume {_words([str(saved.run_dir), *old])}\n"
+        f"To go on with the old values: rlkl train --resume {_words([str(saved.run_dir), *old, *kept])}\n"
         f"{_new_run(saved, [as_override(change.key, change.now) for change in refused])}"
     )
 

@@ -56,7 +56,7 @@ def test_ranks_that_fail_in_the_same_way_can_go_on(ranks: LearnerRanks):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("fail_alone", r"the learner's ranks do not go on together, because one failed alone: no memory"),
+        ("fail_alone", r"one rank of the learner failed, and the others cannot continue without it: no memory"),
         ("end", r"(?s)learner rank 1 ended, .*The last lines of learner rank 1 \(.*the last words"),
     ],
 )

@@ -63,14 +63,14 @@ _Waiting = tuple[Call, Future[CallResult]]
 
 _MOST_AT_ONCE = 32
 _AT_ONCE_S = 0.005
-"""So much work a worker takes along at one time."""
+"""Most work that a worker takes at once, in seconds."""
 
 
 class Pool(Protocol):
-    """Takes calls and answers them some time."""
+    """Accepts calls; each returns a future."""
 
     eager: bool
-    """Whether calls run beside the caller, so that each is best submitted as soon as it can be."""
+    """Whether calls run beside the caller, so submit each call as early as possible."""
 
     def submit(self, call: Call) -> Future[CallResult]: ...
 
@@ -137,7 +137,7 @@ class WorkerPool:
         return future
 
     def close(self) -> None:
-        """Drop what waits, end what runs, stop the workers."""
+        """Drop waiting calls, end running ones (threads cannot be ended), stop the workers."""
         self._refuse(CancelledError())
         for _ in self._threads:
             self._calls.put(None)
@@ -163,7 +163,7 @@ class WorkerPool:
                 for answer, future in zip(worker.answer(calls), futures, strict=True):
                     future.set_result(answer)
                     mean_s += 0.1 * (answer.seconds - mean_s)
-            except BaseException as error:  # no fault of the function's: nobody may wait for a pool that is not whole
+            except BaseException as error:  # an internal error, not the function's: all waiting calls must fail
                 self._broken = error
                 for future in futures:
                     if not future.done():
@@ -212,7 +212,10 @@ class WorkerPool:
 
 
 class ThreadWorker:
-    """Calls the function on a thread. A call that takes too long is left to itself, since no thread can be ended."""
+    """Calls the function on a thread.
+
+    No thread can be ended: a call past its deadline keeps running, and its result is ignored.
+    """
 
     def __init__(self, function: RewardFunction, timeout_s: float | None) -> None:
         self._function = function

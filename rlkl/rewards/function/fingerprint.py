@@ -27,11 +27,11 @@ _SHOWN_MODULES = ("pathlib", "decimal", "fractions", "datetime", "uuid")
 _MOST_ITEMS = 10_000
 _MOST_DEPTH = 20
 _ARRAY_ITEMS = 16_384
-"""So many numbers of each array count, besides its shape: training changes all of them."""
+"""Only the first numbers of an array are hashed, with its shape. Training changes nearly all, so these suffice."""
 
 
 def identity_of(function: Callable[..., Any]) -> str:
-    """Return the text of everything above, equal in every process for the same function made in the same way."""
+    """Return the description as JSON, equal in every process for the same function made in the same way."""
     return json.dumps(_Describer(function).of(function, root=True))
 
 

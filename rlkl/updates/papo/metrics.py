@@ -22,8 +22,8 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="loss/corrupted_entropy",
         unit="loss",
-        formula="update.corrupted_entropy_coef, annealed, times the same given the corrupted image.",
-        bad="As above.",
+        formula="update.corrupted_entropy_coef, annealed, times the same mean given the corrupted image.",
+        bad="Far above the other parts of the loss.",
     ),
     MetricDefinition(
         key="perception/kl",
@@ -32,7 +32,7 @@ METRICS: tuple[MetricDefinition, ...] = (
             "Mean over response tokens of image sequences of k3 (at most 10) of the policy given the image "
             "against given the corrupted image (KL(clean || corrupted)); the loss takes it off."
         ),
-        bad="Above 0.3, or leaping: the loss is being hacked. Near 0: answers do not depend on the image.",
+        bad="Above 0.3, or jumping: the loss is being hacked. Near 0: answers do not depend on the image.",
     ),
     MetricDefinition(
         key="perception/kl_variance",
@@ -49,15 +49,15 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="perception/entropy_corrupted",
         unit="nats per token",
-        formula="The same given the corrupted image.",
-        bad="As above.",
+        formula="Mean negative log-probability of sampled tokens given the corrupted image.",
+        bad="Rising together with perception/entropy_clean: answers drift into unlikely tokens.",
     ),
     MetricDefinition(
         key="time/corrupted_s",
         unit="seconds",
         formula=(
-            "Corrupting the pictures and scoring the responses given them, once a step: a part of time/learner_s. What "
-            "update.recompute does besides, in each pass, is not in it."
+            "Corrupting the pictures and scoring the responses given them, once a step: a part of time/learner_s, "
+            "without the further passes of update.recompute."
         ),
         bad="Far above a fifth of time/step_s: lower update.corruption's cost, or the pictures' size.",
         timing=True,

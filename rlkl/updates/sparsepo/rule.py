@@ -1,9 +1,9 @@
 """Sparse token-level preference optimisation (arXiv 2410.05102), DPO, TDPO1 and MaPO; equations in README.md.
 
-A policy learns from pairs of responses to one prompt. Each token's log-ratio to the reference and each token's
-KL(reference || policy) enter what a response is worth with a weight of their own, the two masks. What tells the
-variants apart is where the masks come from: constants (DPO, TDPO1), the reference's activations (MaPO), or heads that
-are trained on the reference's hidden states and can switch tokens off (SparsePO).
+A policy learns from pairs of responses to one prompt. The value of a response is a sum over its tokens: the log-ratio
+to the reference times one mask, and KL(reference || policy) times another. The variants differ in how the masks are
+made: constants (DPO, TDPO1), the reference's activations (MaPO), or heads that are trained on the reference's hidden
+states and can switch tokens off (SparsePO).
 
 Shapes: B sequences, T tokens, P pairs, K = 2 masks (reward, KL) or the heads' outputs.
 """

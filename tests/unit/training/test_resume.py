@@ -156,6 +156,14 @@ def test_a_recipe_edited_by_hand_is_refused_with_old_and_new_value(
         resume(run, undo.strip("'"))
 
 
+def test_the_command_that_goes_on_keeps_the_changes_that_are_allowed(run: Path):
+    told = refusal(run, "learner.beta1=0.5", "steps=20")
+    (command,) = (line.partition(": ")[2] for line in told.splitlines() if line.startswith("To go on"))
+    _, _, _, folder, *overrides = command.split()
+    assert (folder, sorted(overrides)) == (str(run), ["learner.beta1=0.9", "steps=20"])
+    resume(run, *overrides)
+
+
 def test_a_changed_variant_and_an_override_are_both_named(run: Path):
     save(run, load_recipe("first.yaml", "update={rule: grpo}"))
     edit(run, "variant: grpo\n", "variant: dapo\n")
