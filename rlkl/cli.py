@@ -109,7 +109,6 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_argument(
         "--gpu", default="H100", metavar="NAME", help="their kind: A100, H100 (default), H200, B200, L40S"
     )
-    plan.add_argument("--ranks", type=int, metavar="N", help="GPUs of a sharded learner; default: balanced")
     plan.add_argument("--shape", metavar="FILE", help="config.json of the model, or its folder, if it is not here")
     plan.add_argument("--prompt-tokens", type=float, metavar="MEAN", help="mean length; default: half of the limit")
     plan.add_argument("--completion-tokens", type=float, metavar="MEAN", help="mean length; default: half of the limit")

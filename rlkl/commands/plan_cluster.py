@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import dataclass
 
-from rlkl.commands.plan_layout import CPUS_PER_NODE, Layout, Scene, layout_sharded, layout_today
+from rlkl.commands.plan_layout import CPUS_PER_NODE, Layout, Scene, layout_balanced, layout_today
 from rlkl.commands.plan_refusals import layout_warnings, refusals
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.commands.plan_work import Work, training_of, work_of
@@ -35,12 +35,10 @@ class ClusterPlan:
     today: Layout
     """The split that the recipe runs."""
     sharded: Layout | None
-    """The split with a sharded learner in which both sides take equally long, or the one that was asked for.
+    """The split with a sharded learner in which both sides take equally long.
 
     None if it is what the recipe runs, or if none fits.
     """
-    asked: bool
-    """The number of learner GPUs was given."""
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -55,7 +53,6 @@ def run(options: Namespace) -> int:
         gpu=gpu_named(options.gpu),
         shape=options.shape,
         lengths=(options.prompt_tokens, options.completion_tokens),
-        ranks=options.ranks,
     )
     show(plan)
     if plan.refusals:
@@ -70,20 +67,18 @@ def plan_cluster(
     gpu: Gpu,
     shape: str | None = None,
     lengths: tuple[float | None, float | None] = (None, None),
-    ranks: int | None = None,
 ) -> ClusterPlan:
     """Compute the plan of a recipe for so many GPUs of one kind.
 
     Args:
         shape: A config.json, or a folder with one, of a model that is not on this machine.
         lengths: Mean tokens of a prompt and of a completion; None: half of the allowed ones.
-        ranks: GPUs of a sharded learner; None: as many as balance both sides.
 
     Raises:
         InputError: the model's shape is unknown, the recipe trains on a CPU, or the options make no sense.
         EnvironmentProblem: the recipe's shares of GPUs cannot be placed.
     """
-    _check(recipe, gpus, lengths, ranks)
+    _check(recipe, gpus, lengths)
     check_vllm_arguments(recipe.rollout.vllm.arguments)
     found, source = find_shape(recipe.model.path, shape)
     work = work_of(recipe, found, prompt=lengths[0], completion=lengths[1])
@@ -96,7 +91,7 @@ def plan_cluster(
         run=training_of(recipe, found),
     )
     today = layout_today(scene)
-    sharded = layout_sharded(scene, ranks, rewards=today.rewards)
+    sharded = layout_balanced(scene, rewards=today.rewards)
     if sharded is not None and (sharded.ranks, sharded.engine_gpus) == (today.ranks, today.engine_gpus):
         sharded = None
     machine = Machine(cpus=CPUS_PER_NODE, memory_gib=CPUS_PER_NODE, gpus=(f"{gpu.name}, {gpu.mib} MiB",) * gpus)
@@ -109,21 +104,18 @@ def plan_cluster(
         work=work,
         today=today,
         sharded=sharded,
-        asked=ranks is not None,
         refusals=tuple(refusals(scene, today)),
         warnings=(*layout_warnings(scene, today, sharded), *warnings_about(recipe, machine)),
     )
 
 
-def _check(recipe: Recipe, gpus: int, lengths: tuple[float | None, float | None], ranks: int | None) -> None:
+def _check(recipe: Recipe, gpus: int, lengths: tuple[float | None, float | None]) -> None:
     if gpus < 1:
         raise InputError(f"--gpus {gpus}: expected 1 or more")
     limits = {"--prompt-tokens": recipe.data.max_prompt_tokens, "--completion-tokens": recipe.rollout.max_new_tokens}
     for (option, limit), given in zip(limits.items(), lengths, strict=True):
         if given is not None and not 0 < given <= limit:
             raise InputError(f"{option} {given:g}: a mean lies above 0 and at most at the limit of the recipe, {limit}")
-    if ranks is not None and not 1 <= ranks < gpus:
-        raise InputError(f"--ranks {ranks}: expected 1 to {gpus - 1}, so that a GPU is left for the rollout workers")
     if task_name(recipe.model.path) is not None:
         raise InputError(
             f"model.path = {recipe.model.path} is a built-in model of less than a million parameters, which trains on "

@@ -31,7 +31,7 @@ def lines(plan: ClusterPlan) -> Iterator[str]:
     yield from _layout(plan, plan.today, "The recipe runs")
     if plan.sharded is not None:
         keys = f"learner.ranks={plan.sharded.ranks} rollout.workers={plan.sharded.engines}"
-        yield from _layout(plan, plan.sharded, f"{'Asked for' if plan.asked else 'Balanced'} ({keys}) would be")
+        yield from _layout(plan, plan.sharded, f"Balanced ({keys}) would be")
     yield from _seconds(plan)
     yield from _assumptions(plan)
     yield ""
@@ -138,9 +138,7 @@ def _tokens(count: float) -> str:
 def _seconds(plan: ClusterPlan) -> Iterator[str]:
     layouts = [plan.today, *([plan.sharded] if plan.sharded is not None else [])]
     yield ""
-    yield f"{'Seconds of a step':<46}{'the recipe':>16}" + (
-        f"{'asked for' if plan.asked else 'balanced':>20}" if len(layouts) > 1 else ""
-    )
+    yield f"{'Seconds of a step':<46}{'the recipe':>16}" + (f"{'balanced':>20}" if len(layouts) > 1 else "")
     columns = [_cells(layout, samples=layout.engine is None or _holds_one(plan, layout.engine)) for layout in layouts]
     for name, *cells in zip(_ROWS, *columns, strict=True):
         yield f"  {name:<44}" + "".join(f"{cell:>{(16, 20)[place]}}" for place, cell in enumerate(cells))

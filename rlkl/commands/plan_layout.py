@@ -180,8 +180,8 @@ def _nodes(gpus: int) -> list[Node]:
     return [Node(name=f"machine {number}", cpus=CPUS_PER_NODE, gpus=count) for number, count in enumerate(counts)]
 
 
-def layout_sharded(scene: Scene, asked: int | None, *, rewards: int) -> Layout | None:
-    """Split the GPUs between a sharded learner and engines so that both sides take equally long, or as ``asked``.
+def layout_balanced(scene: Scene, *, rewards: int) -> Layout | None:
+    """Split the GPUs between a sharded learner and engines so that both sides take equally long.
 
     ``rewards``: GPUs that only rewards use.
     """
@@ -189,17 +189,16 @@ def layout_sharded(scene: Scene, asked: int | None, *, rewards: int) -> Layout |
     if gpus < 2 or not scene.recipe.rollout.workers or scene.chip.dtype != "bfloat16":
         return None
     engine = _useful_engine(scene)
-    least = asked or least_ranks(scene.shape, scene.run, gpu, gpus)
+    least = least_ranks(scene.shape, scene.run, gpu, gpus)
     if engine is None or least is None or gpus - least < engine.tensor_parallel:
         return None
     size, most = engine.tensor_parallel, (gpus - least) // engine.tensor_parallel
     engines = most
-    if asked is None:
-        alone = learner_seconds(scene.work.learner, scene.chip, gpus=1)
-        for _ in range(3):  # the rate of an engine depends on how many there are
-            rollout = scene.sampling(engine, engines, 1) * engines * size
-            engines = min(max(round((gpus - balanced_ranks(gpus, alone, rollout)) / size), 1), most)
-    ranks = gpus - engines * size if asked is None else asked
+    alone = learner_seconds(scene.work.learner, scene.chip, gpus=1)
+    for _ in range(3):  # the rate of an engine depends on how many there are
+        rollout = scene.sampling(engine, engines, 1) * engines * size
+        engines = min(max(round((gpus - balanced_ranks(gpus, alone, rollout)) / size), 1), most)
+    ranks = gpus - engines * size
     return Layout(
         ranks=ranks,
         learner_gpu=1.0,

@@ -89,6 +89,11 @@ def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iter
             f"{idle} of {scene.gpus} GPUs stay idle: rollout.workers = {recipe.rollout.workers}. Set "
             f"rollout.workers={recipe.rollout.workers + idle}"
         )
+    if today.per_gpu > 1 and recipe.rollout.gpus_per_worker is None and not today.shares_a_gpu:
+        yield (
+            f"rollout.workers = {recipe.rollout.workers} share {today.engine_gpus} GPUs, {today.per_gpu} on one: each "
+            f"has a part of its memory. Set rollout.workers={today.engine_gpus}"
+        )
     engine = today.engine
     if engine is not None and work.longest <= engine.tokens < USEFUL_SEQUENCES * work.longest:
         yield (
@@ -96,14 +101,15 @@ def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iter
             f"(key-value cache of {engine.cache / GIB:.0f} GiB): sampling is slow. Take GPUs with more memory, or "
             "lower rollout.max_new_tokens or data.max_prompt_tokens"
         )
-    if sharded is not None and sharded.ranks > 1:
-        several = sharded.ranks > GPUS_PER_NODE
+    ranks = max(today.ranks, 1 if sharded is None else sharded.ranks)
+    if ranks > 1:
+        several = ranks > GPUS_PER_NODE
         rate = NETWORK if several else scene.chip.gpu.link
         least = least_micro_batch(scene.chip, rate)
         if recipe.learner.micro_batch_tokens < least:
             place_ = "between machines" if several else "within a machine"
             yield (
                 f"learner.micro_batch_tokens = {recipe.learner.micro_batch_tokens} is below {least:,.0f}: a learner "
-                f"sharded over {sharded.ranks} GPUs would wait for the gradients of each micro-batch at "
+                f"sharded over {ranks} GPUs would wait for the gradients of each micro-batch at "
                 f"{rate / 1e9:g} GB/s {place_}. Raise it to 16384"
             )

@@ -68,11 +68,17 @@ def test_the_sharded_split_makes_both_sides_take_equally_long():
     assert one_less > seconds.rollout * sharded.engine_gpus / (sharded.engine_gpus + 1)
 
 
-def test_a_number_of_ranks_can_be_asked_for():
-    planned = plan_cluster(recipe(), gpus=8, gpu=gpu_named("H100"), ranks=4)
-    assert planned.sharded is not None
-    assert (planned.sharded.ranks, planned.sharded.engine_gpus, planned.asked) == (4, 4, True)
-    assert "Asked for (learner.ranks=4 rollout.workers=4) would be the learner sharded over 4 GPUs" in text(planned)
+def test_the_recipes_ranks_and_workers_are_the_first_layout():
+    split = recipe(learner={"ranks": 4}, rollout={"workers": 4, "max_new_tokens": 8192})
+    planned = plan_cluster(split, gpus=8, gpu=gpu_named("H100"))
+    assert (planned.today.ranks, planned.today.engine_gpus, planned.refusals) == (4, 4, ())
+    assert "The recipe runs the learner sharded over 4 GPUs and 4 rollout workers on 4 GPUs." in text(planned)
+
+
+def test_workers_that_must_share_gpus_are_warned_about():
+    split = recipe(learner={"ranks": 2}, rollout={"workers": 7, "max_new_tokens": 8192})
+    planned = plan_cluster(split, gpus=8, gpu=gpu_named("H100"))
+    assert any("share 6 GPUs, 2 on one" in one and "rollout.workers=6" in one for one in planned.warnings)
 
 
 def test_a_large_model_takes_engines_of_several_gpus():
@@ -227,20 +233,19 @@ def test_micro_batches_that_wait_for_the_network_are_warned_about():
     def waits(planned: ClusterPlan) -> bool:
         return any("learner.micro_batch_tokens" in warning for warning in planned.warnings)
 
-    def planned(ranks: int, micro_batch: int) -> ClusterPlan:
-        run = recipe(learner={"micro_batch_tokens": micro_batch})
-        return plan_cluster(run, gpus=32, gpu=gpu_named("H100"), ranks=ranks)
+    def planned(gpus: int, ranks: int, micro_batch: int) -> ClusterPlan:
+        run = recipe(learner={"micro_batch_tokens": micro_batch, "ranks": ranks}, rollout={"workers": gpus - ranks})
+        return plan_cluster(run, gpus=gpus, gpu=gpu_named("H100"))
 
-    assert waits(planned(16, 4096))
-    assert not waits(planned(16, 16_384))
-    assert not waits(planned(8, 4096)), "within a machine the link is fast enough"
+    assert waits(planned(32, 24, 4096))
+    assert not waits(planned(32, 24, 16_384))
+    assert not waits(planned(8, 6, 4096)), "within a machine the link is fast enough"
 
 
 @pytest.mark.parametrize(
     ("sections", "options", "message"),
     [
         ({}, {"gpus": 0}, "--gpus 0: expected 1 or more"),
-        ({}, {"gpus": 8, "ranks": 8}, "--ranks 8: expected 1 to 7"),
         ({"model": {"path": "task:reviews"}}, {"gpus": 8}, "is a built-in model of less than a million parameters"),
         ({"learner": {"device": "cpu"}}, {"gpus": 8}, "has no GPU"),
         ({"model": {"path": "somebody/model"}}, {"gpus": 8}, "'somebody/model' is not known"),
