@@ -137,7 +137,7 @@ class PolicyUpdate(ABC):
 
     def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
         """Return the picture as the model sees it in ``view``, one of `views`. Called once a step for each picture."""
-        raise NotImplementedError(f"update rule {self.rule} names the view {view}: define change_picture, which makes it")
+        raise NotImplementedError(f"update rule {self.rule} names the view {view}: define its change_picture")
 
     def check_model(self, *, is_multimodal: bool) -> None:  # noqa: B027 - most rules train every model
         """Raise `RecipeError` for a model that the rule cannot train. Called at set-up, before anything is loaded."""
