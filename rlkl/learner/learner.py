@@ -34,6 +34,7 @@ from rlkl.learner.state import LearnerState
 from rlkl.learner.stepping import Optimization, trained_parameters
 from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.models.policy import Policy, build_reference
+from rlkl.models.rounding import rounded_otherwise
 from rlkl.models.saliency import received_attention
 from rlkl.models.sharding import unshard
 from rlkl.recipe import Recipe
@@ -268,6 +269,11 @@ class Learner:
         logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
+
+    def probe_rounded(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
+        """Compute what `probe` does, with one more rounding after each layer. See `rounded_otherwise`."""
+        with rounded_otherwise(self.policy.model, self.policy.model.config):
+            return self.probe(probes)
 
     def release(self) -> None:
         """Free the memory of everything but the policy. No step can follow."""

@@ -28,6 +28,14 @@ class Movement:
     """Standard error of ``share``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """Changes of a model's log-probs by rounding alone (nats): the largest, and the root mean square."""
+
+    largest: float = 0.0
+    mean: float = 0.0
+
+
 def measure(*, sampler: tuple[Scores, Scores], learner: tuple[Scores, Scores]) -> Movement:
     """Compare the movements of sampler and learner, each given as log-probs before and after."""
     moved = [_rows(after, before) for before, after in (learner, sampler)]

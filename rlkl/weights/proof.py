@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.types import Probe, Prompt
 from rlkl.weights.channels import ProbeScores, Receipt
-from rlkl.weights.movement import Movement, Scores, largest_gap, measure, rms
+from rlkl.weights.movement import Movement, Rounding, Scores, largest_gap, measure, rms
 
 PROBE_TOKENS = 256
 """Probe sequences are cut to this length."""
@@ -33,6 +33,9 @@ _RMS_SHARE = 0.25
 
 _FIRST_GAPS = 10.0
 """A later publish may differ by so many times the first one's difference, if that is more than `TOLERANCE`."""
+
+_ROUNDINGS = 2.0
+"""The first publish may differ by so many times what one rounding a layer does, if that is more than `TOLERANCE`."""
 
 _GROWTH = 4.0
 """Rounding may grow by this factor over a run before it must be small beside the movement."""
@@ -98,14 +101,26 @@ class _Baseline:
     rounding: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Largest differences of log-probs (nats): of one, and of the root mean square of all."""
+
+    largest: float
+    mean: float
+
+    def widened(self, largest: float, mean: float) -> _Limits:
+        return _Limits(max(self.largest, largest), max(self.mean, mean))
+
+
 class Proof:
     """Judges each publish of a run by what the publishes before it showed."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._tolerance = bounds.tolerance
+        self._limits = _Limits(largest=bounds.tolerance, mean=bounds.tolerance * _RMS_SHARE)
         self._rounding = bounds.rounding
-        self._started = False
+        self.started = False
+        """Whether a publish was proven."""
         self._first: _Baseline | None = None
         self._last: _Baseline | None = None
         self.kept: tuple[Probe, ...] = ()
@@ -116,12 +131,20 @@ class Proof:
     @property
     def wants_probes(self) -> bool:
         """Whether the next step's probes will be kept: the first weights are proven, and nothing is kept yet."""
-        return self._started and self.start is None
+        return self.started and self.start is None
+
+    def allow(self, rounding: Rounding) -> None:
+        """Raise the limits for a model whose log-probs move by ``rounding``, unless the recipe names the tolerance.
+
+        In bfloat16 a deep and narrow model with random weights can differ from itself by more than `TOLERANCE`.
+        """
+        if not self._bounds.fixed:
+            self._limits = self._limits.widened(_ROUNDINGS * rounding.largest, _ROUNDINGS * rounding.mean)
 
     def keep(self, probes: Sequence[Probe], learner: Scores, engines: Mapping[str, Scores]) -> None:
         """Keep these probes; learner and engines have scored them with the same weights, those before the step."""
         for name, scores in engines.items():
-            _check_gap(name, scores, learner, self._tolerance)
+            _check_gap(name, scores, learner, self._limits)
         found = [rms(scores, learner) for scores in engines.values()]
         self._rounding = max([self._rounding, *found])
         self.kept, self.start = tuple(probes), learner
@@ -136,7 +159,7 @@ class Proof:
         for name, receipt in receipts.items():
             _check_receipt(name, receipt, version)
             gaps = [
-                _check_gap(name, scores, expected, self._tolerance)
+                _check_gap(name, scores, expected, self._limits)
                 for scores, expected in (
                     (receipt.scores.current, learner.current),
                     (receipt.scores.kept, learner.kept),
@@ -160,10 +183,10 @@ class Proof:
                 )
 
     def _remember(self, learner: ProbeScores, receipts: Mapping[str, Receipt], gap: float) -> None:
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
             if not self._bounds.fixed:
-                self._tolerance = max(self._tolerance, gap * _FIRST_GAPS)
+                self._limits = self._limits.widened(gap * _FIRST_GAPS, gap * _FIRST_GAPS * _RMS_SHARE)
             found = [rms(receipt.scores.current, learner.current) for receipt in receipts.values()]
             self._rounding = max([self._rounding, *found])
         if self.start is not None:
@@ -244,15 +267,15 @@ def _check_receipt(name: str, receipt: Receipt, version: int) -> None:
         )
 
 
-def _check_gap(name: str, scores: Scores, expected: Scores, tolerance: float) -> float:
-    """Return the largest difference to the learner's log-probs, which must be within the tolerance."""
+def _check_gap(name: str, scores: Scores, expected: Scores, limits: _Limits) -> float:
+    """Return the largest difference to the learner's log-probs, which must be within the limits."""
     if [len(row) for row in scores] != [len(row) for row in expected]:
         raise WeightSyncError(f"{name} answered the probe with {len(scores)} rows of other lengths than were asked")
     gap, mean = largest_gap(scores, expected), rms(scores, expected)
-    if not (gap <= tolerance and mean <= tolerance * _RMS_SHARE):
+    if not (gap <= limits.largest and mean <= limits.mean):
         raise WeightSyncError(
             f"{name} disagrees with the learner by {gap:.3g} nats on the probe after a publish (root mean square "
-            f"{mean:.3g}); at most {tolerance:g} ({tolerance * _RMS_SHARE:g}) is allowed (weights.tolerance)."
+            f"{mean:.3g}); at most {limits.largest:.3g} ({limits.mean:.3g}) is allowed (weights.tolerance)."
         )
     return gap
 

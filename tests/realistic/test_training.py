@@ -132,3 +132,35 @@ def test_a_chat_model_in_bfloat16_trains_adapters_and_ends_its_turns(models: Pat
     shutil.rmtree(run_dir / "checkpoints" / "step_000003")
     rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
     assert untimed(run_dir) == whole
+
+
+def test_a_deep_bfloat16_model_trains_on_two_ranks_and_goes_on_with_one(models: Path, tmp_path: Path):
+    """24 layers and 151,936 words: PPO with a value head, and an exact KL over tiles of the vocabulary."""
+    model = build(ModelChoice(architecture="qwen3", dtype="bfloat16"), models)
+    chats = [[{"role": "user", "content": "badu gefi " * n}] for n in range(1, 7)]
+    sections = {
+        "model": {"dtype": "bfloat16"},
+        "rollout": {"engine": "vllm", "workers": 2},
+        "update": {"rule": "ppo", "kl_coef": 0.01, "terms": [{"term": "kl", "coef": 0.01, "name": "exact"}]},
+        "learner": {"ranks": 2, "lr": 1e-5},
+    }
+    run_dir = tmp_path / "run"
+    result = rlkl.train(recipe_of(run_dir, model, chats, **sections))
+
+    assert result.status == "done"
+    lines = untimed(run_dir)
+    lengths = [len(ids) for ids in completions(run_dir)]
+    assert min(lengths) < 20
+    assert max(lengths) > 100
+    assert all(line["weights/verified"] == 1 for line in lines)
+    assert lines[-1]["rollout/mismatch_max"] < 3 * lines[0]["rollout/mismatch_max"] + 0.1
+    assert lines[-1]["term/exact_nats"] > 0
+
+    # One rank makes the third step of two: the sums of the ranks round otherwise.
+    shutil.rmtree(run_dir / "policy")
+    shutil.rmtree(run_dir / "checkpoints" / "step_000003")
+    rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml", "learner.ranks=1"), resume_from=run_dir)
+    alone, two = untimed(run_dir)[-1], lines[-1]
+    assert alone["reward/mean"] == two["reward/mean"], "the same completions were sampled"
+    for key in ("loss/policy", "loss/value", "loss/exact", "optim/grad_norm", "kl/policy_to_reference"):
+        assert alone[key] == pytest.approx(two[key], rel=0.1, abs=1e-3), key

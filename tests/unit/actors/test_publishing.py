@@ -44,6 +44,7 @@ class Actors:
         self.worker.start("hf", settings)
         layers, width = self.learner.size()
         self.proof = Proof(bounds_for(dtype, layers=layers, width=width))
+        self.proof.allow(self.learner.rounding(PROBES[:2]))
         self.kept: WeightPackage | None = None
         self.publish(0, Probes(current=PROBES[:2]))
 

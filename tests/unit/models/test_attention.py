@@ -104,7 +104,7 @@ def test_arguments_that_are_not_known_are_refused():
     packing = Packing(torch.tensor([5]), 5)
     with pytest.raises(NotPackable, match="s_aux"):
         packed_attention(nn.Identity(), x, x, x, None, packing=packing, s_aux=torch.ones(2))
-    with pytest.raises(NotPackable, match="does not pass on"):
+    with pytest.raises(NotPackable, match="does not pass `packing`"):
         packed_attention(nn.Identity(), x, x, x, None)
 
 

@@ -8,6 +8,7 @@ import pytest
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.types import Image, Probe, Prompt
 from rlkl.weights import ProbeScores, Proof, Receipt, bounds_for, build_probes, check_export
+from rlkl.weights.movement import Rounding
 
 WORKER = "rollout worker 0"
 Rows = list[tuple[float, ...]]
@@ -54,6 +55,28 @@ def test_damaged_bytes_and_another_version_are_named():
         started().check(ProbeScores(current=[], kept=rows(-1.0)), {WORKER: damaged}, version=3)
     with pytest.raises(WeightSyncError, match="took in version 3 of the weights; version 4 was published"):
         started().check(ProbeScores(current=[], kept=rows(-1.0)), {WORKER: receipt(rows(-1.0))}, version=4)
+
+
+def test_the_first_publish_may_differ_by_twice_what_rounding_does():
+    def first(gap: float, **rounding: float) -> None:
+        proof = Proof(bounds_for("bfloat16", layers=24, width=128))
+        proof.allow(Rounding(**rounding))
+        answer = replace(receipt([], current=rows(-2.0, -1.0 - gap)), version=0)
+        proof.check(ProbeScores(current=rows(-2.0, -1.0)), {WORKER: answer}, version=0)
+
+    first(1.9, largest=1.0, mean=0.7)
+    with pytest.raises(WeightSyncError, match=r"by 2\.1 nats .* at most 2 \(1\.4\) is allowed"):
+        first(2.1, largest=1.0, mean=0.7)
+    with pytest.raises(WeightSyncError, match=r"at most 2 \(0\.4\) is allowed"):
+        first(1.9, largest=1.0, mean=0.2)
+
+
+def test_a_tolerance_of_the_recipe_is_not_widened():
+    proof = Proof(bounds_for("bfloat16", layers=24, width=128, tolerance=0.5))
+    proof.allow(Rounding(largest=10.0, mean=10.0))
+    answer = replace(receipt([], current=rows(-1.6)), version=0)
+    with pytest.raises(WeightSyncError, match=r"at most 0\.5"):
+        proof.check(ProbeScores(current=rows(-1.0)), {WORKER: answer}, version=0)
 
 
 def test_agreement_returns_the_largest_gap_of_the_current_probes():
