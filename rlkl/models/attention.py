@@ -1,7 +1,8 @@
 """Attention over packed rows: each token attends only to its own sequence; outside of attention there is no padding.
 
 On CUDA in half precision it is `torch.nn.attention.varlen.varlen_attn`. Elsewhere, rows of similar length are padded
-and go through torch's fused attention. Capped scores (Gemma 2) are computed without a fused kernel.
+and go through torch's fused attention, or through `short_attention`. Capped scores (Gemma 2) are computed without a
+fused kernel.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from rlkl.functional.packing import Packing
+from rlkl.functional.short_attention import is_short, short_attention
 
 NAME = "rlkl_packed"
 """The name of this attention in transformers."""
@@ -99,6 +101,8 @@ def attend(
     """Compute causal attention of rows ``[rows, heads, tokens, width]``; ``window``: tokens back that are seen."""
     tokens = query.shape[2]
     is_narrow = window is not None and window < tokens
+    if softcap is None and not is_narrow and is_short(query):
+        return short_attention(query, key, value, scaling=scaling)
     if softcap is None:
         mask = _band(tokens, window, query.device) if is_narrow else None
         return F.scaled_dot_product_attention(
