@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class RlklError(Exception):
@@ -86,14 +87,18 @@ class ActorDiedError(RlklError, RuntimeError):
     """A Ray actor ended. The message names it and carries its cause."""
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest choice if there is one, then all choices (at most 20).
+def did_you_mean(word: str, choices: Iterable[str], *, folder: Path | None = None) -> str:
+    """Return the end of an error message: the nearest choice if there is one, then all other choices (at most 20).
+
+    If the choices are files, ``folder`` is where they are: the nearest one is then written as a path to copy.
 
     >>> did_you_mean("anwser", ["prompt", "answer"])
     "did you mean 'answer'? There are: answer, prompt"
     """
     names = sorted(choices)
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    everything = f"There are: {listed or 'none'}"
     near = get_close_matches(word, names, n=1)
-    return f"did you mean '{near[0]}'? {everything}" if near else everything
+    if not near:
+        return f"there are: {listed or 'none'}"
+    written = near[0] if folder is None else str(folder / near[0])
+    return f"did you mean '{written}'?" + (f" There are: {listed}" if len(names) > 1 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from difflib import get_close_matches
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +18,12 @@ _PIPED_WIDTH = 160
 
 def run(options: Namespace) -> int:
     """Print the keys that start with the prefix, with type, default and meaning; return 0."""
-    keys = [key for key in describe_keys() if key.name.startswith(options.prefix)]
+    known = describe_keys()
+    keys = [key for key in known if key.name.startswith(options.prefix)]
     if not keys:
-        raise InputError(f"no key starts with '{options.prefix}'")
+        parts = {part for key in known for part in (key.name, *key.name.split("."))}
+        near = get_close_matches(options.prefix, sorted(parts), n=1)
+        raise InputError(f"no key starts with '{options.prefix}'" + (f"; did you mean '{near[0]}'?" if near else ""))
     table = Table("key", "expects", "default", "meaning", box=None, pad_edge=False)
     for key in keys:
         table.add_row(key.name, key.expects, key.default, key.description)

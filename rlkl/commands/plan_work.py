@@ -82,6 +82,8 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
         frozen=tuple(frozen),
         adapters=None if recipe.model.lora is None else _adapters(recipe, shape),
         critic=shape.parameters * _passes(recipe).critics,
+        offloads_optimizer=recipe.learner.offload == "optimizer",
+        has_8_bit_moments=recipe.learner.optimizer == "adamw_8bit",
     )
 
 

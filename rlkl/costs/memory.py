@@ -48,11 +48,26 @@ class Training:
     critic: int = 0
     """Parameters of a separate critic, which is trained like the policy, without gradient checkpointing."""
     offloads_optimizer: bool = False
+    has_8_bit_moments: bool = False
 
     @property
     def width(self) -> int:
         """Bytes of one number of the computation."""
         return 2 if self.is_bfloat16 else 4
+
+
+def moment_bytes(shape: ModelShape, run: Training) -> float:
+    """Return the bytes of AdamW's two moments: 8 for each trained parameter; none on the GPU if they are offloaded.
+
+    In 8 bits: 2 + 8/256, but 8 for embeddings, and for adapters, whose rows are mostly shorter than a block.
+    """
+    if run.offloads_optimizer:
+        return 0.0
+    trained = (shape.parameters if run.adapters is None else run.adapters) + run.critic
+    if not run.has_8_bit_moments or run.adapters is not None:
+        return 8.0 * trained
+    embeddings = shape.vocabulary * shape.hidden * (2 if run.critic else 1)
+    return 8.0 * embeddings + (2 + 8 / 256) * (trained - embeddings)
 
 
 def activation_bytes(shape: ModelShape, run: Training) -> float:
@@ -93,7 +108,7 @@ def learner_parts(shape: ModelShape, run: Training) -> tuple[Part, ...]:
     parts = (
         Part(name="weights", bytes=held + master, keys="model.path, model.dtype"),
         Part(name="gradients", bytes=4 * trained, keys="model.lora"),
-        Part(name="AdamW moments", bytes=8 * trained, keys="model.lora"),
+        Part(name="AdamW moments", bytes=moment_bytes(shape, run), keys="learner.optimizer, learner.offload"),
         Part(name="frozen models", bytes=width * sum(run.frozen), keys="update.kl_coef, models"),
         *_working_memory(shape, run),
         Part(name="gradient of the head", bytes=transient, keys="model.path"),
@@ -124,8 +139,8 @@ def sharded_learner_parts(shape: ModelShape, run: Training, ranks: int) -> tuple
         Part(name="gradients", bytes=4 * trained / ranks, keys="model.lora"),
         Part(
             name="AdamW moments",
-            bytes=0 if run.offloads_optimizer else 8 * trained / ranks,
-            keys="model.lora",
+            bytes=moment_bytes(shape, run) / ranks,
+            keys="learner.optimizer, learner.offload",
         ),
         Part(
             name="frozen models",

@@ -72,7 +72,7 @@ def _existing(path: Path) -> Path:
     if not path.parent.is_dir():
         raise DataError(f"data.source = '{path}': there is no folder '{path.parent}' (here: {Path.cwd()})")
     files = [file.name for file in path.parent.iterdir() if file.suffix in (".jsonl", ".parquet")]
-    raise DataError(f"data.source = '{path}' does not exist; {did_you_mean(path.name, files)}")
+    raise DataError(f"data.source = '{path}' does not exist; {did_you_mean(path.name, files, folder=path.parent)}")
 
 
 def _read_jsonl(path: Path) -> Rows:

@@ -1,7 +1,7 @@
 """Causal attention of short rows in bfloat16 on a CPU, with a backward pass of matrix products.
 
 torch's fused kernel is fast forward and slow backward: 45 ms for 16 rows of 160 tokens with 8 heads of 64, where the
-five products take 15 ms on two cores with AMX. From about 1,000 tokens on, its blocks win. `benchmarks/attention.py`
+five products take 15 ms on two cores with AMX. From about 500 tokens on, its blocks win. `benchmarks/attention.py`
 measures both.
 
 Shapes: B rows, H query heads, K key heads, T tokens, D numbers a head.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MOST_TOKENS = 512
+MOST_TOKENS = 384
 """Longer rows are left to the fused kernel."""
 _BLOCK = 1 << 20
 """Scores that are computed at a time, so that they stay in the cache."""
@@ -82,7 +82,7 @@ class _ShortAttention(torch.autograd.Function):
             shares.view(-1, groups, tokens, tokens).tril_()
             to_value[part] = shares.transpose(1, 2) @ gradient[part]
             to_shares = gradient[part] @ value[part].transpose(1, 2)
-            to_scores = torch._softmax_backward_data(to_shares, shares, -1, shares.dtype)
+            to_scores = torch.ops.aten._softmax_backward_data(to_shares, shares, -1, shares.dtype)
             to_query[part] = to_scores @ key[part]
             to_key[part] = to_scores.transpose(1, 2) @ query[part]
         return (

@@ -78,7 +78,7 @@ def state_tensors(optimization: Optimization) -> dict[str, Tensor]:
     for name, part in optimization.trained.items():
         parameter = optimization.parameters[name]
         found[f"{_TRAINED}{name}"] = like(parameter, part.detach())
-        for key, tensor in optimization.optimizer.state.get(part, {}).items():
+        for key, tensor in optimization.optimizer.kept(part).items():
             found[f"{_OPTIMIZER}{name}.{key}"] = like(parameter, tensor) if tensor.ndim else tensor
     return found
 
@@ -91,17 +91,29 @@ def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
     _begin_state(optimization, (n.removeprefix(_OPTIMIZER) for n in shapes if n.startswith(_OPTIMIZER)))
     read_tensors(state_tensors(optimization), path, alone=optimization.ranks.size == 1)
     optimization.write_back()
+    optimization.keep_state()
     return numbers
 
 
 def _begin_state(optimization: Optimization, names: Iterable[str]) -> None:
     """Give the optimizer zeros for each saved tensor ``NAME.KEY`` of its state."""
-    state, fused = optimization.optimizer.state, optimization.optimizer.defaults.get("fused")
-    state.clear()
+    keys: dict[str, set[str]] = {}
     for name, _, key in (one.rpartition(".") for one in names):
+        keys.setdefault(name, set()).add(key)
+    optimizer = optimization.optimizer
+    optimizer.state.clear()
+    for name, saved in keys.items():
         parameter = optimization.trained[name]
-        step_at = parameter.device if fused else torch.device("cpu")
-        state[parameter][key] = torch.zeros((), device=step_at) if key == "step" else torch.zeros_like(parameter)
+        optimizer.begin(parameter)
+        if (wanted := set(optimizer.kept(parameter))) != saved:
+            raise CheckpointError(
+                f"the checkpoint was written with another learner.optimizer: for {name} it holds {_listed(saved)}, and "
+                f"this one keeps {_listed(wanted)}. Resume with the optimizer of that run."
+            )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _restore_old(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
@@ -120,6 +132,7 @@ def _restore_old(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
         for name, target in state_tensors(optimization).items():
             local(target).copy_(local(divided(target, tensors[name])))
     optimization.write_back()
+    optimization.keep_state()
     return saved
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlkl.errors import LearnerError
 from rlkl.learner.masters import Masters
+from rlkl.learner.optimizers import HostedState, build_optimizer
 from rlkl.learner.ranks import Ranks
 from rlkl.models.policy import Policy
 from rlkl.recipe import LearnerSection
@@ -36,7 +36,8 @@ class Optimization:
         """The model's parameters, by name: shards if there are several ranks."""
         self.trained: Mapping[str, nn.Parameter] = self._masters.parameters
         """Float32 parameters, by name; of a shard, this rank's part."""
-        self.optimizer = build_optimizer(self.trained, section, heads)
+        self.optimizer = build_optimizer(self.trained, section, heads, whole=trained)
+        self._hosted = HostedState(self.optimizer) if section.offload == "optimizer" else None
         self.steps = 0
         """Optimizer steps made."""
         self._max_grad_norm = section.max_grad_norm
@@ -105,8 +106,11 @@ class Optimization:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self._torn = True
+        if self._hosted is not None:
+            self._hosted.fetch()
         self.optimizer.step()
         self._masters.write_back()
+        self.keep_state()
         self._torn = False
         self.steps += 1
 
@@ -114,9 +118,16 @@ class Optimization:
         """Bring the models to the trained parameters, which were set from outside."""
         self._masters.write_back()
 
+    def keep_state(self) -> None:
+        """Move the optimizer's state into host memory, if the recipe says so."""
+        if self._hosted is not None:
+            self._hosted.store()
+
     def release(self) -> None:
         """Free the memory of optimizer, gradients and float32 copies. No optimizer step can follow."""
         self.optimizer.state.clear()
+        if self._hosted is not None:
+            self._hosted.release()
         self._masters.release()
 
     @contextmanager
@@ -170,7 +181,7 @@ class Optimization:
         """Return the parameters by name, and their optimizer state as ``name/exp_avg``."""
         found: dict[str, Tensor] = dict(self.trained)
         for name, parameter in self.trained.items():
-            found |= {f"{name}/{key}": tensor for key, tensor in self.optimizer.state.get(parameter, {}).items()}
+            found |= {f"{name}/{key}": tensor for key, tensor in self.optimizer.kept(parameter).items()}
         return found
 
 
@@ -181,24 +192,3 @@ def trained_parameters(policy: Policy, heads: Heads | None) -> dict[str, nn.Para
     if heads is not None:
         trained |= {f"heads.{name}": p for name, p in heads.to(policy.device).named_parameters()}
     return trained
-
-
-def build_optimizer(
-    trained: Mapping[str, nn.Parameter], section: LearnerSection, heads: Heads | None
-) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only. Heads name their own decay and scale of the learning rate."""
-    groups = _groups(trained, "policy.", weight_decay=section.weight_decay, lr_scale=1.0)
-    if heads is not None:
-        groups += _groups(trained, "heads.", weight_decay=heads.weight_decay, lr_scale=heads.lr_scale)
-    betas = (section.beta1, section.beta2)
-    return torch.optim.AdamW(groups, lr=section.lr, betas=betas, eps=section.adam_eps, fused=True)
-
-
-def _groups(
-    trained: Mapping[str, nn.Parameter], prefix: str, *, weight_decay: float, lr_scale: float
-) -> list[dict[str, Any]]:
-    own = [p for name, p in trained.items() if name.startswith(prefix)]
-    return [
-        {"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay, "lr_scale": lr_scale},
-        {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr_scale": lr_scale},
-    ]

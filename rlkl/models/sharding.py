@@ -96,16 +96,20 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def like(shard_of: Tensor, part: Tensor) -> Tensor:
-    """Return ``part`` as a shard that is divided as ``shard_of`` is, or as it is if that is no shard."""
+    """Return ``part`` as a shard that is divided as ``shard_of`` is, along its rows; as it is if that is no shard.
+
+    A row of ``part`` may have another shape than a row of ``shard_of``.
+    """
     if not isinstance(shard_of, DTensor):
         return part
+    shape = torch.Size((shard_of.shape[0], *part.shape[1:]))
     return DTensor.from_local(
         part,
         shard_of.device_mesh,
         shard_of.placements,
         run_check=False,
-        shape=shard_of.shape,
-        stride=shard_of.stride(),
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
     )
 
 

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "learner.gpus",
     "learner.ranks",
     "learner.threads",
+    "learner.offload",
     "learner.micro_batch_tokens",
     "learner.logits_chunk_tokens",
     "weights",

@@ -38,7 +38,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
     if not parameters:
         return None
     # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
-    all_bytes = 16 + (2 if recipe.model.dtype == "bfloat16" else 0)
+    all_bytes = 8 + _moment_bytes(recipe) + (2 if recipe.model.dtype == "bfloat16" else 0)
     critics = passes_of(recipe.update, optimizer_steps=1).critics
     trained_bytes = (all_bytes if recipe.model.lora is None else 4) + critics * all_bytes
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
@@ -51,8 +51,13 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
         learner_gib=trained_bytes * gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=12 * gib * (critics + (recipe.model.lora is None)) if several_steps else 0.0,
+        copy_gib=(4 + _moment_bytes(recipe)) * gib * (critics + (recipe.model.lora is None)) if several_steps else 0.0,
     )
+
+
+def _moment_bytes(recipe: Recipe) -> int:
+    """Return the least bytes of both moments of a parameter."""
+    return 2 if recipe.learner.optimizer == "adamw_8bit" else 8
 
 
 def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | None:
@@ -62,7 +67,8 @@ def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | 
     """
     if memory is None or recipe.model.lora is not None or recipe.model.freeze_vision:
         return None
-    return (memory.learner_gib + memory.reference_gib) / recipe.learner.ranks
+    hosted = _moment_bytes(recipe) * memory.parameters / 2**30 if recipe.learner.offload == "optimizer" else 0.0
+    return (memory.learner_gib + memory.reference_gib - hosted) / recipe.learner.ranks
 
 
 def _parameters_in(folder: str | Path) -> int:

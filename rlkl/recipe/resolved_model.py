@@ -159,7 +159,8 @@ def _near(folder: Path) -> str:
     parent = folder.expanduser().absolute().parent
     if not parent.is_dir():
         return f", nor the folder {str(parent)!r}"
-    return f"; {did_you_mean(folder.name, (entry.name for entry in parent.iterdir() if entry.is_dir()))}"
+    beside = (entry.name for entry in parent.iterdir() if entry.is_dir())
+    return f"; {did_you_mean(folder.name, beside, folder=folder.parent)}"
 
 
 _OFFLINE = "HF_HUB_OFFLINE forbids to download it"

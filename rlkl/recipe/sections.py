@@ -259,6 +259,12 @@ class LearnerSection(Section):
     final_lr_fraction: float = Field(
         default=0.0, ge=0, le=1, description="Where linear and cosine end, as a share of lr."
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit: moments of 8 bits instead of 32 (needs rlkl[8bit])."
+    )
+    offload: Literal["none", "optimizer"] = Field(
+        default="none", description="optimizer: its state is in host memory between steps. No effect on a CPU."
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment decay.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second moment decay.")

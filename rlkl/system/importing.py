@@ -53,7 +53,9 @@ class Importer:
             if not path.parent.is_dir():
                 raise self.error(f"there is no {self.noun} file '{path}', nor the folder '{path.parent}'")
             files = (file.name for file in path.parent.glob("*.py"))
-            raise self.error(f"there is no {self.noun} file '{path}'; {did_you_mean(path.name, files)}")
+            raise self.error(
+                f"there is no {self.noun} file '{path}'; {did_you_mean(path.name, files, folder=path.parent)}"
+            )
         return self.source(path, path.read_bytes())
 
     def source(self, path: Path, text: bytes) -> ModuleType:

@@ -17,6 +17,7 @@ from rlkl.costs.memory import (
     engine_memory,
     learner_parts,
     logits_bytes,
+    moment_bytes,
     peak_bytes,
     sharded_learner_parts,
 )
@@ -135,3 +136,16 @@ def test_the_end_of_the_backward_pass_can_be_the_peak():
     assert "gathered root at end" in [part.name for part in sharded_learner_parts(wide, small, 2)]
     large = Training(micro_batch=100_000, chunk=1)
     assert "gathered layers" in [part.name for part in sharded_learner_parts(wide, large, 2)]
+
+
+def test_moments_of_8_bits_take_a_quarter_and_a_scale_a_block():
+    embeddings = TINY.vocabulary * TINY.hidden
+    plain = moment_bytes(TINY, Training())
+    assert plain == 8 * TINY.parameters
+    assert moment_bytes(TINY, Training(has_8_bit_moments=True)) == 8 * embeddings + (2 + 8 / 256) * (
+        TINY.parameters - embeddings
+    )
+    assert moment_bytes(TINY, Training(has_8_bit_moments=True, adapters=100)) == 800
+    assert moment_bytes(TINY, Training(offloads_optimizer=True)) == 0
+    alone = [peak_bytes(learner_parts(TINY, Training(offloads_optimizer=x))) for x in (False, True)]
+    assert alone[0] - alone[1] == pytest.approx(SLACK * plain)

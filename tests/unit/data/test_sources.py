@@ -77,7 +77,7 @@ def test_a_folder_of_data_files(tmp_path, monkeypatch):
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"did you mean 'prompts\.jsonl'"):
+    with pytest.raises(DataError, match=r"did you mean '.*prompts\.jsonl'"):
         rows_of(tmp_path / "promts.jsonl")
     with pytest.raises(DataError, match=r"there is no folder"):
         rows_of(tmp_path / "nowhere" / "prompts.jsonl")

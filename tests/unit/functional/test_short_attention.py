@@ -1,5 +1,7 @@
 """Attention of short rows in bfloat16, beside torch's kernel and beside float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,8 +30,7 @@ def exact(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None) -
     return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value
 
 
-def gradients(function: object, tensors: list[Tensor], scaling: float | None) -> tuple[Tensor, ...]:
-    assert callable(function)
+def gradients(function: Callable[..., Tensor], tensors: list[Tensor], scaling: float | None) -> tuple[Tensor, ...]:
     *parts, gradient = tensors
     leaves = [part.detach().requires_grad_() for part in parts]
     return torch.autograd.grad(function(*leaves, scaling=scaling), leaves, gradient)

@@ -20,6 +20,7 @@ from rlkl.functional import linear_scores as tiled
 from rlkl.functional import logprobs
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.optimizers import AdamW
 from rlkl.learner.ranks import Ranks
 from rlkl.learner.state import OLD_FILE, state_tensors
 from rlkl.models.sharding import whole
@@ -74,6 +75,9 @@ CASES: dict[str, Case] = {
     "adapters": Case(
         update={"kl_coef": 0.1}, model={"dtype": "bfloat16", "lora": {"rank": 2}}, learner={"lr": 1e-4}, path="untied"
     ),
+    "eight bits": Case(
+        update={"rule": "ppo"}, learner={"optimizer": "adamw_8bit", "offload": "optimizer"}, path="wide", sizes=(2, 3)
+    ),
     "no picture": Case(update={"rule": "papo"}, path="seeing", rows=-2),
 }
 
@@ -84,6 +88,7 @@ def make_models(folder: Path) -> None:
     tiny_qwen3(folder / "untied", tied=False, seed=0)
     tiny_qwen2_5_vl(folder / "seeing", seed=0)
     random_model("qwen3_moe", folder / "experts", seed=0)
+    random_model("qwen3", folder / "wide", seed=0, hidden_size=256, intermediate_size=512, num_hidden_layers=1)
 
 
 def build(case: Case, folder: Path, ranks: Ranks) -> Learner:
@@ -163,7 +168,7 @@ def whole_state(learner: Learner) -> dict[str, Tensor]:
     return {name: whole(tensor.detach()).clone() for name, tensor in state_tensors(learner._optimization).items()}
 
 
-SAVED = {"grpo": 3, "critic": 3, "lora": 2}
+SAVED = {"grpo": 3, "critic": 3, "lora": 2, "eight bits": 3}
 """Cases that are saved, and by how many ranks."""
 
 EXPORTED = {"lora": 2, "bfloat16": 2, "adapters": 2}
@@ -243,6 +248,7 @@ def exports(learner: Learner, saved: Path, ranks: Ranks) -> tuple[ExportScores, 
 def save_as_before(learner: Learner, folder: Path) -> None:
     """Write the state as earlier versions did: one file with whole tensors."""
     optimization = learner._optimization
+    assert isinstance(optimization.optimizer, AdamW)
     state = {
         "trained": {name: p.detach().cpu() for name, p in optimization.trained.items()},
         "optimizer": optimization.optimizer.state_dict(),

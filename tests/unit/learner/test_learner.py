@@ -10,7 +10,7 @@ import torch
 
 from rlkl.errors import CheckpointError, LearnerError
 from rlkl.learner.learner import Learner, LearnerSpec
-from rlkl.learner.stepping import build_optimizer
+from rlkl.learner.optimizers import build_optimizer
 from rlkl.recipe import Recipe
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates.base import HeadInput, Heads

@@ -36,13 +36,15 @@ def same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 def test_losses_gradients_and_kls_are_those_of_one_rank(folder: Path, name: str, size: int):
     alone, sharded = result(folder, name, 1), result(folder, name, size)
     rel, absolute = (0.1, 0.03) if CASES[name].model.get("dtype") == "bfloat16" else (1e-5, 5e-6)
+    if name == "eight bits":  # another rounding of a sum can give a moment the next code
+        rel, absolute = 0.02, 1e-3
 
     for one, other in zip(alone["records"], sharded["records"], strict=True):
         assert other == pytest.approx(one, rel=rel, abs=absolute)
     for name_of, tensor in alone["weights"].items():
-        torch.testing.assert_close(sharded["weights"][name_of], tensor, rtol=0.0, atol=2e-5 if rel < 0.1 else 2e-3)
+        torch.testing.assert_close(sharded["weights"][name_of], tensor, rtol=0.0, atol=2e-5 if rel < 0.01 else 2e-3)
     for one, other in zip(alone["probes"], sharded["probes"], strict=True):
-        assert other == pytest.approx(one, abs=2e-5 if rel < 0.1 else 0.03)
+        assert other == pytest.approx(one, abs=2e-5 if rel < 0.01 else 0.03)
 
 
 @pytest.mark.parametrize(("name", "size"), REPEATED)
@@ -74,7 +76,7 @@ def test_two_runs_on_two_ranks_are_bit_equal(folder: Path):
 def test_any_number_of_ranks_resumes_with_the_same_bits(folder: Path, name: str, size: int):
     saved, resumed = result(folder, name, SAVED[name]), result(folder, f"resumed {name}", size)
 
-    assert any(key.endswith(".exp_avg_sq") for key in saved["state"])
+    assert any(key.endswith(".absmax2" if name == "eight bits" else ".exp_avg_sq") for key in saved["state"])
     assert same_bits(saved["state"], resumed["state"])
     assert same_bits(saved["weights"], resumed["weights"])
     one = result(folder, f"resumed {name}", 1)["next"]

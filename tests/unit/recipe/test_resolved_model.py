@@ -41,7 +41,7 @@ def broken(folder: Path) -> Iterator[tuple[str, str]]:
     (folder / "models" / "qwen3").mkdir(parents=True)
     yield "models/qwen3", "the folder holds no config.json"
     yield "models/sub/qwen4", "there is no such folder, nor the folder '.*models/sub'"
-    yield "./models/qwen4", r"there is no such folder; did you mean 'qwen3'\?"
+    yield "./models/qwen4", r"there is no such folder; did you mean 'models/qwen3'\?"
     (folder / "file").touch()
     yield "file", "is a file"
     for name, text in (("text", "{"), ("list", "[]"), ("empty", "{}"), ("unknown", '{"model_type": "unheard"}')):

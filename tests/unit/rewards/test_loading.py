@@ -135,7 +135,7 @@ def test_a_changed_source_changes_the_fingerprint(tmp_path):
         ("import no_such_package_here\n", "own.py:f", "raised ModuleNotFoundError.*no_such_package_here"),
         ("1 / 0\n", "own.py:f", "raised ZeroDivisionError"),
         ("class f:\n    pass\n", "own.py:f", "instances cannot be called; give it a __call__"),
-        ("", "owm.py:f", r"no reward file.*did you mean 'own\.py'"),
+        ("", "owm.py:f", r"no reward file.*did you mean '.*own\.py'"),
         ("", "nowhere/own.py:f", "nor the folder"),
         ("", "own.py", "names nothing to call; expected path/to/file.py:function"),
         ("", "no_such_module_here:f", "no_such_module_here.*raised ModuleNotFoundError"),

@@ -165,7 +165,7 @@ def test_what_is_no_rule_is_refused(tmp_path: Path, text: str, name: str, messag
 
 def test_a_missing_file_names_what_is_there(tmp_path: Path):
     (tmp_path / "my_rule.py").write_text("")
-    with pytest.raises(RecipeError, match=r"there is no rule file .*did you mean 'my_rule\.py'"):
+    with pytest.raises(RecipeError, match=r"there is no rule file .*did you mean '.*my_rule\.py'"):
         recipe_with(f"{tmp_path}/my_rul.py:Rule")
 
 
