@@ -1,12 +1,13 @@
-"""Check a recipe against the limits of its model and of vLLM on a CPU, from config.json alone."""
+"""Check a recipe against the limits of its model, of vLLM on a CPU, and of what is installed. Loads nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from rlkl.costs.find import config_of
-from rlkl.errors import RecipeError
+from rlkl.errors import EnvironmentProblem, RecipeError
 from rlkl.recipe import Recipe
 from rlkl.system.machine import Machine
 
@@ -17,14 +18,25 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 def check_limits(recipe: Recipe, model: str, machine: Machine) -> None:
     """Raise `RecipeError` if sequences are longer than the model allows, or if vLLM cannot run it on this CPU.
 
-    ``model``: a folder or a name on huggingface.co. Without a config.json on this machine nothing is checked.
+    ``model``: a folder or a name on huggingface.co. Without its config.json on this machine the model is not checked.
+    Raises `EnvironmentProblem` if the package of ``learner.optimizer`` is missing.
     """
+    _check_optimizer(recipe)
     config = config_of(model)
     if config is None:
         return
     text = config.get("text_config") or config
     _check_length(recipe, model, text)
     _check_head(recipe, model, text, machine)
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    is_here = recipe.cluster.address is None  # else the learner's machine has packages of its own
+    if recipe.learner.optimizer == "adamw_8bit" and is_here and find_spec("bitsandbytes") is None:
+        raise EnvironmentProblem(
+            "learner.optimizer = 'adamw_8bit' needs the package bitsandbytes: pip install 'rlkl[8bit]', or set "
+            "learner.optimizer=adamw"
+        )
 
 
 def _check_length(recipe: Recipe, model: str, text: Mapping[str, Any]) -> None:

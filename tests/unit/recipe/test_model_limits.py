@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlkl.errors import RecipeError
-from rlkl.recipe import Recipe
+from rlkl.errors import EnvironmentProblem, RecipeError
+from rlkl.recipe import LearnerSection, Recipe, model_limits
 from rlkl.recipe.model_limits import CPU_HEAD_SIZES, check_limits
 from rlkl.system.machine import Machine
 
@@ -66,3 +66,16 @@ def test_the_sizes_are_those_of_the_installed_vllm():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
+
+
+def test_the_package_of_the_optimizer_must_be_here(monkeypatch: pytest.MonkeyPatch):
+    wanted = recipe().model_copy(update={"learner": LearnerSection(optimizer="adamw_8bit")})
+    check_limits(wanted, "owner/not-here", CPU)
+    monkeypatch.setattr(model_limits, "find_spec", lambda name: None)
+    with pytest.raises(
+        EnvironmentProblem, match=r"'adamw_8bit' needs the package bitsandbytes: pip install 'rlkl\[8bit\]'"
+    ):
+        check_limits(wanted, "owner/not-here", CPU)
+    elsewhere = wanted.model_copy(update={"cluster": wanted.cluster.model_copy(update={"address": "auto"})})
+    check_limits(elsewhere, "owner/not-here", CPU)
+    check_limits(recipe(), "owner/not-here", CPU)
