@@ -88,7 +88,7 @@ class ActorDiedError(RlklError, RuntimeError):
 
 
 def did_you_mean(word: str, choices: Iterable[str], *, folder: Path | None = None) -> str:
-    """Return the end of an error message: the nearest choice if there is one, then all other choices (at most 20).
+    """Return the end of an error message: the nearest choice if there is one, then all of them (at most 20).
 
     If the choices are files, ``folder`` is where they are: the nearest one is then written as a path to copy.
 

@@ -44,7 +44,7 @@ class RayWeightSync:
         before = [worker.score.remote(probes) for worker in self._workers] if keep else []
         # The learner scores before it packs: on one machine the engines' scoring would slow it down, and it theirs.
         expected: Expected = self._ranks.call("score the probes", "expect", asked)
-        if not self._proof.started:
+        if self._proof.wants_rounding:
             self._proof.allow(self._ranks.call("measure its rounding", "rounding", probes))
         package = self._ranks.send("pack", version)
         answers = [worker.receive.remote(package, asked) for worker in self._workers]

@@ -17,15 +17,26 @@ _PIPED_WIDTH = 160
 
 
 def run(options: Namespace) -> int:
-    """Print the keys that start with the prefix, with type, default and meaning; return 0."""
+    """Print the keys that start with the prefix, else those with a part of that name; return 0.
+
+    Raises `InputError` if there is none.
+    """
     known = describe_keys()
     keys = [key for key in known if key.name.startswith(options.prefix)]
     if not keys:
-        parts = {part for key in known for part in (key.name, *key.name.split("."))}
-        near = get_close_matches(options.prefix, sorted(parts), n=1)
-        raise InputError(f"no key starts with '{options.prefix}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        keys = [key for key in known if options.prefix in key.name.split(".")]
+    if not keys:
+        names = sorted({key.name for key in known} | {key.name.partition(".")[0] for key in known})
+        raise InputError(f"no key is called '{options.prefix}'; {_near(options.prefix, names)}")
     table = Table("key", "expects", "default", "meaning", box=None, pad_edge=False)
     for key in keys:
         table.add_row(key.name, key.expects, key.default, key.description)
     Console(markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
     return 0
+
+
+def _near(word: str, names: list[str]) -> str:
+    """Return the nearest key, or the nearest last part of one, for a message."""
+    leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = get_close_matches(word, names, n=1) or [leaves[leaf] for leaf in get_close_matches(word, leaves, n=1)]
+    return f"did you mean '{near[0]}'?" if near else "`rlkl keys` lists all"

@@ -50,6 +50,10 @@ def _remedies(scene: Scene, today: Layout) -> Iterator[str]:
         changes.append(("model.gradient_checkpointing=true", replace(run, is_checkpointed=True)))
     if not run.is_bfloat16:
         changes.append(("model.dtype=bfloat16", replace(run, is_bfloat16=True)))
+    if not run.has_8_bit_moments and run.adapters is None:
+        changes.append(("learner.optimizer=adamw_8bit", replace(run, has_8_bit_moments=True)))
+    if not run.offloads_optimizer:
+        changes.append(("learner.offload=optimizer", replace(run, offloads_optimizer=True)))
     if run.micro_batch > longest:
         changes.append((f"learner.micro_batch_tokens={longest}", replace(run, micro_batch=longest)))
     if run.adapters is None:
@@ -91,8 +95,8 @@ def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iter
         )
     if today.per_gpu > 1 and recipe.rollout.gpus_per_worker is None and not today.shares_a_gpu:
         yield (
-            f"rollout.workers = {recipe.rollout.workers} share {today.engine_gpus} GPUs, {today.per_gpu} on one: each "
-            f"has a part of its memory. Set rollout.workers={today.engine_gpus}"
+            f"rollout.workers = {recipe.rollout.workers} on {today.engine_gpus} GPUs: {today.per_gpu} share one, and "
+            f"each has a part of its memory. Set rollout.workers={today.engine_gpus}"
         )
     engine = today.engine
     if engine is not None and work.longest <= engine.tokens < USEFUL_SEQUENCES * work.longest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rlkl.costs.eight_bit import BYTES, WHOLE_BYTES
 from rlkl.costs.shapes import ModelShape
 
 GIB = 2**30
@@ -57,17 +58,18 @@ class Training:
 
 
 def moment_bytes(shape: ModelShape, run: Training) -> float:
-    """Return the bytes of AdamW's two moments: 8 for each trained parameter; none on the GPU if they are offloaded.
+    """Return the bytes of AdamW's two moments on the GPU during a pass: 8 a trained parameter, or in 8 bits 2.03.
 
-    In 8 bits: 2 + 8/256, but 8 for embeddings, and for adapters, whose rows are mostly shorter than a block.
+    None if they are offloaded. Adapters have 32 bits: the rows of half of them are shorter than a block.
     """
     if run.offloads_optimizer:
         return 0.0
-    trained = (shape.parameters if run.adapters is None else run.adapters) + run.critic
-    if not run.has_8_bit_moments or run.adapters is not None:
-        return 8.0 * trained
-    embeddings = shape.vocabulary * shape.hidden * (2 if run.critic else 1)
-    return 8.0 * embeddings + (2 + 8 / 256) * (trained - embeddings)
+    policy = shape.parameters if run.adapters is None else run.adapters
+    whole = WHOLE_BYTES * (policy + run.critic)
+    if not run.has_8_bit_moments:
+        return whole
+    small = (shape.in_8_bit if run.adapters is None else 0) + (shape.in_8_bit if run.critic else 0)
+    return whole - (WHOLE_BYTES - BYTES) * small
 
 
 def activation_bytes(shape: ModelShape, run: Training) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlkl.costs.eight_bit import BLOCK
 from rlkl.errors import InputError
 
 
@@ -57,6 +58,20 @@ class ModelShape:
     def parameters(self) -> int:
         """All parameters P."""
         return self.layers * self.layer + self.root
+
+    @property
+    def in_8_bit(self) -> int:
+        """Parameters whose moments have 8 bits under ``learner.optimizer: adamw_8bit``: matrices of whole blocks."""
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
+        rows = (
+            (self.hidden, query + 2 * key),
+            (query, self.hidden),
+            (self.hidden, (self.mlp_matrices - 1) * self.intermediate),
+            (self.intermediate, self.hidden),
+        )
+        layer = sum(length * count for length, count in rows if length % BLOCK == 0)
+        head = 0 if self.is_tied or self.hidden % BLOCK else self.vocabulary * self.hidden
+        return self.layers * layer + head
 
     @property
     def cache_values(self) -> int:

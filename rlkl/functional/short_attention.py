@@ -21,12 +21,17 @@ _BLOCK = 1 << 20
 """Scores that are computed at a time, so that they stay in the cache."""
 
 
-def is_short(query_BHTD: Tensor) -> bool:
-    """Return whether `short_attention` is the faster one: few tokens, bfloat16, on a CPU with products of that."""
+def is_short(query_BHTD: Tensor, value_BKTD: Tensor) -> bool:
+    """Return whether `short_attention` is the faster one: few tokens, bfloat16, on a CPU with products of that.
+
+    It needs values of the width of the queries.
+    """
     return (
         query_BHTD.device.type == "cpu"
+        and query_BHTD.shape[-1] == value_BKTD.shape[-1]
         and query_BHTD.dtype == torch.bfloat16
         and query_BHTD.shape[2] <= MOST_TOKENS
+        and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
@@ -68,8 +73,10 @@ class _ShortAttention(torch.autograd.Function):
         key_heads = key.shape[1]
         groups = heads // key_heads
         # The queries of one key head in one matrix [G * T, D]: the products then add up the gradients of its key.
-        shape = (rows * key_heads, groups * tokens, -1)
-        query, gradient, logsumexp = (x.reshape(shape) for x in (query, gradient, logsumexp.unsqueeze(-1)))
+        query, gradient, logsumexp = (
+            x.reshape(rows * key_heads, groups * tokens, x.shape[-1])
+            for x in (query, gradient, logsumexp.unsqueeze(-1))
+        )
         key, value = (x.reshape(-1, tokens, width) for x in (key, value))
         to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         step = max(1, _BLOCK // (groups * tokens * tokens))

@@ -10,7 +10,6 @@ number of ranks, bit for bit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,20 +17,9 @@ import torch
 from bitsandbytes.optim.adamw import AdamW8bit as _AdamW8bit
 from torch import Tensor
 
-BLOCK = 256
-FEWEST = 4096
-"""Smaller parameters have moments of 32 bits."""
-_EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b")
+from rlkl.costs.eight_bit import BLOCK
+
 _TABLES = ("qmap1", "qmap2")
-
-
-def in_blocks(name: str, shape: Sequence[int]) -> bool:
-    """Return whether a parameter has moments of 8 bits.
-
-    Its last dimension must be of whole blocks. Embeddings have 32 bits: their gradients differ most from row to row.
-    """
-    size = torch.Size(shape).numel()
-    return len(shape) >= 2 and size >= FEWEST and shape[-1] % BLOCK == 0 and not _EMBEDDING.search(name)
 
 
 class AdamW8bit(_AdamW8bit):
@@ -40,6 +28,7 @@ class AdamW8bit(_AdamW8bit):
     def __init__(self, groups: Any, *, in_8_bit: Sequence[Tensor], **settings: Any) -> None:
         self._in_8_bit = {id(parameter) for parameter in in_8_bit}
         super().__init__(groups, min_8bit_size=0, **settings)
+        self.initialized = True  # else the first step would move the counts of steps to the GPU, and wait for each
         self._places = {
             id(p): (g, i) for g, group in enumerate(self.param_groups) for i, p in enumerate(group["params"])
         }
@@ -68,11 +57,13 @@ class AdamW8bit(_AdamW8bit):
         """Move one parameter. A rank may hold an empty part of it."""
         state = self.state[p]
         made = state["step"]
+        scales = {key: state[key] for key in ("absmax1", "absmax2") if key in state}
         if p.numel():
-            scales = {key: state[key] for key in ("absmax1", "absmax2") if key in state}
-            state.update({key: scale.view(-1) for key, scale in scales.items()}, step=int(made))
-            super().update_step(group, p, gindex, pindex)
-            state.update(scales)
+            try:
+                state.update({key: scale.view(-1) for key, scale in scales.items()}, step=int(made))
+                super().update_step(group, p, gindex, pindex)
+            finally:
+                state.update(scales, step=made)
         state["step"] = made + 1
 
     def kept(self, parameter: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rlkl.costs.eight_bit import in_blocks
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import LearnerSection
 from rlkl.updates.base import Heads
@@ -61,7 +62,7 @@ def build_optimizer(
     if section.optimizer == "adamw":
         return AdamW(groups, lr=section.lr, betas=betas, eps=section.adam_eps, fused=True)
     try:
-        from rlkl.learner.eight_bit import AdamW8bit, in_blocks
+        from rlkl.learner.eight_bit import AdamW8bit
     except ImportError as error:
         raise EnvironmentProblem(
             f"learner.optimizer=adamw_8bit needs the package bitsandbytes, which cannot be imported ({error}): "
@@ -72,40 +73,55 @@ def build_optimizer(
 
 
 class HostedState:
-    """The state of an optimizer, kept in host memory between steps (``learner.offload``)."""
+    """The state of an optimizer, kept in host memory between steps (``learner.offload``).
+
+    A step moves one parameter after the other: its state comes to the parameter's device and goes back. So the device
+    never holds the state of more than one parameter. The memory is not pinned: torch rounds pinned blocks up to powers
+    of two, which can double them.
+    """
+
+    copies_on_cpu = False
+    """Whether to copy also if parameter and host are the same memory, which tests do."""
 
     def __init__(self, optimizer: LearnerOptimizer) -> None:
         self._optimizer = optimizer
         self._buffers: dict[tuple[Tensor, str], Tensor] = {}
 
-    def fetch(self) -> None:
-        """Copy the state to the devices of the parameters."""
-        for parameter, key, tensor in self._tensors():
-            self._optimizer.state[parameter][key] = tensor.to(parameter.device, non_blocking=True)
+    def step(self) -> None:
+        """Make one optimizer step."""
+        groups = self._optimizer.param_groups
+        try:
+            for group in groups:
+                for parameter in group["params"]:
+                    self._optimizer.param_groups = [{**group, "params": [parameter]}]
+                    self._fetch(parameter)
+                    self._optimizer.step()
+                    self.store(parameter)
+        finally:
+            self._optimizer.param_groups = groups
 
-    def store(self) -> None:
-        """Copy the state into host memory, and free the device's."""
-        devices = set()
-        for parameter, key, tensor in self._tensors():
-            if tensor.device.type == "cpu":
+    def _fetch(self, parameter: Tensor) -> None:
+        """Copy the state of a parameter to its device."""
+        for key, tensor in self._large(parameter):
+            self._optimizer.state[parameter][key] = tensor.to(parameter.device, copy=self.copies_on_cpu)
+
+    def store(self, parameter: Tensor) -> None:
+        """Copy the state of a parameter into host memory, and free the device's."""
+        for key, tensor in self._large(parameter):
+            if tensor.device.type == "cpu" and not self.copies_on_cpu:
                 continue
-            devices.add(tensor.device)
             buffer = self._buffers.get((parameter, key))
             if buffer is None:
-                buffer = torch.empty_like(tensor, device="cpu", pin_memory=True)
-                self._buffers[parameter, key] = buffer
-            self._optimizer.state[parameter][key] = buffer.copy_(tensor, non_blocking=True)
-        for device in devices:
-            torch.cuda.synchronize(device)
+                buffer = self._buffers[parameter, key] = torch.empty_like(tensor, device="cpu")
+            self._optimizer.state[parameter][key] = buffer.copy_(tensor)
 
     def release(self) -> None:
         """Free the host memory."""
         self._buffers.clear()
 
-    def _tensors(self) -> list[tuple[Tensor, str, Tensor]]:
-        """List the state that is as large as its parameter: parameter, name and tensor."""
-        found = [(p, k, t) for p in self._optimizer.state for k, t in self._optimizer.kept(p).items()]
-        return [(parameter, key, tensor) for parameter, key, tensor in found if tensor.ndim]
+    def _large(self, parameter: Tensor) -> list[tuple[str, Tensor]]:
+        """List the state of a parameter but for the count of its steps."""
+        return [(key, tensor) for key, tensor in self._optimizer.kept(parameter).items() if tensor.ndim]
 
 
 def _groups(

@@ -91,7 +91,6 @@ def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
     _begin_state(optimization, (n.removeprefix(_OPTIMIZER) for n in shapes if n.startswith(_OPTIMIZER)))
     read_tensors(state_tensors(optimization), path, alone=optimization.ranks.size == 1)
     optimization.write_back()
-    optimization.keep_state()
     return numbers
 
 
@@ -100,12 +99,9 @@ def _begin_state(optimization: Optimization, names: Iterable[str]) -> None:
     keys: dict[str, set[str]] = {}
     for name, _, key in (one.rpartition(".") for one in names):
         keys.setdefault(name, set()).add(key)
-    optimizer = optimization.optimizer
-    optimizer.state.clear()
+    optimization.optimizer.state.clear()
     for name, saved in keys.items():
-        parameter = optimization.trained[name]
-        optimizer.begin(parameter)
-        if (wanted := set(optimizer.kept(parameter))) != saved:
+        if (wanted := set(optimization.begin_state(name))) != saved:
             raise CheckpointError(
                 f"the checkpoint was written with another learner.optimizer: for {name} it holds {_listed(saved)}, and "
                 f"this one keeps {_listed(wanted)}. Resume with the optimizer of that run."
@@ -132,7 +128,6 @@ def _restore_old(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
         for name, target in state_tensors(optimization).items():
             local(target).copy_(local(divided(target, tensors[name])))
     optimization.write_back()
-    optimization.keep_state()
     return saved
 
 

@@ -106,11 +106,8 @@ class Optimization:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self._torn = True
-        if self._hosted is not None:
-            self._hosted.fetch()
-        self.optimizer.step()
+        (self._hosted or self.optimizer).step()
         self._masters.write_back()
-        self.keep_state()
         self._torn = False
         self.steps += 1
 
@@ -118,10 +115,13 @@ class Optimization:
         """Bring the models to the trained parameters, which were set from outside."""
         self._masters.write_back()
 
-    def keep_state(self) -> None:
-        """Move the optimizer's state into host memory, if the recipe says so."""
+    def begin_state(self, name: str) -> dict[str, Tensor]:
+        """Give a parameter the optimizer state of no step, where the recipe keeps it, and return that."""
+        parameter = self.trained[name]
+        self.optimizer.begin(parameter)
         if self._hosted is not None:
-            self._hosted.store()
+            self._hosted.store(parameter)
+        return self.optimizer.kept(parameter)
 
     def release(self) -> None:
         """Free the memory of optimizer, gradients and float32 copies. No optimizer step can follow."""

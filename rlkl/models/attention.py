@@ -101,7 +101,7 @@ def attend(
     """Compute causal attention of rows ``[rows, heads, tokens, width]``; ``window``: tokens back that are seen."""
     tokens = query.shape[2]
     is_narrow = window is not None and window < tokens
-    if softcap is None and not is_narrow and is_short(query):
+    if softcap is None and not is_narrow and is_short(query, value):
         return short_attention(query, key, value, scaling=scaling)
     if softcap is None:
         mask = _band(tokens, window, query.device) if is_narrow else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -98,19 +99,26 @@ def local(tensor: Tensor) -> Tensor:
 def like(shard_of: Tensor, part: Tensor) -> Tensor:
     """Return ``part`` as a shard that is divided as ``shard_of`` is, along its rows; as it is if that is no shard.
 
-    A row of ``part`` may have another shape than a row of ``shard_of``.
+    A row of ``part`` may have another shape than a row of ``shard_of``. If ``part`` is in host memory, so is the shard.
     """
     if not isinstance(shard_of, DTensor):
         return part
     shape = torch.Size((shard_of.shape[0], *part.shape[1:]))
+    mesh = shard_of.device_mesh
     return DTensor.from_local(
         part,
-        shard_of.device_mesh,
+        mesh if mesh.device_type == part.device.type else _on(part.device.type, mesh),
         shard_of.placements,
         run_check=False,
         shape=shape,
         stride=torch.empty(shape, device="meta").stride(),
     )
+
+
+@lru_cache
+def _on(device: str, mesh: DeviceMesh) -> DeviceMesh:
+    """Return the mesh of the same ranks on another kind of device; every rank must call it."""
+    return DeviceMesh(device, mesh.mesh)
 
 
 def divided(shard_of: Tensor, tensor: Tensor) -> Tensor:

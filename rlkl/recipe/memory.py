@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkl.costs.find import parameters_of
+from rlkl.costs.eight_bit import BYTES, WHOLE_BYTES, in_blocks
+from rlkl.costs.find import find_shape
+from rlkl.errors import InputError
 from rlkl.recipe import Recipe
 from rlkl.updates.passes import passes_of
 
@@ -21,6 +23,9 @@ class MemoryEstimate:
 
     parameters: int
     learner_gib: float
+    """Weights, gradients and moments."""
+    moments_gib: float
+    """The moments' part of that."""
     reference_gib: float
     """Weights of all frozen models of the learner: the reference, and those of ``models``."""
     engine_gib: float
@@ -29,56 +34,69 @@ class MemoryEstimate:
     """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Parameters of a model, and those of them that can have moments of 8 bits."""
+
+    all: int
+    in_8_bit: int
+
+
 def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | Path]) -> MemoryEstimate | None:
     """Estimate from the model's folder, or from its name on the hub; None if its size is not known on this machine.
 
     ``frozen``: the folders or names of the recipe's ``models``.
     """
-    parameters = _parameters_in(folder)
-    if not parameters:
+    counted = _parameters_in(folder)
+    if not counted.all:
         return None
-    # All in float32: weight, gradient and two Adam moments; in bfloat16 also the weight that computes.
-    all_bytes = 8 + _moment_bytes(recipe) + (2 if recipe.model.dtype == "bfloat16" else 0)
+    small = counted.in_8_bit if recipe.learner.optimizer == "adamw_8bit" else 0
+    moments_gib = (WHOLE_BYTES * counted.all - (WHOLE_BYTES - BYTES) * small) / 2**30
+    gib = counted.all / 2**30
+    # Beside the moments, in float32: weight and gradient; in bfloat16 also the weight that computes.
+    trained_gib = (8 + (2 if recipe.model.dtype == "bfloat16" else 0)) * gib + moments_gib
     critics = passes_of(recipe.update, optimizer_steps=1).critics
-    trained_bytes = (all_bytes if recipe.model.lora is None else 4) + critics * all_bytes
+    trained = critics + (recipe.model.lora is None)
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
-    frozen_parameters = sum(map(_parameters_in, frozen))
+    frozen_parameters = sum(_parameters_in(one).all for one in frozen)
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
-    gib = parameters / 2**30
     return MemoryEstimate(
-        parameters=parameters,
-        learner_gib=trained_bytes * gib,
+        parameters=counted.all,
+        learner_gib=trained * trained_gib + (0.0 if recipe.model.lora is None else 4 * gib),
+        moments_gib=trained * moments_gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=(4 + _moment_bytes(recipe)) * gib * (critics + (recipe.model.lora is None)) if several_steps else 0.0,
+        copy_gib=trained * (4 * gib + moments_gib) if several_steps else 0.0,
     )
 
 
-def _moment_bytes(recipe: Recipe) -> int:
-    """Return the least bytes of both moments of a parameter."""
-    return 2 if recipe.learner.optimizer == "adamw_8bit" else 8
-
-
-def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | None:
+def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None, *, on_gpu: bool) -> float | None:
     """Return the least memory that each rank of the learner can need, its share of weights, gradients and moments.
 
-    None if unknown (adapters and frozen parts need less).
+    None if unknown (adapters and frozen parts need less). ``on_gpu``: moments that are offloaded are elsewhere.
     """
     if memory is None or recipe.model.lora is not None or recipe.model.freeze_vision:
         return None
-    hosted = _moment_bytes(recipe) * memory.parameters / 2**30 if recipe.learner.offload == "optimizer" else 0.0
-    return (memory.learner_gib + memory.reference_gib - hosted) / recipe.learner.ranks
+    hosted_gib = memory.moments_gib if on_gpu and recipe.learner.offload == "optimizer" else 0.0
+    return (memory.learner_gib + memory.reference_gib - hosted_gib) / recipe.learner.ranks
 
 
-def _parameters_in(folder: str | Path) -> int:
+def _parameters_in(folder: str | Path) -> _Counted:
     """Count the parameters in a folder's safetensors files, else by the model's config.json; 0 if neither is known."""
-    counted = sum(_count_parameters(file) for file in sorted(Path(folder).glob("*.safetensors")))
-    return counted or parameters_of(str(folder))
+    shapes = [one for file in sorted(Path(folder).glob("*.safetensors")) for one in _shapes_in(file).items()]
+    if shapes:
+        in_8_bit = sum(math.prod(shape) for name, shape in shapes if in_blocks(name, shape))
+        return _Counted(sum(math.prod(shape) for _, shape in shapes), in_8_bit)
+    try:
+        shape = find_shape(str(folder))[0]
+    except InputError:
+        return _Counted(0, 0)
+    return _Counted(shape.parameters, shape.in_8_bit)
 
 
-def _count_parameters(file: Path) -> int:
-    """Count by the header of a safetensors file: 8 bytes of length (little-endian), then JSON."""
+def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Read names and shapes from the header of a safetensors file: 8 bytes of length (little-endian), then JSON."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}

@@ -26,7 +26,7 @@ def check_limits(recipe: Recipe, model: str, machine: Machine) -> None:
     if config is None:
         return
     text = config.get("text_config") or config
-    _check_length(recipe, model, text)
+    _check_length(recipe, model, config)
     _check_head(recipe, model, text, machine)
 
 
@@ -39,15 +39,33 @@ def _check_optimizer(recipe: Recipe) -> None:
         )
 
 
-def _check_length(recipe: Recipe, model: str, text: Mapping[str, Any]) -> None:
+def _check_length(recipe: Recipe, model: str, config: Mapping[str, Any]) -> None:
+    text = config.get("text_config") or config
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    limit = next((text[key] for key in ("max_position_embeddings", "n_positions") if text.get(key)), None)
+    limit = next((text[key] for key in _POSITIONS if text.get(key)), None) or _usual_length(config)
     if limit is not None and longest > limit:
         raise RecipeError(
             f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
             f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model!r} takes at most {limit} "
             "(max_position_embeddings); lower one of the two"
         )
+
+
+def _usual_length(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens of a model whose config.json leaves that out, by its class in transformers."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        text = AutoConfig.for_model(**{key: x for key, x in config.items() if x is not None}).get_text_config()
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        StrictDataclassError,
+    ):  # transformers does not know it; loading will say so
+        return None
+    return getattr(text, _POSITIONS[0], None)
 
 
 def _check_head(recipe: Recipe, model: str, text: Mapping[str, Any], machine: Machine) -> None:
@@ -63,5 +81,6 @@ def _check_head(recipe: Recipe, model: str, text: Mapping[str, Any], machine: Ma
         )
 
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
 _SIZES = (("hidden_size", "n_embd"), ("num_attention_heads", "n_head"))
 """Keys of config.json, and the short ones of GPT-2."""

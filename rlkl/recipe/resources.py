@@ -46,7 +46,7 @@ def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | 
         gpus=len(machine.gpus),
         gpu_memory_gib=machine.gpu_memory_gib,
     )
-    placement = place(recipe, [node], learner_gib=least_learner_gib(recipe, memory))
+    placement = place(recipe, [node], learner_gib=least_learner_gib(recipe, memory, on_gpu=True))
     _check_host_memory(recipe, machine, memory, placement)
     return placement
 
@@ -68,7 +68,10 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     on_cpu = placement.gpus_of(WORKER) == 0
     weights = memory.engine_gib if memory is not None and on_cpu else 0.0
     cache = recipe.rollout.vllm.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
-    learner = least_learner_gib(recipe, memory) if placement.gpus_of(LEARNER) == 0 else None
+    is_hosted = placement.gpus_of(LEARNER) == 0
+    learner = least_learner_gib(recipe, memory, on_gpu=False) if is_hosted else None
+    if not is_hosted and memory is not None and recipe.learner.offload == "optimizer" and recipe.model.lora is None:
+        learner = memory.moments_gib / recipe.learner.ranks
     process = VLLM_PROCESS_GIB if on_cpu and recipe.rollout.engine == "vllm" else PROCESS_GIB
     worker_gib, learner_gib = process + weights + cache, PROCESS_GIB + (learner or 0.0)
     ranks = recipe.learner.ranks

@@ -8,6 +8,7 @@ has, since the publish before and since the run's first step. A movement below t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ _FIRST_GAPS = 10.0
 """A later publish may differ by so many times the first one's difference, if that is more than `TOLERANCE`."""
 
 _ROUNDINGS = 2.0
-"""The first publish may differ by so many times what one rounding a layer does, if that is more than `TOLERANCE`."""
+"""A publish may differ by so many times what one rounding a layer does, if that is more than `TOLERANCE`."""
 
 _GROWTH = 4.0
 """Rounding may grow by this factor over a run before it must be small beside the movement."""
@@ -119,8 +120,7 @@ class Proof:
         self._bounds = bounds
         self._limits = _Limits(largest=bounds.tolerance, mean=bounds.tolerance * _RMS_SHARE)
         self._rounding = bounds.rounding
-        self.started = False
-        """Whether a publish was proven."""
+        self._started = False
         self._first: _Baseline | None = None
         self._last: _Baseline | None = None
         self.kept: tuple[Probe, ...] = ()
@@ -131,14 +131,19 @@ class Proof:
     @property
     def wants_probes(self) -> bool:
         """Whether the next step's probes will be kept: the first weights are proven, and nothing is kept yet."""
-        return self.started and self.start is None
+        return self._started and self.start is None
+
+    @property
+    def wants_rounding(self) -> bool:
+        """Whether `allow` would count: nothing is proven yet, and the recipe names no tolerance."""
+        return not self._started and not self._bounds.fixed
 
     def allow(self, rounding: Rounding) -> None:
-        """Raise the limits for a model whose log-probs move by ``rounding``, unless the recipe names the tolerance.
+        """Raise the limits of this run for a model whose log-probs move by ``rounding``, if `wants_rounding`.
 
         In bfloat16 a deep and narrow model with random weights can differ from itself by more than `TOLERANCE`.
         """
-        if not self._bounds.fixed:
+        if self.wants_rounding and math.isfinite(rounding.largest + rounding.mean):
             self._limits = self._limits.widened(_ROUNDINGS * rounding.largest, _ROUNDINGS * rounding.mean)
 
     def keep(self, probes: Sequence[Probe], learner: Scores, engines: Mapping[str, Scores]) -> None:
@@ -183,8 +188,8 @@ class Proof:
                 )
 
     def _remember(self, learner: ProbeScores, receipts: Mapping[str, Receipt], gap: float) -> None:
-        if not self.started:
-            self.started = True
+        if not self._started:
+            self._started = True
             if not self._bounds.fixed:
                 self._limits = self._limits.widened(gap * _FIRST_GAPS, gap * _FIRST_GAPS * _RMS_SHARE)
             found = [rms(receipt.scores.current, learner.current) for receipt in receipts.values()]

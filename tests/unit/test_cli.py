@@ -71,7 +71,8 @@ def test_resume_takes_the_runs_own_recipe(tmp_path: Path, trained: list[Any]) ->
         (["score", "steps=3", "--data", "rows.jsonl"], "or a recipe first"),
         (["train", "quickstart", "--allow-changed-rewards"], "goes with --resume RUN_DIR only"),
         (["plan", "nowhere.yaml"], "no recipe at nowhere.yaml"),
-        (["keys", "lerner"], "no key starts with 'lerner'; did you mean 'learner'?"),
+        (["keys", "lerner"], "no key is called 'lerner'; did you mean 'learner'?"),
+        (["keys", "optimzer"], "no key is called 'optimzer'; did you mean 'learner.optimizer'?"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(

@@ -78,7 +78,9 @@ def test_the_recipes_ranks_and_workers_are_the_first_layout():
 def test_workers_that_must_share_gpus_are_warned_about():
     split = recipe(learner={"ranks": 2}, rollout={"workers": 7, "max_new_tokens": 8192})
     planned = plan_cluster(split, gpus=8, gpu=gpu_named("H100"))
-    assert any("share 6 GPUs, 2 on one" in one and "rollout.workers=6" in one for one in planned.warnings)
+    assert any(
+        "rollout.workers = 7 on 6 GPUs: 2 share one" in one and "rollout.workers=6" in one for one in planned.warnings
+    )
 
 
 def test_a_large_model_takes_engines_of_several_gpus():

@@ -138,14 +138,30 @@ def test_the_end_of_the_backward_pass_can_be_the_peak():
     assert "gathered layers" in [part.name for part in sharded_learner_parts(wide, large, 2)]
 
 
-def test_moments_of_8_bits_take_a_quarter_and_a_scale_a_block():
-    embeddings = TINY.vocabulary * TINY.hidden
+def test_moments_of_8_bits_take_a_quarter_where_rows_are_of_whole_blocks():
     plain = moment_bytes(TINY, Training())
     assert plain == 8 * TINY.parameters
-    assert moment_bytes(TINY, Training(has_8_bit_moments=True)) == 8 * embeddings + (2 + 8 / 256) * (
-        TINY.parameters - embeddings
-    )
-    assert moment_bytes(TINY, Training(has_8_bit_moments=True, adapters=100)) == 800
+    assert moment_bytes(TINY, Training(has_8_bit_moments=True)) == plain, "its rows are shorter than a block"
+    wide = known_shape("Qwen/Qwen2.5-7B")
+    assert wide is not None
+    embeddings, vectors = wide.vocabulary * wide.hidden, wide.layers * wide.layer_vectors + wide.root_vectors
+    assert wide.in_8_bit == wide.parameters - embeddings - vectors
+    found = moment_bytes(wide, Training(has_8_bit_moments=True))
+    assert found == pytest.approx(8 * (embeddings + vectors) + (2 + 8 / 256) * wide.in_8_bit)
+    narrow = known_shape("Qwen/Qwen2.5-0.5B")
+    assert narrow is not None
+    assert narrow.in_8_bit == narrow.layers * narrow.hidden * narrow.intermediate, "896 is no multiple of 256"
+
+
+def test_moments_of_adapters_have_32_bits_and_those_of_a_critic_beside_them_8():
+    wide = known_shape("Qwen/Qwen2.5-7B")
+    assert wide is not None
+    assert moment_bytes(wide, Training(has_8_bit_moments=True, adapters=100)) == 800
+    both = Training(has_8_bit_moments=True, adapters=100, critic=wide.parameters)
+    assert moment_bytes(wide, both) == 800 + moment_bytes(wide, Training(has_8_bit_moments=True))
+
+
+def test_offloaded_moments_are_not_on_the_gpu_during_a_pass():
     assert moment_bytes(TINY, Training(offloads_optimizer=True)) == 0
     alone = [peak_bytes(learner_parts(TINY, Training(offloads_optimizer=x))) for x in (False, True)]
-    assert alone[0] - alone[1] == pytest.approx(SLACK * plain)
+    assert alone[0] - alone[1] == pytest.approx(SLACK * moment_bytes(TINY, Training()))

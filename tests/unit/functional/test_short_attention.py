@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlkl.functional.short_attention import MOST_TOKENS, is_short, short_attention
+from rlkl.models.attention import attend
 
 
 def inputs(rows: int, heads: int, key_heads: int, tokens: int, width: int) -> list[Tensor]:
@@ -63,7 +64,20 @@ def test_its_gradients_are_as_near_to_float64_as_torchs(shape: tuple[int, ...], 
 
 def test_only_short_rows_in_bfloat16_take_it():
     short = torch.zeros(1, 2, MOST_TOKENS, 8, dtype=torch.bfloat16)
-    assert is_short(short) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert not is_short(short.float())
-    assert not is_short(torch.zeros(1, 2, MOST_TOKENS + 1, 8, dtype=torch.bfloat16))
-    assert not is_short(short.to("meta"))
+    assert is_short(short, short) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert not is_short(short.float(), short.float())
+    longer = torch.zeros(1, 2, MOST_TOKENS + 1, 8, dtype=torch.bfloat16)
+    assert not is_short(longer, longer)
+    assert not is_short(short.to("meta"), short.to("meta"))
+    assert not is_short(short, short[..., :4])
+
+
+def test_values_narrower_than_queries_keep_torchs_attention():
+    """Deepseek's values are narrower than its queries."""
+    query, key, value, _ = inputs(2, 4, 4, 9, 16)
+    value = value[..., :8].clone().requires_grad_()
+    found = attend(query, key, value, scaling=None, window=None, softcap=None)
+    wanted = exact(query.double(), key.double(), value.double(), scaling=None)
+    torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0.02)
+    found.sum().backward()
+    assert value.grad is not None

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from rlkl.costs.eight_bit import in_blocks
 from rlkl.errors import CheckpointError, EnvironmentProblem
-from rlkl.learner.eight_bit import AdamW8bit, in_blocks
+from rlkl.learner.eight_bit import AdamW8bit
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.optimizers import HostedState, build_optimizer
 from rlkl.learner.state import state_tensors
@@ -119,41 +120,79 @@ def test_a_resumed_learner_goes_on_bit_for_bit(wide: Path, tmp_path: Path, setti
     assert (torch.uint8 in kinds) == ("optimizer" in settings)
 
 
-def test_an_optimizer_in_host_memory_makes_the_same_steps(wide: Path):
-    plain, hosted = build(wide, minibatches=2), build(wide, minibatches=2, offload="optimizer")
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy the state although parameter and host are the same memory here."""
+    monkeypatch.setattr(HostedState, "copies_on_cpu", True)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+@pytest.mark.usefixtures("copies")
+def test_an_optimizer_in_host_memory_makes_the_same_steps(wide: Path, tmp_path: Path, name: str):
+    """Also after a resume, and after a failed step was undone."""
+    plain = build(wide, minibatches=2, optimizer=name)
+    hosted = build(wide, minibatches=2, optimizer=name, offload="optimizer")
     assert train(plain, 0, 1, 2) == train(hosted, 0, 1, 2)
-    assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(hosted).items())
+    hosted.save(tmp_path)
+    resumed = build(wide, minibatches=2, optimizer=name, offload="optimizer")
+    resumed.restore(tmp_path)
+    before = state_tensors(resumed._optimization)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state_tensors(plain._optimization).items())
+    broken = failing(resumed)
+    resumed.prepare(examples(3), step=3)
+    with pytest.raises(RuntimeError, match="broken"):
+        resumed.step(3)
+    broken.undo()
+    assert train(plain, 3) == train(resumed, 3)
+    assert all(torch.equal(tensor, weights(plain)[key]) for key, tensor in weights(resumed).items())
 
 
-def test_state_is_moved_to_the_parameter_and_back():
-    """On a CPU both are the same memory, so nothing is copied."""
-    part = nn.Parameter(torch.zeros(16, 256))
-    optimizer = build_optimizer({"policy.w": part}, LearnerSection(), None)
-    optimizer.begin(part)
-    before = optimizer.kept(part)
-    hosted = HostedState(optimizer)
-    hosted.store()
-    hosted.fetch()
-    assert all(tensor is before[key] for key, tensor in optimizer.kept(part).items())
+@pytest.mark.usefixtures("copies")
+def test_the_state_comes_one_parameter_at_a_time():
+    parts = {f"policy.{name}": nn.Parameter(torch.zeros(16, 256)) for name in "abc"}
+    optimizer = build_optimizer(parts, LearnerSection(), None)
+    hosted, away = HostedState(optimizer), []
+    step = optimizer.step
+
+    def look() -> None:
+        step()
+        kept = [optimizer.kept(part).get("exp_avg") for part in parts.values()]
+        away.append([x is None or any(x is buffer for buffer in hosted._buffers.values()) for x in kept])
+
+    optimizer.step = look  # pyright: ignore[reportAttributeAccessIssue]
+    for part in parts.values():
+        part.grad = torch.ones(16, 256)
+    hosted.step()
+    hosted.step()
+    assert away == 2 * [[False, True, True], [True, False, True], [True, True, False]]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [3, 0]
 
 
-def test_a_failed_step_of_several_brings_8_bit_moments_back(wide: Path, monkeypatch: pytest.MonkeyPatch):
+def failing(learner: Learner) -> pytest.MonkeyPatch:
+    """Let the 20th parameter of the next optimizer steps fail; `undo` of the result ends that."""
+    patch, made = pytest.MonkeyPatch(), []
+    optimizer = learner._optimization.optimizer
+    name = "update_step" if isinstance(optimizer, AdamW8bit) else "step"
+    original = getattr(AdamW8bit.__mro__[1] if name == "update_step" else type(optimizer), name)
+
+    def fail(*arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == 20:
+            raise RuntimeError("broken")
+        return original(*arguments)
+
+    patch.setattr(AdamW8bit.__mro__[1] if name == "update_step" else type(optimizer), name, fail)
+    return patch
+
+
+def test_an_update_that_fails_half_way_is_undone(wide: Path):
     learner, undisturbed = (build(wide, optimizer="adamw_8bit", minibatches=2) for _ in range(2))
     assert train(learner, 0) == train(undisturbed, 0)
-    calls = []
-
-    def fail(lr: float) -> None:
-        calls.append(lr)
-        if len(calls) == 2:
-            raise RuntimeError("broken")
-        apply(lr)
-
-    apply = learner._optimization.apply
-    monkeypatch.setattr(learner._optimization, "apply", fail)
+    broken = failing(learner)
     learner.prepare(examples(1), step=1)
     with pytest.raises(RuntimeError, match="broken"):
         learner.step(1)
-    monkeypatch.undo()
+    broken.undo()
     assert train(learner, 1) == train(undisturbed, 1)
 
 

@@ -45,6 +45,14 @@ def test_the_text_model_of_a_vision_language_model_counts(tmp_path: Path):
         check_limits(recipe(), path, CPU)
 
 
+def test_a_length_that_the_file_leaves_out_is_the_usual_one_of_the_class(tmp_path: Path):
+    path = model(tmp_path, model_type="falcon", max_position_embeddings=None)
+    with pytest.raises(RecipeError, match="at most 2048"):
+        check_limits(recipe(max_new_tokens=3000), path, CPU)
+    path = model(tmp_path, model_type="of-nobody", max_position_embeddings=None)
+    check_limits(recipe(max_new_tokens=10**6), path, CPU)
+
+
 @pytest.mark.parametrize(
     "config",
     [{"head_dim": 16}, {"hidden_size": 64, "num_attention_heads": 4}, {"n_embd": 64, "n_head": 4}],

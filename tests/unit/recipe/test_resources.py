@@ -12,7 +12,9 @@ from rlkl.recipe.resources import describe, place_on_machine
 from rlkl.system.machine import Machine
 
 SMALL = Machine(cpus=2, memory_gib=24.0)
-ONE_GIB = MemoryEstimate(parameters=2**28, learner_gib=4.0, reference_gib=1.0, engine_gib=1.0, copy_gib=0.0)
+ONE_GIB = MemoryEstimate(
+    parameters=2**28, learner_gib=4.0, moments_gib=2.0, reference_gib=1.0, engine_gib=1.0, copy_gib=0.0
+)
 
 
 def recipe(**sections: Any) -> Recipe:

@@ -71,8 +71,18 @@ def test_the_first_publish_may_differ_by_twice_what_rounding_does():
         first(1.9, largest=1.0, mean=0.2)
 
 
+def test_a_rounding_that_is_not_finite_raises_no_limit():
+    proof = Proof(bounds_for("bfloat16", layers=24, width=128))
+    proof.allow(Rounding(largest=float("inf"), mean=1.0))
+    proof.allow(Rounding(largest=1.0, mean=float("nan")))
+    answer = replace(receipt([], current=rows(-2.1)), version=0)
+    with pytest.raises(WeightSyncError, match=r"at most 1 \(0\.25\)"):
+        proof.check(ProbeScores(current=rows(-1.0)), {WORKER: answer}, version=0)
+
+
 def test_a_tolerance_of_the_recipe_is_not_widened():
     proof = Proof(bounds_for("bfloat16", layers=24, width=128, tolerance=0.5))
+    assert not proof.wants_rounding
     proof.allow(Rounding(largest=10.0, mean=10.0))
     answer = replace(receipt([], current=rows(-1.6)), version=0)
     with pytest.raises(WeightSyncError, match=r"at most 0\.5"):
