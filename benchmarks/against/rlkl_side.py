@@ -96,7 +96,13 @@ def recipe_of(workload: Workload, *, steps: int, device: str) -> Recipe:
         {
             "model": {"path": workload.policy, "dtype": case.dtype},
             "data": {"source": "unused.jsonl"},
-            "update": {"rule": "grpo", "kl_coef": case.kl_coef, "clip_low": CLIP, "clip_high": CLIP},
+            "update": {
+                "rule": "grpo",
+                "kl_coef": case.kl_coef,
+                "clip_low": CLIP,
+                "clip_high": CLIP,
+                "correction": "none",
+            },
             "rollout": {
                 "prompts_per_step": case.prompts,
                 "samples_per_prompt": case.samples,

@@ -71,7 +71,9 @@ class Learner:
         keep_freed_memory()
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
         self._device = learner_device(self._section.device)
-        self._update: PolicyUpdate = build_update(recipe.update, seed=recipe.seed)
+        self._update: PolicyUpdate = build_update(
+            recipe.update, seed=recipe.seed, is_exact=recipe.model.dtype == "float32"
+        )
         check_supplied(self._update, spec.frozen_paths)
         loading = self._device if self.ranks.mesh is None else torch.device("cpu")
         self.policy = Policy(spec.model_path, recipe.model, device=loading, seed=recipe.seed)

@@ -68,6 +68,7 @@ class Prepared:
     pending: bool
     """Whether the training pass fills ``start``, at the tokens that the rule trains on."""
     state: StateMetrics
+    update: PolicyUpdate
     metrics: dict[str, float]
     """The metrics known so far."""
     pictures: dict[str, Pictures] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Prepared:
         found = Signals({Signal.PROXIMAL_LOGPROBS: self.start.logprobs_BT})
         self.batch = replace(self.batch, signals=self.batch.signals.merged(found))
         self.metrics |= self.state.compute(self.start.logprobs_BT, self.start.entropy_BT)
+        self.metrics |= self.update.start_metrics(self.batch.only("main"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,7 @@ class Preparer:
             self._fill_untrained(start, batch, credited)
         else:
             metrics |= state.compute(start.logprobs_BT, start.entropy_BT)
+            metrics |= self.update.start_metrics(credited.only("main"))
         metrics |= self.update.batch_metrics(credited.only("main"))
         return Prepared(
             batch=credited,
@@ -131,6 +134,7 @@ class Preparer:
             start=start,
             pending=pending,
             state=state,
+            update=self.update,
             metrics=metrics,
             pictures=pictures,
         )

@@ -162,6 +162,10 @@ class PolicyUpdate(ABC):
         """Return metrics of the whole credited batch that are not sums over micro-batches (an explained variance)."""
         return {}
 
+    def start_metrics(self, batch: Batch) -> dict[str, float]:
+        """Return metrics of the whole credited batch that read PROXIMAL_LOGPROBS; called once they are known."""
+        return {}
+
     def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return per-token numbers ``[B, T]`` of a credited batch for the sample files (masks), by column name."""
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -103,6 +103,41 @@ class RuleSettings(Section):
     def resolved(self) -> RuleSettings:
         """Return these settings with every key filled in, for people to read."""
         return self
+
+
+class CorrectedSettings(RuleSettings):
+    """The keys of a rule that can correct for its sampler; see docs/correction.md."""
+
+    correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_mask"] = Field(
+        default="auto",
+        description="Weights for the difference of sampler and learner; auto: token_truncate in bfloat16, else none.",
+    )
+    correction_low: float | None = Field(
+        default=None, ge=0, description="Smallest ratio that is kept; left out: the usual one of the correction."
+    )
+    correction_high: float | None = Field(
+        default=None, gt=0, description="Largest ratio that is kept; left out: the usual one of the correction."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_are_used(self) -> CorrectedSettings:
+        low, high = self.correction_low, self.correction_high
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"correction_low = {low:g} is not below correction_high = {high:g}")
+        if self.correction in ("auto", "none") and (low is not None or high is not None):
+            raise ValueError(
+                f"correction_low and correction_high have no effect with correction = {self.correction}; name the "
+                "correction that they belong to"
+            )
+        if self.correction == "token_truncate" and low is not None:
+            raise ValueError("correction = token_truncate has no lower bound; leave correction_low out")
+        return self
+
+    def for_sampler(self, *, is_exact: bool) -> Self:
+        """Return the settings with ``auto`` decided; ``is_exact``: the sampler has the learner's numbers."""
+        if self.correction != "auto":
+            return self
+        return self.model_copy(update={"correction": "none" if is_exact else "token_truncate"})
 
 
 def most_kept(settings: FilterSettings | None, samples: int) -> int:

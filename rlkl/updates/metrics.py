@@ -53,3 +53,33 @@ SELECTED_FRACTION = MetricDefinition(
     formula="Rollouts that the rule selected for training, divided by all scored rollouts of the step.",
     bad="Near 0 with rules that drop groups: generation is wasted.",
 )
+
+CORRECTION: tuple[MetricDefinition, ...] = (
+    MetricDefinition(
+        key="correction/weight_mean",
+        unit="ratio",
+        formula="With update.correction: mean weight of the response tokens, f(proximal / sampler).",
+        bad="Far from 1: sampler and learner differ systematically.",
+    ),
+    MetricDefinition(
+        key="correction/weight_max",
+        unit="ratio",
+        formula="With update.correction: largest weight of a response token.",
+        bad="At update.correction_high in every step: the sampler is far from the learner.",
+    ),
+    MetricDefinition(
+        key="correction/cut_fraction",
+        unit="fraction",
+        formula="With update.correction: share of the response tokens whose weight was limited or set to 0.",
+        bad="Above 0.2 (a warning): much of the batch is not trained as it was sampled.",
+    ),
+    MetricDefinition(
+        key="rollout/ess",
+        unit="fraction",
+        formula=(
+            "With update.correction: effective sample size, (sum r)^2 / sum r^2 over the response tokens with "
+            "r = proximal / sampler, divided by their number."
+        ),
+        bad="Below 0.8: few tokens carry the gradient.",
+    ),
+)

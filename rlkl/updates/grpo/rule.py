@@ -13,7 +13,7 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from rlkl.functional.reduce import masked
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
+from rlkl.updates.correction import SamplerCorrection
 from rlkl.updates.settings import Advantage, Aggregation, GrpoSettings, Ratio
 from rlkl.updates.terms.kl import Kl
 from rlkl.updates.terms.settings import KlSettings
@@ -57,6 +58,7 @@ class Grpo(PolicyUpdate):
     def __init__(self, settings: GrpoSettings) -> None:
         self.settings = settings
         self.choices = settings.choices()
+        self.correction = SamplerCorrection(settings)
         self.kl = Kl(KlSettings(coef=settings.kl_coef, estimator=settings.estimator()), self._weights)
 
     @property
@@ -107,7 +109,8 @@ class Grpo(PolicyUpdate):
         """Sum ``policy`` and, with a KL in the loss, ``kl``. Metrics are fractions of the step's response tokens."""
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         policy = self._surrogate(batch, signals, policy_BT)
-        terms = {"policy": (self._weights(batch) * policy.loss_BT).sum()}
+        loss_BT = self.correction.weighted(policy.loss_BT, batch, signals[Signal.PROXIMAL_LOGPROBS])
+        terms = {"policy": (self._weights(batch) * loss_BT).sum()}
         if self.settings.kl_coef > 0 and self.settings.kl_placement == "loss":
             terms["kl"] = self.kl.loss(batch, signals.merged(Signals({Signal.POLICY_LOGPROBS: policy_BT})))
         tokens = batch.denominators.tokens
@@ -119,6 +122,12 @@ class Grpo(PolicyUpdate):
                 "update/clip_fraction_high": policy.clipped_high_BT.sum() / tokens,
             },
         )
+
+    def start_metrics(self, batch: Batch) -> dict[str, float]:
+        return self.correction.metrics(batch, batch.signals[Signal.PROXIMAL_LOGPROBS])
+
+    def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+        return self.correction.alarms(records)
 
     def _surrogate(self, batch: Batch, signals: Signals, policy_BT: Tensor) -> surrogate.Surrogate:
         proximal_BT = signals[Signal.PROXIMAL_LOGPROBS]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from rlkl.updates.base_settings import RuleSettings, most_kept, warnings_about_no_reference
+from rlkl.updates.base_settings import CorrectedSettings, most_kept, warnings_about_no_reference
 from rlkl.updates.run_facts import RunFacts
 
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -53,7 +53,7 @@ KL_ESTIMATORS: dict[KlPlacement, tuple[KlEstimator, ...]] = {"loss": ("k3", "k2"
 """Estimators whose gradient is a KL's where they are placed; the first is taken when the recipe names none."""
 
 
-class GrpoSettings(RuleSettings):
+class GrpoSettings(CorrectedSettings):
     """GRPO and its named variants. A key left out takes the variant's value (see ``rlkl/updates/grpo/README.md``).
 
     Of `clip_low` and `clip_high`, null is a value of its own, so that a dump leaves out what was left out.

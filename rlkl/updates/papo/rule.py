@@ -92,7 +92,8 @@ class Papo(Grpo):
 
     def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
         """Return signs that the perception KL is hacked. They change nothing in the training."""
+        cut = super().alarms(records)
         seen = [record for record in records if "perception/kl" in record]  # a step that trained on nothing has none
         if not seen:
-            return {}
-        return loss_hacking_alarms(seen, first_kl=fmean(record["perception/kl"] for record in seen[:FIRST_STEPS]))
+            return cut
+        return cut | loss_hacking_alarms(seen, first_kl=fmean(record["perception/kl"] for record in seen[:FIRST_STEPS]))

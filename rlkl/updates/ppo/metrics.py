@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlkl.types import MetricDefinition
-from rlkl.updates.metrics import CLIP_FRACTION_HIGH, CLIP_FRACTION_LOW, LOSS_POLICY
+from rlkl.updates.metrics import CLIP_FRACTION_HIGH, CLIP_FRACTION_LOW, CORRECTION, LOSS_POLICY
 
 METRICS: tuple[MetricDefinition, ...] = (
     LOSS_POLICY,
@@ -45,4 +45,5 @@ METRICS: tuple[MetricDefinition, ...] = (
     ),
     CLIP_FRACTION_LOW,
     CLIP_FRACTION_HIGH,
+    *CORRECTION,
 )

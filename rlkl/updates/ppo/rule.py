@@ -15,7 +15,7 @@ Shapes: B sequences, T tokens, H hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from rlkl.functional.kl import AdaptiveKl, kl_policy_to_reference_k1
 from rlkl.functional.reduce import masked
 from rlkl.signals import Signal, Signals
 from rlkl.updates.base import HeadInput, Heads, ModelShape, PolicyUpdate
+from rlkl.updates.correction import SamplerCorrection
 from rlkl.updates.settings import PpoSettings
 
 
@@ -80,6 +81,7 @@ class Ppo(PolicyUpdate):
 
     def __init__(self, settings: PpoSettings) -> None:
         self.settings = settings
+        self.correction = SamplerCorrection(settings)
         self._steering = AdaptiveKl(
             value=settings.kl_coef,
             target=settings.kl_target or math.inf,
@@ -172,6 +174,12 @@ class Ppo(PolicyUpdate):
             )
         return metrics
 
+    def start_metrics(self, batch: Batch) -> dict[str, float]:
+        return self.correction.metrics(batch, batch.signals[Signal.PROXIMAL_LOGPROBS])
+
+    def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+        return self.correction.alarms(records)
+
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Steer the coefficient by the KL that this step's samples showed."""
         if self.settings.kl_target is not None:
@@ -193,7 +201,8 @@ class Ppo(PolicyUpdate):
         policy = surrogate.clipped_surrogate(
             log_ratio_BT, batch.advantages_BT, lower=1 - self.settings.clip, upper=1 + self.settings.clip
         )
-        terms = {"policy": (weight_BT * policy.loss_BT).sum()}
+        loss_BT = self.correction.weighted(policy.loss_BT, batch, signals[Signal.PROXIMAL_LOGPROBS])
+        terms = {"policy": (weight_BT * loss_BT).sum()}
         metrics = {
             "update/clip_fraction_low": (mean_BT * policy.clipped_low_BT).sum(),
             "update/clip_fraction_high": (mean_BT * policy.clipped_high_BT).sum(),

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlkl.updates.base_settings import RuleSettings, warnings_about_no_reference
+from rlkl.updates.base_settings import CorrectedSettings, warnings_about_no_reference
 from rlkl.updates.run_facts import RunFacts
 
 
-class PpoSettings(RuleSettings):
+class PpoSettings(CorrectedSettings):
     """PPO with a value function (see ``rlkl/updates/ppo/README.md``)."""
 
     rule: Literal["ppo"] = Field(default="ppo", description="The update rule.")

@@ -71,6 +71,9 @@ class WithTerms(PolicyUpdate):
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}
 
+    def start_metrics(self, batch: Batch) -> dict[str, float]:
+        return self.inner.start_metrics(batch)
+
     def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
         return self.inner.token_columns(batch)
 

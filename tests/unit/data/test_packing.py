@@ -1,8 +1,10 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from rlkl.data.packing import micro_batches, minibatches, pack
+from rlkl.errors import RolloutError
 from rlkl.types import Completion, Example, Prompt, Rollout
 
 
@@ -104,3 +106,14 @@ def test_token_rewards_stand_at_their_tokens():
     some = batch.rows(torch.tensor([1])).token_rewards_BT
     assert some is not None
     assert some.tolist() == [[0.0, 0.0, 0.5, -0.25]]
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
+def test_a_log_prob_of_the_sampler_that_is_not_finite_is_refused(logprob: float):
+    one = example((5, 6, 7), (8, 9))
+    completion = replace(one.rollout.completion, logprobs=(-1.0, logprob))
+    broken = replace(one, rollout=replace(one.rollout, completion=completion))
+    with pytest.raises(
+        RolloutError, match=rf"log-prob {logprob:g} for token 1 of a completion of prompt {one.prompt.id}"
+    ):
+        pack([example((5,), (6,)), broken], completion_limit=8)
