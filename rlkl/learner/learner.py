@@ -18,7 +18,7 @@ from rlkl.errors import LearnerError, MissingSignalError
 from rlkl.learner.device import learner_device
 from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
-from rlkl.learner.placing import check_adapters, shard_models
+from rlkl.learner.placing import shard_models
 from rlkl.learner.preparation import Prepared, Preparer, StartSignals
 from rlkl.learner.ranks import Ranks
 from rlkl.learner.schedule import learning_rate, schedule_position
@@ -77,7 +77,6 @@ class Learner:
         check_supplied(self._update, spec.frozen_paths)
         loading = self._device if self.ranks.mesh is None else torch.device("cpu")
         self.policy = Policy(spec.model_path, recipe.model, device=loading, seed=recipe.seed)
-        check_adapters(self.policy, self.ranks.size)
         self.policy.stop_at(spec.stop_token_ids)
         heads = self._update.build_heads(_shape(self.policy, spec))
         check_heads(self._update, heads)

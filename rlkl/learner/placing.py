@@ -7,23 +7,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from rlkl.errors import RecipeError
 from rlkl.learner.signals import Models
 from rlkl.models.language_model import LanguageModel
-from rlkl.models.policy import Policy
 from rlkl.models.sharding import reshard, shard
 
 _PASSES = ("hidden", "layers")
 """Methods of a model that run its weights. The head follows one of them, while the root group is gathered."""
-
-
-def check_adapters(policy: Policy, ranks: int) -> None:
-    """Raise `RecipeError` for adapters of a vision-language model on several ranks: a rank without pictures hangs."""
-    if ranks > 1 and policy.adapter is not None and policy.is_multimodal:
-        raise RecipeError(
-            f"learner.ranks = {ranks} with model.lora, and {policy.path} is a vision-language model: its adapters "
-            "cannot be trained on several ranks. Set learner.ranks=1, or leave model.lora out"
-        )
 
 
 def shard_models(models: Models, mesh: DeviceMesh | None, device: torch.device) -> list[nn.Module]:

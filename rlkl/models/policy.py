@@ -55,6 +55,8 @@ class Policy(LanguageModel):
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "lora"))
                 self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
+            if self.is_multimodal and not section.freeze_vision:
+                _want_gradients(self.model)
         self.path = path
         """The weights that it started from."""
         self._publishes_adapters = section.publishes_adapters
@@ -131,6 +133,17 @@ class Policy(LanguageModel):
         shell.save_pretrained(folder, state_dict=tensors)
         if self.adapter is not None:
             save_adapter(adapters, self.adapter, folder / ADAPTER_FOLDER, base_model=self.path)
+
+
+def _want_gradients(model: Any) -> None:
+    """Give the embeddings of tokens a gradient, so that a backward pass reaches the first layer's input every time.
+
+    The embedding weights are frozen. Without this, a backward pass would go that far only for pictures, to reach the
+    adapters of the vision tower. A rank without pictures would sum the gradients of the first layer after those of the
+    root group and the others before, so they would wait for each other for ever (`rlkl.models.sharding`). If the vision
+    tower alone has adapters, a micro-batch without pictures would have no backward pass at all, on one rank too.
+    """
+    model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
 
 
 class AdapterOff:

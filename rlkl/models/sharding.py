@@ -3,6 +3,10 @@
 Every decoder layer is a group of its own. Embeddings, final norm, output head and vision tower form the root group,
 which stays whole from a forward pass to the end of its backward pass: the head runs after `LanguageModel.hidden`, chunk
 by chunk. A vision tower of its own group would wait for ever if one rank has no picture.
+
+All ranks must sum the gradients of the groups in the same order. FSDP sums those of a layer when its backward pass
+reaches the layer's input, and after the root group's if the input needs no gradient. So whether the first layer's input
+needs a gradient must not depend on what a micro-batch holds; `Policy` sees to that for adapters.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class Case:
     """Token ids of a tile of the head."""
 
 
+SEES: dict[str, Any] = {"rule": "papo", "perception_coef": 0.1}
+
 CASES: dict[str, Case] = {
     "grpo": Case(update={"kl_coef": 0.1}, sizes=(2, 3)),
     "ppo": Case(update={"rule": "ppo"}, learner={"epochs": 2, "minibatches": 2}, path="untied"),
@@ -66,7 +68,7 @@ CASES: dict[str, Case] = {
     ),
     "experts": Case(update={"kl_coef": 0.1}, path="experts", sizes=(3,)),
     "one row": Case(update={"kl_coef": 0.1}, rows=1, sizes=(3,)),
-    "papo": Case(update={"rule": "papo", "perception_coef": 0.1}, path="seeing", sizes=(2,)),
+    "papo": Case(update=SEES, path="seeing", sizes=(2,)),
     "recomputed": Case(
         update={"rule": "papo", "recompute": True, "corruption": {"kind": "saliency"}}, path="seeing", sizes=(3,)
     ),
@@ -79,6 +81,18 @@ CASES: dict[str, Case] = {
         update={"rule": "ppo"}, learner={"optimizer": "adamw_8bit", "offload": "optimizer"}, path="wide", sizes=(2, 3)
     ),
     "no picture": Case(update={"rule": "papo"}, path="seeing", rows=-2),
+    "seeing adapters": Case(update=SEES, model={"lora": {"rank": 2}}, path="seeing", sizes=(2, 3)),
+    "tower adapters": Case(  # the text model of a rank without pictures trains nothing
+        update={"kl_coef": 0.1}, model={"lora": {"rank": 2, "target_modules": ["qkv", "proj"]}}, path="seeing"
+    ),
+    "text adapters": Case(update=SEES, model={"lora": {"rank": 2}, "freeze_vision": True}, path="seeing"),
+    "recomputed adapters": Case(
+        update=SEES, model={"lora": {"rank": 2}, "gradient_checkpointing": True}, path="seeing", sizes=(3,)
+    ),
+    "seeing adapters, bfloat16": Case(
+        update=SEES, model={"dtype": "bfloat16", "lora": {"rank": 2}}, learner={"lr": 1e-4}, path="seeing"
+    ),
+    "no picture, adapters": Case(update=SEES, model={"lora": {"rank": 2}}, path="seeing", rows=-2, sizes=(3,)),
 }
 
 
@@ -171,7 +185,7 @@ def whole_state(learner: Learner) -> dict[str, Tensor]:
 SAVED = {"grpo": 3, "critic": 3, "lora": 2, "eight bits": 3}
 """Cases that are saved, and by how many ranks."""
 
-EXPORTED = {"lora": 2, "bfloat16": 2, "adapters": 2}
+EXPORTED = {"lora": 2, "bfloat16": 2, "adapters": 2, "seeing adapters": 3}
 """Cases whose saved policy is compared with the learner."""
 
 OLD = "critic"

@@ -3,11 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkl.errors import RecipeError
-from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.ranks import Ranks
-from rlkl.recipe import Recipe
-from tests.models import tiny_qwen2_5_vl
 from tests.ranks import join, run_processes
 
 
@@ -36,16 +32,6 @@ def add_up(number: int, folder: Path) -> None:
 
 def test_three_processes_meet_at_a_free_port_and_add_up(tmp_path: Path):
     run_processes(add_up, 3, tmp_path)
-
-
-def test_adapters_of_a_model_that_sees_are_refused_on_several_ranks(tmp_path: Path):
-    path = str(tiny_qwen2_5_vl(tmp_path / "vl", seed=0))
-    recipe = Recipe.model_validate({"model": {"path": path, "lora": {"rank": 2}}, "data": {"source": "unused.jsonl"}})
-    spec = LearnerSpec(recipe=recipe, model_path=path)
-
-    with pytest.raises(RecipeError, match=r"learner\.ranks = 2 with model\.lora, .*Set learner\.ranks=1"):
-        Learner(spec, Ranks(rank=0, size=2))
-    assert Learner(spec).ranks.size == 1
 
 
 def fail(number: int, folder: Path) -> None:

@@ -287,6 +287,25 @@ def test_adapters_reach_the_tower_and_their_merge_is_published_under_checkpoint_
     assert any("language_model" in name for name in moved)
 
 
+def test_adapters_in_the_tower_alone_learn_from_micro_batches_of_which_some_have_no_picture(model_path: str, pictures):
+    adapters = {"lora": {"rank": 2, "target_modules": ["qkv", "proj"]}}
+    items = examples(pictures)
+    together, apart = (
+        build(model_path, model=adapters, learner={"lr": 1e-2, "micro_batch_tokens": tokens}) for tokens in (10_000, 1)
+    )
+    before = {name: tensor.clone() for name, tensor in together.policy.published()}
+
+    records = [one_step(learner, items) for learner in (together, apart)]
+
+    assert records[1]["optim/grad_norm"] == pytest.approx(records[0]["optim/grad_norm"], rel=1e-4)
+    for learner in (together, apart):
+        moved = {name for name, tensor in learner.policy.published() if not torch.equal(tensor, before[name])}
+        assert moved
+        assert all("visual" in name for name in moved)
+    blind = build(model_path, model=adapters)
+    assert one_step(blind, items[-2:])["optim/grad_norm"] == 0.0, "a batch without any picture has nothing to teach"
+
+
 # Token counts
 
 
