@@ -73,7 +73,9 @@ class HeadInput(Enum):
     REFERENCE_LAYERS = "reference_layers"
     """``[B, T, L, H]``: the frozen reference's hidden states after each block, the last after the final norm."""
     TOKENS = "tokens"
-    """``[B, T]``: the token ids, for a head with its own backbone. The head must shift its output by one."""
+    """``[B, T]``: the token ids, for a head with its own backbone (`ModelShape.load_copy`). The head must shift its
+    output by one.
+    """
 
 
 class Heads(nn.Module, ABC):

@@ -41,8 +41,12 @@ LOADED: dict[str, Case] = {
 }
 """Learners that are built."""
 
-REFUSED = ("refused", "broken", "cut off")
-"""Models that rank 0 cannot load or will not take."""
+REFUSED = {
+    "refused": ("EnvironmentProblem", "does more between its hidden states and its logits than rlkl knows"),
+    "broken": ("RuntimeError", "ignore_mismatched_sizes"),
+    "cut off": ("SafetensorError", "file not fully covered"),
+}
+"""Models that rank 0 cannot load or will not take, and its error."""
 
 
 def make_models(folder: Path) -> None:
