@@ -18,7 +18,7 @@ from rlkl.errors import LearnerError, MissingSignalError
 from rlkl.learner.device import learner_device
 from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
-from rlkl.learner.placing import shard_models
+from rlkl.learner.placing import build_heads, place, place_backbones
 from rlkl.learner.preparation import Prepared, Preparer, StartSignals
 from rlkl.learner.ranks import Ranks
 from rlkl.learner.schedule import learning_rate, schedule_position
@@ -75,13 +75,16 @@ class Learner:
             recipe.update, seed=recipe.seed, is_exact=recipe.model.dtype == "float32"
         )
         check_supplied(self._update, spec.frozen_paths)
-        loading = self._device if self.ranks.mesh is None else torch.device("cpu")
-        self.policy = Policy(spec.model_path, recipe.model, device=loading, seed=recipe.seed)
+        mesh = self.ranks.mesh
+        loading = self._device if mesh is None else torch.device("cpu")
+        self.policy = Policy(spec.model_path, recipe.model, device=loading, seed=recipe.seed, mesh=mesh)
         self.policy.stop_at(spec.stop_token_ids)
-        heads = self._update.build_heads(_shape(self.policy, spec))
+        place(self.policy, mesh, self._device)
+        heads = build_heads(self._update, _shape(self.policy, spec), mesh)
         check_heads(self._update, heads)
-        self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads), heads=heads)
-        sharded = shard_models(self._models, self.ranks.mesh, self._device)
+        backbones = place_backbones(heads, mesh)
+        sharded = [] if mesh is None else [self.policy, *backbones]
+        self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads, loading), heads=heads)
         self._optimization = Optimization(
             trained_parameters(self.policy, heads), self._section, heads, self.ranks, sharded
         )
@@ -131,13 +134,17 @@ class Learner:
         reads_rows = heads is not None and heads.reads is not HeadInput.POLICY_HIDDEN
         return self.policy.packs and not reads_rows and all(getattr(model, "packs", True) for model in frozen)
 
-    def _frozen_models(self, spec: LearnerSpec, heads: Heads | None) -> dict[str, Scorer]:
-        """Load the frozen models that the rule's signals, its heads or the KL metrics need."""
+    def _frozen_models(self, spec: LearnerSpec, heads: Heads | None, loading: torch.device) -> dict[str, Scorer]:
+        """Load the frozen models that the rule's signals, its heads or the KL metrics need, at first on ``loading``."""
         needed = set(frozen_models(self._update.needs))
         if self._section.track_reference_kl or (heads is not None and heads.reads is HeadInput.REFERENCE_LAYERS):
             needed.add(REFERENCE)
         paths = {REFERENCE: spec.reference_path, **spec.frozen_paths}
-        return {name: build_reference(self.policy, spec.model_path, paths[name]) for name in sorted(needed)}
+        mesh, found = self.ranks.mesh, {}
+        for name in sorted(needed):
+            found[name] = build_reference(self.policy, spec.model_path, paths[name], device=loading, mesh=mesh)
+            place(found[name], mesh, self._device)
+        return found
 
     def _build_view_maker(self) -> ViewMaker | None:
         """Build what changes pictures, if the rule has views. The attention is the policy's at the time of use."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from rlkl.batch import ImageInputs
@@ -16,6 +17,7 @@ from rlkl.functional.logprobs import Head
 from rlkl.functional.packing import Packing, shared_prefixes
 from rlkl.models.attention import NAME as ATTENTION
 from rlkl.models.attention import NotPackable
+from rlkl.models.scattering import META, from_first, is_first, layout_of, take_layout, together
 
 _LOGITS_TOLERANCE = 1e-4
 
@@ -35,20 +37,56 @@ class LanguageModel(nn.Module):
     attention allows that (`packs`). Such a model cannot be called otherwise than by these two.
     """
 
-    def __init__(self, path: str, *, dtype: torch.dtype, device: torch.device, packed: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        packed: bool = False,
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        """Load the weights. With the ``mesh`` of several ranks only rank 0 does: `shard` then divides its weights.
+
+        All ranks raise the error that rank 0 finds.
+        """
         super().__init__()
         self.dtype = dtype
         self.device = device
-        config = AutoConfig.from_pretrained(path)
-        # torch's fused attention cannot cap its scores (Gemma 2) and would leave that out without a word.
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-        attention = "eager" if capped else "sdpa"
-        model = model_class(config).from_pretrained(path, dtype=dtype, attn_implementation=attention)
-        self.model: Any = _without_dropout(model).to(device)
+        self.model: Any
         self.packs = False
+        """Whether padding costs nothing."""
+        if mesh is None:
+            self._load(path, packed=packed)
+        else:
+            self._load_on_first_rank(path, packed=packed, mesh=mesh)
+
+    def _load(self, path: str, *, packed: bool) -> None:
+        config, attention = _config_and_attention(path)
+        model = model_class(config).from_pretrained(path, dtype=self.dtype, attn_implementation=attention)
+        self.model = _without_dropout(model).to(self.device)
         self._check_head()
         self.packs = packed and self._take_packed_attention()
-        """Whether padding costs nothing."""
+
+    def _build_empty(self, path: str) -> None:
+        config, attention = _config_and_attention(path)
+        with META:
+            model = model_class(config).from_config(config, dtype=self.dtype, attn_implementation=attention)
+        self.model = _without_dropout(model)
+
+    def _load_on_first_rank(self, path: str, *, packed: bool, mesh: DeviceMesh) -> None:
+        """Load on rank 0, and build the model on the meta device of the others with what rank 0 found out."""
+        loads = is_first(mesh)
+        together(mesh, lambda: self._load(path, packed=packed) if loads else self._build_empty(path))
+        layout, packs = from_first(mesh, (layout_of(self.model), self.packs))
+
+        def follow() -> None:
+            take_layout(self.model, layout)
+            if packs:
+                self._switch_attention(ATTENTION)
+            self.packs = packs
+
+        together(mesh, follow if not loads else lambda: None)
 
     def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
         """Compute the last hidden states ``[B, T, H]``, after the final norm.
@@ -194,8 +232,7 @@ class LanguageModel(nn.Module):
         groups_B = torch.tensor([0, 0, 1], device=self.device)
         padded_BTH = self.hidden(ids_BT).float()
         before = self.model.config._attn_implementation
-        is_whole = config is self.model.config
-        self.model.set_attn_implementation(ATTENTION if is_whole else {"": before, "text_config": ATTENTION})
+        self._switch_attention(ATTENTION)
         self.packs = True
         try:
             packing = Packing(lengths_B, 6, shared_prefixes(ids_BT, lengths_B, groups_B))
@@ -208,9 +245,15 @@ class LanguageModel(nn.Module):
             raise
         except (NotPackable, TypeError, RuntimeError):  # a kernel that this GPU or head width does not have
             pass
-        self.model.set_attn_implementation(before if is_whole else {"": before, "text_config": before})
+        self._switch_attention(before)
         self.packs = False
         return False
+
+    def _switch_attention(self, name: str) -> None:
+        """Give the text model this attention of transformers; a vision tower keeps its own."""
+        config = self.model.config
+        is_whole = config.get_text_config() is config
+        self.model.set_attn_implementation(name if is_whole else {"": config._attn_implementation, "text_config": name})
 
     @property
     def _name(self) -> str:
@@ -219,6 +262,14 @@ class LanguageModel(nn.Module):
     @staticmethod
     def _differs(logits_TV: Tensor, wanted_TV: Tensor) -> bool:
         return bool((logits_TV - wanted_TV).abs().max() > _LOGITS_TOLERANCE * wanted_TV.abs().max())
+
+
+def _config_and_attention(path: str) -> tuple[Any, str]:
+    """Return a model's configuration, and the attention of transformers for rows that are not packed."""
+    config = AutoConfig.from_pretrained(path)
+    # torch's fused attention cannot cap its scores (Gemma 2) and would leave that out without a word.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return config, "eager" if capped else "sdpa"
 
 
 def model_class(config: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from rlkl.batch import ImageInputs
 from rlkl.functional.linear_scores import LinearHead
@@ -16,6 +17,7 @@ from rlkl.functional.logprobs import Head
 from rlkl.functional.packing import Packing
 from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
+from rlkl.models.scattering import META
 from rlkl.models.sharding import reshard, unshard, whole
 from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
@@ -48,11 +50,19 @@ class Policy(LanguageModel):
     weights are frozen and only the adapters train.
     """
 
-    def __init__(self, path: str, section: ModelSection, *, device: torch.device, seed: int) -> None:
-        super().__init__(path, dtype=getattr(torch, section.dtype), device=device, packed=True)
+    def __init__(
+        self,
+        path: str,
+        section: ModelSection,
+        *,
+        device: torch.device,
+        seed: int,
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        super().__init__(path, dtype=getattr(torch, section.dtype), device=device, packed=True, mesh=mesh)
         self.adapter: Any = None
         if section.lora is not None:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), META if self.model.device == META else nullcontext():
                 torch.manual_seed(derive_seed(seed, "lora"))
                 self.adapter = add_adapter(self.model, section.lora, freeze_vision=section.freeze_vision)
             if self.is_multimodal and not section.freeze_vision:
@@ -171,11 +181,20 @@ class AdapterOff:
         return head if isinstance(head, LinearHead) else self.head
 
 
-def build_reference(policy: Policy, path: str, other: str | None = None) -> Reference:
+def build_reference(
+    policy: Policy,
+    path: str,
+    other: str | None = None,
+    *,
+    device: torch.device | None = None,
+    mesh: DeviceMesh | None = None,
+) -> Reference:
     """Build the policy as it was before training: adapters off under LoRA, else a copy in the policy's precision.
 
-    ``other`` names another model to take its place; it must have the policy's vocabulary.
+    ``other`` names another model to take its place; it must have the policy's vocabulary. ``device`` (by default
+    the policy's) and ``mesh`` are those of `LanguageModel`.
     """
     if policy.adapter is not None and other is None:
         return AdapterOff(policy)
-    return LanguageModel(other or path, dtype=policy.dtype, device=policy.device, packed=True).requires_grad_(False)
+    model = LanguageModel(other or path, dtype=policy.dtype, device=device or policy.device, packed=True, mesh=mesh)
+    return model.requires_grad_(False)

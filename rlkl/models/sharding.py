@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,25 +28,29 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rlkl.models.scattering import Layout, fill, from_first, is_first, layout_of, take_layout, take_out, together
+
 
 def shard(model: nn.Module, config: Any, mesh: DeviceMesh, *, dtype: torch.dtype, passes: Sequence[str] = ()) -> None:
-    """Divide the weights of ``model`` among the ranks of ``mesh``, in place, and move them to its device.
+    """Divide rank 0's weights of ``model`` among the ranks of ``mesh``, in place and on its device.
 
     Gradients are summed over the ranks. In bfloat16 the trained weights become float32 shards, which are rounded when
     they are gathered, and gradients are added in float32. ``config`` is the model's, of transformers; ``passes`` names
-    methods that run the weights beside ``forward``. Every rank must have loaded the same weights.
+    methods that run the weights beside ``forward``. Only rank 0 must have loaded weights: those of other ranks may be
+    on the meta device, and are not used.
     """
     half = dtype != torch.float32
-    if half:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    layout = from_first(mesh, layout_of(model))
+    held = take_out(model) if is_first(mesh) else {}
+    together(mesh, lambda: take_layout(model, _float32_if_trained(layout) if half else layout))
     precision = MixedPrecisionPolicy(
         param_dtype=dtype if half else None, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
     )
     for layer in decoder_layers(model, config):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision)
+    model.to_empty(device=torch.device(mesh.device_type))
+    fill(model, held, layout, mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The losses have the denominators of the whole batch, so gradients are summed. Gloo cannot scale a sum.
@@ -54,6 +59,10 @@ def shard(model: nn.Module, config: Any, mesh: DeviceMesh, *, dtype: torch.dtype
             module.set_reduce_scatter_unused_params(True, recurse=False)
     for name in passes:
         register_fsdp_forward_method(model, name)
+
+
+def _float32_if_trained(layout: Layout) -> Layout:
+    return {name: replace(entry, dtype=torch.float32) if entry.trains else entry for name, entry in layout.items()}
 
 
 def decoder_layers(model: nn.Module, config: Any) -> list[nn.Module]:

@@ -75,15 +75,16 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     process = VLLM_PROCESS_GIB if on_cpu and recipe.rollout.engine == "vllm" else PROCESS_GIB
     worker_gib, learner_gib = process + weights + cache, PROCESS_GIB + (learner or 0.0)
     ranks = recipe.learner.ranks
-    if ranks > 1 and memory is not None:  # each rank loads the whole weights into host memory, and keeps its part
-        learner_gib = PROCESS_GIB + max(learner or 0.0, memory.engine_gib)
-    total = workers * worker_gib + ranks * learner_gib + (rewards + 1) * PROCESS_GIB
+    # Rank 0 loads the whole weights into host memory. The shares of all ranks, if known and on a CPU, are larger.
+    loading_gib = memory.engine_gib if ranks > 1 and memory is not None and learner is None else 0.0
+    total = workers * worker_gib + ranks * learner_gib + loading_gib + (rewards + 1) * PROCESS_GIB
     learner_is = "the learner" if ranks == 1 else f"learner.ranks = {ranks} x"
+    loads = f" and {loading_gib:.2f} while rank 0 loads the model" if loading_gib else ""
     if total > machine.memory_gib:
         raise EnvironmentProblem(
             f"this run needs at least {total:.1f} GiB of memory, and this machine has {machine.memory_gib:.1f}: "
             f"rollout.workers = {workers} x {worker_gib:.2f} (process {process:g}, weights {weights:.2f}, "
-            f"rollout.vllm.kv_cache_gib = {cache}), {learner_is} {learner_gib:.2f}, the driver and "
+            f"rollout.vllm.kv_cache_gib = {cache}), {learner_is} {learner_gib:.2f}{loads}, the driver and "
             f"{rewards} reward actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train "
             "a smaller model, or run on a cluster (cluster.address)"
         )

@@ -35,6 +35,23 @@ class ModelShape:
     """For the heads' initial weights."""
     dtype: torch.dtype = torch.float32
     """The precision that the policy computes in."""
+    loads: bool = True
+    """Whether this process reads weights from disk. With several ranks only the first one does."""
+
+    def load_copy(self) -> Any:
+        """Load the policy's weights once more for heads with a backbone of their own, in evaluation mode.
+
+        If this process does not load, the model has no weights (it is on the meta device) until the learner fills
+        it. So keep it, or its ``base_model``, as an attribute of the heads, and do not use its weights before.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if self.loads:
+            return AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype, attn_implementation="sdpa")
+        config = AutoConfig.from_pretrained(self.path)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="sdpa")
+        return model.eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +73,9 @@ class HeadInput(Enum):
     REFERENCE_LAYERS = "reference_layers"
     """``[B, T, L, H]``: the frozen reference's hidden states after each block, the last after the final norm."""
     TOKENS = "tokens"
-    """``[B, T]``: the token ids, for a head with its own backbone. The head must shift its output by one."""
+    """``[B, T]``: the token ids, for a head with its own backbone (`ModelShape.load_copy`). The head must shift its
+    output by one.
+    """
 
 
 class Heads(nn.Module, ABC):

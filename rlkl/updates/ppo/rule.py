@@ -53,12 +53,9 @@ class Critic(Heads):
     reads = HeadInput.TOKENS
 
     def __init__(self, model: ModelShape) -> None:
-        from transformers import AutoModelForCausalLM
-
         super().__init__()
         # Left in evaluation mode, so that no dropout parts the values of a step's start from those of its passes.
-        whole = AutoModelForCausalLM.from_pretrained(model.path, dtype=model.dtype, attn_implementation="sdpa")
-        self.backbone: Any = whole.base_model.eval()
+        self.backbone: Any = model.load_copy().base_model.eval()
         self.output = _zero_output(model.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,8 +82,18 @@ def test_each_gpu_is_described_with_its_actors():
     assert describe(recipe(), place_on_machine(recipe(), SMALL, None)) == []
 
 
-def test_each_rank_needs_host_memory_for_its_share_and_for_the_weights_that_it_loads():
+def test_each_rank_needs_host_memory_for_its_share():
     run = recipe(learner={"ranks": 4}, update={"kl_coef": 0.1})
     with pytest.raises(EnvironmentProblem) as error:
         place_on_machine(run, Machine(cpus=8, memory_gib=8.0), ONE_GIB)
-    assert "learner.ranks = 4 x 1.65, the driver" in str(error.value)  # 5 GiB among 4, which is more than 1 to load
+    assert "learner.ranks = 4 x 1.65, the driver" in str(error.value)  # 5 GiB among 4
+
+
+def test_rank_0_alone_needs_host_memory_for_the_weights_that_it_loads():
+    machine = Machine(cpus=64, memory_gib=3.0, gpus=("A",) * 5)
+    run = recipe(learner={"ranks": 4, "device": "cuda"}, update={"kl_coef": 0.1})
+    with pytest.raises(EnvironmentProblem) as error:
+        place_on_machine(run, machine, ONE_GIB)
+    assert "learner.ranks = 4 x 0.40 and 1.00 while rank 0 loads the model, the driver" in str(error.value)
+
+    place_on_machine(run, replace(machine, memory_gib=4.0), ONE_GIB)
