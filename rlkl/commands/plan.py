@@ -19,6 +19,9 @@ from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.system.machine import Machine, this_machine
+from rlkl.updates.base_settings import CorrectedSettings
+
+_OPTIMIZERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments of 8 bits"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,10 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         micro_batch_tokens=recipe.learner.micro_batch_tokens,
         steps=recipe.steps,
     )
-    resolved = recipe.model_copy(update={"update": recipe.update.resolved()})
+    update = recipe.update
+    if isinstance(update, CorrectedSettings):
+        update = update.for_sampler(is_exact=recipe.model.dtype == "float32")
+    resolved = recipe.model_copy(update={"update": update.resolved()})
     return Plan(
         recipe=resolved,
         run_dir=new_run_dir(recipe),
@@ -190,7 +196,7 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
             count=recipe.learner.ranks,
             cpus=cpus_of[LEARNER],
             gpus=learner_gpus if placement is None else placement.gpus_of(LEARNER),
-            does=f"{recipe.update.rule}, AdamW",
+            does=f"{recipe.update.rule}, {_OPTIMIZERS[recipe.learner.optimizer]}",
         ),
         *_reward_processes(recipe),
     )

@@ -90,6 +90,7 @@ def plan_cluster(
         work=work,
         run=training_of(recipe, found),
     )
+    _check_ranks(scene)
     today = layout_today(scene)
     sharded = layout_balanced(scene, rewards=today.rewards)
     if sharded is not None and (sharded.ranks, sharded.engine_gpus) == (today.ranks, today.engine_gpus):
@@ -106,6 +107,24 @@ def plan_cluster(
         sharded=sharded,
         refusals=tuple(refusals(scene, today)),
         warnings=(*layout_warnings(scene, today, sharded), *warnings_about(recipe, machine)),
+    )
+
+
+def _check_ranks(scene: Scene) -> None:
+    """Raise `EnvironmentProblem` if there are fewer GPUs than ranks and an engine."""
+    ranks, workers = scene.recipe.learner.ranks, scene.recipe.rollout.workers
+    least = ranks + (workers > 0)
+    if ranks == 1 or least <= scene.gpus:
+        return
+    split = layout_balanced(scene, rewards=0)
+    advice = (
+        f"learner.ranks={split.ranks} rollout.workers={split.engines} is the balanced split of {scene.gpus}"
+        if split is not None
+        else "the learner fits no split of them"
+    )
+    raise EnvironmentProblem(
+        f"learner.ranks = {ranks} and rollout.workers = {workers} need at least {least} GPUs, because a rank has one "
+        f"of its own, and --gpus is {scene.gpus}: {advice}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlkl.commands.plan_layout import USEFUL_SEQUENCES, Layout, Scene, least_ranks
 from rlkl.costs.gpus import GPUS, GPUS_PER_NODE, NETWORK
-from rlkl.costs.memory import GIB, Training, learner_parts, peak_bytes
+from rlkl.costs.memory import GIB, Training, learner_parts, moment_bytes, peak_bytes
 from rlkl.costs.seconds import least_micro_batch
 
 _TRIED_RANK = 64
@@ -97,6 +97,12 @@ def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iter
         yield (
             f"rollout.workers = {recipe.rollout.workers} on {today.engine_gpus} GPUs: {today.per_gpu} share one, and "
             f"each has a part of its memory. Set rollout.workers={today.engine_gpus}"
+        )
+    if scene.run.offloads_optimizer:
+        hosted = moment_bytes(scene.shape, replace(scene.run, offloads_optimizer=False)) / GIB
+        yield (
+            f"learner.offload = optimizer: AdamW's moments take {hosted:.0f} GiB of host memory over all ranks, "
+            "and none of the GPUs"
         )
     engine = today.engine
     if engine is not None and work.longest <= engine.tokens < USEFUL_SEQUENCES * work.longest:

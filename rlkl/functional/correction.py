@@ -70,27 +70,27 @@ def sequence_mask(log_ratio_BT: Tensor, response_BT: Tensor, bounds: Bounds) -> 
     return Correction(weight_BT=torch.where(cut_BT, 0.0, log_ratio_BT.exp()), cut_BT=cut_BT)
 
 
-CORRECTIONS: Mapping[str, tuple[Callable[[Tensor, Tensor, Bounds], Correction], Bounds]] = {
-    "token_truncate": (token_truncate, Bounds(0.0, 2.0)),
-    "token_mask": (token_mask, Bounds(0.5, 5.0)),
-    "sequence_mask": (sequence_mask, Bounds(0.99, 1.01)),
+CORRECTIONS: Mapping[str, Callable[[Tensor, Tensor, Bounds], Correction]] = {
+    "token_truncate": token_truncate,
+    "token_mask": token_mask,
+    "sequence_mask": sequence_mask,
 }
-"""The corrections by name, each with its usual bounds."""
+"""The corrections by name."""
 
 
-def correction_metrics(correction: Correction, log_ratio_BT: Tensor, response_BT: Tensor) -> dict[str, float]:
+def correction_metrics(correction: Correction, response_BT: Tensor) -> dict[str, float]:
     """Return mean and largest weight, the share of tokens that are cut, and the effective sample size.
 
-    The effective sample size is (sum r)^2 / sum r^2 over the response tokens, divided by their number: 1 if all ratios
-    are equal (Kong 1992).
+    The effective sample size is (sum w)^2 / sum w^2 over the response tokens, divided by their number (Kong 1992): 1 if
+    all weights are equal, 0 if all tokens are left out.
     """
     tokens = int(response_BT.sum())
     if not tokens:
         return {}
-    weight_N, ratio_N = correction.weight_BT[response_BT], log_ratio_BT[response_BT].double().exp()
+    weight_N = correction.weight_BT[response_BT].double()
     return {
-        "correction/weight_mean": float(weight_N.double().mean()),
+        "correction/weight_mean": float(weight_N.mean()),
         "correction/weight_max": float(weight_N.max()),
         "correction/cut_fraction": float(correction.cut_BT.sum()) / tokens,
-        "rollout/ess": float(ratio_N.sum() ** 2 / ratio_N.square().sum()) / tokens,
+        "rollout/ess": float(weight_N.sum() ** 2 / weight_N.square().sum().clamp(min=1e-30)) / tokens,
     }

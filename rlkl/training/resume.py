@@ -44,8 +44,8 @@ def newest(run_dir: Path, recipe: Recipe) -> Saved:
     state = read_state(checkpoint)
     if state.step >= recipe.steps and _is_exported(checkpoint, run_dir / "policy"):
         raise CheckpointError(
-            f"{checkpoint} has finished all of its {recipe.steps} steps; to go on, ask for more: "
-            f"rlkl train --resume {run_dir} steps={recipe.steps * 2}"
+            f"{checkpoint} has made {state.step} steps, and steps = {recipe.steps} asks for no more; to go on: "
+            f"rlkl train --resume {run_dir} steps={max(recipe.steps, state.step) * 2}"
         )
     return Saved(run_dir=run_dir, checkpoint=checkpoint, state=state)
 

@@ -105,6 +105,10 @@ class RuleSettings(Section):
         return self
 
 
+CORRECTION_BOUNDS = {"token_truncate": (0.0, 2.0), "token_mask": (0.5, 5.0), "sequence_mask": (0.99, 1.01)}
+"""The usual smallest and largest ratio of each correction; sources: `rlkl.functional.correction`."""
+
+
 class CorrectedSettings(RuleSettings):
     """The keys of a rule that can correct for its sampler; see docs/correction.md."""
 
@@ -121,17 +125,31 @@ class CorrectedSettings(RuleSettings):
 
     @model_validator(mode="after")
     def _bounds_are_used(self) -> CorrectedSettings:
-        low, high = self.correction_low, self.correction_high
-        if low is not None and high is not None and low >= high:
-            raise ValueError(f"correction_low = {low:g} is not below correction_high = {high:g}")
-        if self.correction in ("auto", "none") and (low is not None or high is not None):
-            raise ValueError(
-                f"correction_low and correction_high have no effect with correction = {self.correction}; name the "
-                "correction that they belong to"
-            )
-        if self.correction == "token_truncate" and low is not None:
+        given = {"correction_low": self.correction_low, "correction_high": self.correction_high}
+        named = [f"{key} = {x:g}" for key, x in given.items() if x is not None]
+        if self.correction in ("auto", "none"):
+            if named:
+                raise ValueError(
+                    f"{' and '.join(named)} with correction = {self.correction}: a bound belongs to a correction that "
+                    "is named. Set update.correction to token_truncate (which auto takes in bfloat16), token_mask or "
+                    "sequence_mask"
+                )
+            return self
+        if self.correction == "token_truncate" and self.correction_low is not None:
             raise ValueError("correction = token_truncate has no lower bound; leave correction_low out")
+        low, high = self.correction_bounds()
+        if low >= high:
+            raise ValueError(
+                f"correction_low = {low:g} is not below correction_high = {high:g}, so every token would be cut; set "
+                "both, or the other one"
+            )
         return self
+
+    def correction_bounds(self) -> tuple[float, float]:
+        """Return the smallest and the largest ratio that is kept, for a correction that is named."""
+        usual_low, usual_high = CORRECTION_BOUNDS[self.correction]
+        low, high = self.correction_low, self.correction_high
+        return (usual_low if low is None else low, usual_high if high is None else high)
 
     def for_sampler(self, *, is_exact: bool) -> Self:
         """Return the settings with ``auto`` decided; ``is_exact``: the sampler has the learner's numbers."""

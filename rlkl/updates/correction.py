@@ -28,22 +28,19 @@ class SamplerCorrection:
         self.name = "none" if name == "auto" else name
         if self.name == "none":
             return
-        self._function, usual = CORRECTIONS[self.name]
-        low, high = settings.correction_low, settings.correction_high
-        self._bounds = Bounds(usual.low if low is None else low, usual.high if high is None else high)
+        self._function, self._bounds = CORRECTIONS[self.name], Bounds(*settings.correction_bounds())
 
     def weighted(self, loss_BT: Tensor, batch: Batch, proximal_BT: Tensor) -> Tensor:
         """Multiply the loss of each token with its weight."""
         if self.name == "none":
             return loss_BT
-        return loss_BT * self._correct(batch, proximal_BT)[0].weight_BT
+        return loss_BT * self._correct(batch, proximal_BT).weight_BT
 
     def metrics(self, batch: Batch, proximal_BT: Tensor) -> dict[str, float]:
         """Return the metrics of a batch; ``proximal_BT`` are the log-probs of the step's start."""
         if self.name == "none":
             return {}
-        correction, log_ratio_BT = self._correct(batch, proximal_BT)
-        return correction_metrics(correction, log_ratio_BT, batch.response_BT)
+        return correction_metrics(self._correct(batch, proximal_BT), batch.response_BT)
 
     def alarms(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
         """Return a warning if the last step cut too many tokens."""
@@ -52,12 +49,13 @@ class SamplerCorrection:
             return {}
         return {
             "correction": (
-                f"update.correction = {self.name} cut the weight of {cut:.0%} of the tokens: the sampler is far from "
-                "the policy that is trained (rollout/mismatch_max, weights/probe_max). Fewer steps between two "
-                "publishes, model.dtype=float32, or wider update.correction_low and correction_high"
+                f"update.correction = {self.name} cut the weight of {cut:.0%} of the tokens, whose ratio of step's start "
+                f"to sampler is not within {self._bounds.low:g} and {self._bounds.high:g}. If rollout/mismatch_max is "
+                "large, sampler and learner differ: look at weights/probe_max, or set model.dtype=float32. If it is "
+                "small, the bounds are narrow: update.correction_low, update.correction_high"
             )
         }
 
-    def _correct(self, batch: Batch, proximal_BT: Tensor) -> tuple[Correction, Tensor]:
+    def _correct(self, batch: Batch, proximal_BT: Tensor) -> Correction:
         log_ratio_BT = sampler_log_ratio(proximal_BT, batch.rollout_logprobs_BT, batch.response_BT)
-        return self._function(log_ratio_BT, batch.response_BT, self._bounds), log_ratio_BT
+        return self._function(log_ratio_BT, batch.response_BT, self._bounds)

@@ -77,8 +77,8 @@ CORRECTION: tuple[MetricDefinition, ...] = (
         key="rollout/ess",
         unit="fraction",
         formula=(
-            "With update.correction: effective sample size, (sum r)^2 / sum r^2 over the response tokens with "
-            "r = proximal / sampler, divided by their number."
+            "With update.correction: effective sample size, (sum w)^2 / sum w^2 over the weights w of the response "
+            "tokens, divided by their number."
         ),
         bad="Below 0.8: few tokens carry the gradient.",
     ),

@@ -63,7 +63,7 @@ def file(tmp_path: Path) -> str:
 
 
 def test_a_reward_that_hangs_on_some_samples_costs_those_and_no_others(file: str, untied_model: Path, tmp_path: Path):
-    hangs = {"function": f"{file}:hangs_on_some", "mode": "process", "workers": 2, "timeout_s": 0.5, "memory_mb": 500}
+    hangs = {"function": f"{file}:hangs_on_some", "mode": "process", "workers": 2, "timeout_s": 2.0, "memory_mb": 500}
     hangs |= {"on_error": "drop_sample", "max_failed_fraction": 0.9}
     watched = {"function": f"{file}:digits", "role": "monitor", "mode": "thread"}
     recipe = make_recipe(

@@ -115,7 +115,9 @@ def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Pa
 def test_a_finished_run_has_nothing_to_resume(whole_run: RunResult):
     before = (whole_run.run_dir / "metrics.jsonl").read_bytes()
 
-    with pytest.raises(CheckpointError, match=rf"has finished all of its {STEPS} steps.*steps=10"):
+    with pytest.raises(
+        CheckpointError, match=rf"has made {STEPS} steps, and steps = {STEPS} asks for no more.*steps=10"
+    ):
         rlkl.train(rlkl.load_recipe(whole_run.run_dir / "recipe.yaml"), resume_from=whole_run.run_dir)
     assert (whole_run.run_dir / "metrics.jsonl").read_bytes() == before
 

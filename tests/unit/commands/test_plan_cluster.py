@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rlkl.commands.plan_cluster import ClusterPlan, plan_cluster
 from rlkl.commands.plan_cluster_view import lines, show
 from rlkl.costs.gpus import gpu_named
 from rlkl.costs.memory import GIB, Part, learner_parts, peak_bytes
-from rlkl.errors import InputError
+from rlkl.errors import EnvironmentProblem, InputError
 from rlkl.recipe import Recipe
 from tests.unit.costs.test_shapes import LLAMA
 
@@ -333,3 +334,18 @@ def _training(planned: ClusterPlan) -> Any:
     from rlkl.commands.plan_work import training_of
 
     return training_of(planned.recipe, planned.shape)
+
+
+def test_fewer_gpus_than_ranks_are_answered_with_the_balanced_split():
+    eight = recipe(learner={"ranks": 6}, rollout={"workers": 2})
+    with pytest.raises(
+        EnvironmentProblem, match=r"6 and rollout.workers = 2 need at least 7 GPUs.*--gpus is 4: (.*)"
+    ) as found:
+        plan_cluster(eight, gpus=4, gpu=gpu_named("H100"))
+    assert re.search(r"learner.ranks=\d rollout.workers=\d is the balanced split of 4", str(found.value))
+
+
+def test_the_host_memory_of_an_offloaded_optimizer_is_told():
+    offloaded = recipe(learner={"ranks": 6, "offload": "optimizer"}, rollout={"workers": 2})
+    planned = plan_cluster(offloaded, gpus=8, gpu=gpu_named("H100"))
+    assert any("AdamW's moments take 57 GiB of host memory" in one for one in planned.warnings)

@@ -15,6 +15,7 @@ from rlkl.functional.correction import (
     token_mask,
     token_truncate,
 )
+from rlkl.updates.base_settings import CORRECTION_BOUNDS
 
 RESPONSE = torch.tensor([[False, True, True, True], [True, True, False, False]])
 
@@ -54,8 +55,7 @@ def test_the_mean_does_not_depend_on_the_length():
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_equal_policies_have_weight_1(name: str):
-    function, bounds = CORRECTIONS[name]
-    found = function(torch.zeros(2, 4), RESPONSE, bounds)
+    found = CORRECTIONS[name](torch.zeros(2, 4), RESPONSE, Bounds(*CORRECTION_BOUNDS[name]))
     assert torch.equal(found.weight_BT, torch.ones(2, 4))
     assert not found.cut_BT.any()
 
@@ -76,16 +76,20 @@ def test_a_row_that_nobody_sampled_has_weight_1():
 
 
 def test_metrics_are_those_of_response_tokens():
-    found = correction_metrics(token_truncate(RATIOS, RESPONSE, Bounds(0.0, 2.0)), RATIOS, RESPONSE)
-    ratios = [0.25, 1.0, 4.0, 1.5, 1.5]
+    found = correction_metrics(token_truncate(RATIOS, RESPONSE, Bounds(0.0, 2.0)), RESPONSE)
+    weights = [0.25, 1.0, 2.0, 1.5, 1.5]
     assert found["correction/weight_mean"] == pytest.approx((0.25 + 1 + 2 + 1.5 + 1.5) / 5)
     assert found["correction/weight_max"] == 2.0
     assert found["correction/cut_fraction"] == pytest.approx(0.2)
-    assert found["rollout/ess"] == pytest.approx(sum(ratios) ** 2 / sum(r * r for r in ratios) / 5, rel=1e-6)
+    assert found["rollout/ess"] == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights) / 5, rel=1e-6)
 
 
 def test_without_a_response_there_is_no_metric():
     nothing = torch.zeros(1, 2, dtype=torch.bool)
-    assert (
-        correction_metrics(token_truncate(torch.zeros(1, 2), nothing, Bounds(0, 2)), torch.zeros(1, 2), nothing) == {}
-    )
+    assert correction_metrics(token_truncate(torch.zeros(1, 2), nothing, Bounds(0, 2)), nothing) == {}
+
+
+def test_if_all_tokens_are_cut_no_sample_is_effective():
+    found = correction_metrics(token_mask(RATIOS, RESPONSE, Bounds(100.0, 200.0)), RESPONSE)
+    assert found["rollout/ess"] == found["correction/weight_max"] == 0.0
+    assert found["correction/cut_fraction"] == 1.0

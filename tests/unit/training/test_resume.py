@@ -347,7 +347,7 @@ def test_a_finished_run_exports_again_unless_its_policy_is_that_of_the_last_step
     resume(run)
     shutil.rmtree(run / "policy")
     shutil.copytree(checkpoint / "policy", run / "policy")
-    assert "has finished all of its 4 steps; to go on, ask for more" in refusal(run)
+    assert "has made 4 steps, and steps = 4 asks for no more; to go on: " in refusal(run)
 
 
 def test_keys_that_a_later_version_adds_have_their_defaults(run: Path):

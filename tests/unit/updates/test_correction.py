@@ -77,8 +77,10 @@ def test_a_sampler_with_the_learners_numbers_changes_no_bit(rule: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"correction_high": 3}, "no effect with correction = auto"),
-        ({"correction": "none", "correction_low": 0.5}, "no effect with correction = none"),
+        ({"correction_high": 3}, "correction_high = 3 with correction = auto: .* token_truncate \\(which auto takes"),
+        ({"correction": "none", "correction_low": 0.5}, "correction_low = 0.5 with correction = none"),
+        ({"correction": "token_mask", "correction_high": 0.4}, "0.5 is not below correction_high = 0.4"),
+        ({"correction": "sequence_mask", "correction_low": 1.5}, "1.5 is not below correction_high = 1.01"),
         ({"correction": "token_truncate", "correction_low": 0.5}, "has no lower bound"),
         ({"correction": "token_mask", "correction_low": 2, "correction_high": 1}, "2 is not below correction_high = 1"),
         ({"correction": "product"}, "token_truncate"),
@@ -124,4 +126,4 @@ def test_many_cut_tokens_are_warned_about(settings: Any):
     assert rule.alarms([{"correction/cut_fraction": 0.2}]) == {}
     assert rule.alarms([{"correction/cut_fraction": 0.1}, {}]) == {}
     warning = rule.alarms([{"correction/cut_fraction": 0.0}, {"correction/cut_fraction": 0.35}])["correction"]
-    assert warning.startswith("update.correction = token_mask cut the weight of 35% of the tokens")
+    assert warning.startswith("update.correction = token_mask cut the weight of 35% of the tokens, whose ratio")
