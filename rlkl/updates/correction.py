@@ -49,10 +49,10 @@ class SamplerCorrection:
             return {}
         return {
             "correction": (
-                f"update.correction = {self.name} cut the weight of {cut:.0%} of the tokens, whose ratio of step's start "
-                f"to sampler is not within {self._bounds.low:g} and {self._bounds.high:g}. If rollout/mismatch_max is "
-                "large, sampler and learner differ: look at weights/probe_max, or set model.dtype=float32. If it is "
-                "small, the bounds are narrow: update.correction_low, update.correction_high"
+                f"update.correction = {self.name} cut the weight of {cut:.0%} of the tokens, whose ratio of step's "
+                f"start to sampler is not within {self._bounds.low:g} and {self._bounds.high:g}. If "
+                "rollout/mismatch_max is large, sampler and learner differ: look at weights/probe_max, or set "
+                "model.dtype=float32. If it is small, the bounds are narrow: update.correction_low, correction_high"
             )
         }
 
