@@ -34,7 +34,6 @@ from rlkl.weights import (
     differing_weights,
     receive,
 )
-from rlkl.weights.movement import Rounding, largest_gap, rms
 
 _HAND_OVER_S = 0.05
 """Seconds between two parts of finished completions, at least: each part costs about a millisecond."""
@@ -170,10 +169,9 @@ class LearnerWorker:
         current, kept = self._learner.probe(probes.current), self._learner.probe(probes.kept)
         return Expected(before=self._before, after=ProbeScores(current=current, kept=kept))
 
-    def rounding(self, probes: Sequence[Probe]) -> Rounding:
-        """Measure how far one rounding a layer moves the log-probs of the probes."""
-        plain, moved = self._learner.probe(probes), self._learner.probe_rounded(probes)
-        return Rounding(largest=largest_gap(moved, plain), mean=rms(moved, plain))
+    def probe_rounded(self, probes: Sequence[Probe]) -> Scores:
+        """See `Learner.probe_rounded`."""
+        return self._learner.probe_rounded(probes)
 
     def finished_steps(self) -> int:
         return self._learner.finished_steps

@@ -15,6 +15,7 @@ from rlkl.learner.export import ExportScores
 from rlkl.recipe import Recipe
 from rlkl.types import Probe
 from rlkl.weights import Expected, Probes, Proof, Receipt, bounds_for, check_export
+from rlkl.weights.movement import rounding_between
 
 
 class RayWeightSync:
@@ -45,7 +46,8 @@ class RayWeightSync:
         # The learner scores before it packs: on one machine the engines' scoring would slow it down, and it theirs.
         expected: Expected = self._ranks.call("score the probes", "expect", asked)
         if self._proof.wants_rounding:
-            self._proof.allow(self._ranks.call("measure its rounding", "rounding", probes))
+            rounded = self._ranks.call("measure its rounding", "probe_rounded", probes)
+            self._proof.allow(rounding_between(expected.after.current, rounded))
         package = self._ranks.send("pack", version)
         answers = [worker.receive.remote(package, asked) for worker in self._workers]
         scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)

@@ -19,7 +19,6 @@ from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.system.machine import Machine, this_machine
-from rlkl.updates.base_settings import CorrectedSettings
 
 _OPTIMIZERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments of 8 bits"}
 
@@ -146,10 +145,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         micro_batch_tokens=recipe.learner.micro_batch_tokens,
         steps=recipe.steps,
     )
-    update = recipe.update
-    if isinstance(update, CorrectedSettings):
-        update = update.for_sampler(is_exact=recipe.model.dtype == "float32")
-    resolved = recipe.model_copy(update={"update": update.resolved()})
+    resolved = recipe.model_copy(update={"update": recipe.decided_update.resolved()})
     return Plan(
         recipe=resolved,
         run_dir=new_run_dir(recipe),

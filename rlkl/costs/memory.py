@@ -60,7 +60,7 @@ class Training:
 def moment_bytes(shape: ModelShape, run: Training) -> float:
     """Return the bytes of AdamW's two moments on the GPU during a pass: 8 a trained parameter, or in 8 bits 2.03.
 
-    None if they are offloaded. Adapters have 32 bits: the rows of half of them are shorter than a block.
+    0 if they are offloaded. Adapters have 32 bits: the rows of half of them are shorter than a block.
     """
     if run.offloads_optimizer:
         return 0.0

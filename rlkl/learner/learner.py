@@ -71,9 +71,7 @@ class Learner:
         keep_freed_memory()
         torch.set_num_threads(self._section.threads or torch.get_num_threads())
         self._device = learner_device(self._section.device)
-        self._update: PolicyUpdate = build_update(
-            recipe.update, seed=recipe.seed, is_exact=recipe.model.dtype == "float32"
-        )
+        self._update: PolicyUpdate = build_update(recipe.decided_update, seed=recipe.seed)
         check_supplied(self._update, spec.frozen_paths)
         mesh = self.ranks.mesh
         loading = self._device if mesh is None else torch.device("cpu")

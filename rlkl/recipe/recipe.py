@@ -23,6 +23,7 @@ from rlkl.recipe.sections import (
     WeightsSection,
 )
 from rlkl.schema import Section
+from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.custom import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
 from rlkl.updates.terms.checks import check_names
@@ -117,3 +118,10 @@ class Recipe(Section):
                 f"{self.rollout.prompts_per_step}; a minibatch holds whole groups, so lower the one or raise the other"
             )
         return self
+
+    @property
+    def decided_update(self) -> UpdateSettings | OutsideSettings:
+        """The rule's settings with ``correction = auto`` decided: in float32 the sampler has the learner's numbers."""
+        if not isinstance(self.update, CorrectedSettings):
+            return self.update
+        return self.update.for_sampler(is_exact=self.model.dtype == "float32")

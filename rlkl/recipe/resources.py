@@ -68,15 +68,13 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     on_cpu = placement.gpus_of(WORKER) == 0
     weights = memory.engine_gib if memory is not None and on_cpu else 0.0
     cache = recipe.rollout.vllm.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
-    is_hosted = placement.gpus_of(LEARNER) == 0
-    learner = least_learner_gib(recipe, memory, on_gpu=False) if is_hosted else None
-    if not is_hosted and memory is not None and recipe.learner.offload == "optimizer" and recipe.model.lora is None:
-        learner = memory.moments_gib / recipe.learner.ranks
+    learner_on_cpu, ranks = placement.gpus_of(LEARNER) == 0, recipe.learner.ranks
+    learner = least_learner_gib(recipe, memory, on_gpu=False) if learner_on_cpu else _offloaded_gib(recipe, memory)
     process = VLLM_PROCESS_GIB if on_cpu and recipe.rollout.engine == "vllm" else PROCESS_GIB
     worker_gib, learner_gib = process + weights + cache, PROCESS_GIB + (learner or 0.0)
-    ranks = recipe.learner.ranks
     # Rank 0 loads the whole weights into host memory. The shares of all ranks, if known and on a CPU, are larger.
-    loading_gib = memory.engine_gib if ranks > 1 and memory is not None and learner is None else 0.0
+    is_counted = learner_on_cpu and learner is not None
+    loading_gib = memory.engine_gib if ranks > 1 and memory is not None and not is_counted else 0.0
     total = workers * worker_gib + ranks * learner_gib + loading_gib + (rewards + 1) * PROCESS_GIB
     learner_is = "the learner" if ranks == 1 else f"learner.ranks = {ranks} x"
     loads = f" and {loading_gib:.2f} while rank 0 loads the model" if loading_gib else ""
@@ -88,6 +86,13 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
             f"{rewards} reward actors {PROCESS_GIB:g} each. Lower rollout.workers or rollout.vllm.kv_cache_gib, train "
             "a smaller model, or run on a cluster (cluster.address)"
         )
+
+
+def _offloaded_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | None:
+    """Return the host memory of each rank for moments that are offloaded from a GPU; None if unknown or none."""
+    if memory is None or recipe.learner.offload != "optimizer" or recipe.model.lora is not None:
+        return None
+    return memory.moments_gib / recipe.learner.ranks
 
 
 def describe(recipe: Recipe, placement: Placement) -> list[str]:

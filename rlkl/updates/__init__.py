@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.custom import OutsideSettings, rule_of
 from rlkl.updates.terms import build_terms
 from rlkl.updates.terms.checks import check_names
@@ -24,14 +23,13 @@ RULES = {
 """Rule name in the recipe -> where its class lives. Rules from outside: `rlkl.updates.custom`."""
 
 
-def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0, is_exact: bool = True) -> PolicyUpdate:
+def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -> PolicyUpdate:
     """Build the rule that ``update.rule`` names, with its settings and the terms of ``update.terms``.
 
-    ``seed`` is the recipe's, for the rule's own draws. ``is_exact``: sampler and learner have the same numbers, which
-    decides ``update.correction = auto``. Raises `RecipeError` if the name of a term is taken.
+    ``seed`` is the recipe's, for the rule's own draws. Raises `RecipeError` if the name of a term is taken.
     """
     check_names(settings)
-    rule = _build_rule(settings.for_sampler(is_exact=is_exact) if isinstance(settings, CorrectedSettings) else settings)
+    rule = _build_rule(settings)
     rule.seed = seed
     if not settings.terms:
         return rule

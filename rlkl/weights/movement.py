@@ -68,6 +68,11 @@ def largest_gap(left: Scores, right: Scores) -> float:
     return float(np.abs(flat(left) - flat(right)).max(initial=0.0))
 
 
+def rounding_between(plain: Scores, rounded: Scores) -> Rounding:
+    """Measure what rounding did to log-probs of the same sequences."""
+    return Rounding(largest=largest_gap(rounded, plain), mean=rms(rounded, plain))
+
+
 def flat(scores: Scores) -> np.ndarray:
     """Return all numbers of all rows, one after the other."""
     return np.array([score for row in scores for score in row], dtype=np.float64)

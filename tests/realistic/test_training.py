@@ -164,3 +164,33 @@ def test_a_deep_bfloat16_model_trains_on_two_ranks_and_goes_on_with_one(models: 
     assert alone["reward/mean"] == two["reward/mean"], "the same completions were sampled"
     for key in ("loss/policy", "loss/value", "loss/exact", "optim/grad_norm", "kl/policy_to_reference"):
         assert alone[key] == pytest.approx(two[key], rel=0.1, abs=1e-3), key
+
+
+def test_8_bit_moments_in_host_memory_train_a_chat_model_and_resume_bit_for_bit(models: Path, tmp_path: Path):
+    """12 layers of width 256 and 151,936 words, two ranks, two workers; all matrices but the embedding have 8 bits."""
+    model = build(ModelChoice(architecture="qwen3", dtype="bfloat16", hidden=256, layers=12), models)
+    chats = [[{"role": "user", "content": "badu gefi " * n}] for n in range(1, 7)]
+    sections = {
+        "model": {"dtype": "bfloat16"},
+        "rollout": {"engine": "vllm", "workers": 2},
+        "learner": {"ranks": 2, "lr": 1e-5, "optimizer": "adamw_8bit", "offload": "optimizer"},
+    }
+    run_dir = tmp_path / "run"
+    result = rlkl.train(recipe_of(run_dir, model, chats, **sections))
+
+    assert result.status == "done"
+    lines = untimed(run_dir)
+    lengths = [len(ids) for ids in completions(run_dir)]
+    assert min(lengths) < 20
+    assert max(lengths) > 100
+    assert all(line["weights/verified"] == 1 for line in lines)
+    assert all(0.5 < line["correction/weight_mean"] < 1.5 for line in lines)
+    # Each parameter takes 4 bytes and its moments 2.03, or 8 in the embedding.
+    embedding, whole = 151_936 * 256, AutoModelForCausalLM.from_pretrained(model).num_parameters()
+    kept = (run_dir / "checkpoints" / "step_000003" / "learner").glob("*.distcp")
+    assert sum(file.stat().st_size for file in kept) < 12 * embedding + 6.1 * (whole - embedding) + 4_000_000
+
+    shutil.rmtree(run_dir / "policy")
+    shutil.rmtree(run_dir / "checkpoints" / "step_000003")
+    rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
+    assert untimed(run_dir) == lines

@@ -13,6 +13,7 @@ from rlkl.recipe import Recipe
 from rlkl.rollout.engine import EngineSettings
 from rlkl.types import Probe
 from rlkl.weights import Probes, Proof, WeightPackage, bounds_for
+from rlkl.weights.movement import rounding_between
 from tests.adapters import SCALE, SEQUENCES, base, logprobs, share, with_adapter
 from tests.models import deep_qwen3, tiny_qwen3
 from tests.unit.learner.test_learner import examples
@@ -44,7 +45,8 @@ class Actors:
         self.worker.start("hf", settings)
         layers, width = self.learner.size()
         self.proof = Proof(bounds_for(dtype, layers=layers, width=width))
-        self.proof.allow(self.learner.rounding(PROBES[:2]))
+        plain = self.learner.expect(Probes(current=PROBES[:2])).after.current
+        self.proof.allow(rounding_between(plain, self.learner.probe_rounded(PROBES[:2])))
         self.kept: WeightPackage | None = None
         self.publish(0, Probes(current=PROBES[:2]))
 

@@ -14,7 +14,7 @@ from rlkl.costs.eight_bit import in_blocks
 from rlkl.errors import CheckpointError, EnvironmentProblem
 from rlkl.learner.eight_bit import AdamW8bit
 from rlkl.learner.learner import Learner, LearnerSpec
-from rlkl.learner.optimizers import HostedState, build_optimizer
+from rlkl.learner.optimizers import AdamW, HostedState, build_optimizer
 from rlkl.learner.state import state_tensors
 from rlkl.recipe import LearnerSection, Recipe
 from tests.models import random_model
@@ -138,11 +138,7 @@ def test_an_optimizer_in_host_memory_makes_the_same_steps(wide: Path, tmp_path: 
     resumed.restore(tmp_path)
     before = state_tensors(resumed._optimization)
     assert all(torch.equal(tensor, before[key]) for key, tensor in state_tensors(plain._optimization).items())
-    broken = failing(resumed)
-    resumed.prepare(examples(3), step=3)
-    with pytest.raises(RuntimeError, match="broken"):
-        resumed.step(3)
-    broken.undo()
+    break_off(resumed, 3)
     assert train(plain, 3) == train(resumed, 3)
     assert all(torch.equal(tensor, weights(plain)[key]) for key, tensor in weights(resumed).items())
 
@@ -168,12 +164,11 @@ def test_the_state_comes_one_parameter_at_a_time():
     assert [len(group["params"]) for group in optimizer.param_groups] == [3, 0]
 
 
-def failing(learner: Learner) -> pytest.MonkeyPatch:
-    """Let the 20th parameter of the next optimizer steps fail; `undo` of the result ends that."""
-    patch, made = pytest.MonkeyPatch(), []
-    optimizer = learner._optimization.optimizer
-    name = "update_step" if isinstance(optimizer, AdamW8bit) else "step"
-    original = getattr(AdamW8bit.__mro__[1] if name == "update_step" else type(optimizer), name)
+def break_off(learner: Learner, step: int) -> None:
+    """Let a step of several optimizer steps fail at the 20th update of a parameter."""
+    optimizer, made = learner._optimization.optimizer, []
+    kind, name = (AdamW8bit.__mro__[1], "update_step") if isinstance(optimizer, AdamW8bit) else (AdamW, "step")
+    original = getattr(kind, name)
 
     def fail(*arguments: Any) -> Any:
         made.append(1)
@@ -181,18 +176,17 @@ def failing(learner: Learner) -> pytest.MonkeyPatch:
             raise RuntimeError("broken")
         return original(*arguments)
 
-    patch.setattr(AdamW8bit.__mro__[1] if name == "update_step" else type(optimizer), name, fail)
-    return patch
+    learner.prepare(examples(step), step=step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, fail)
+        with pytest.raises(RuntimeError, match="broken"):
+            learner.step(step)
 
 
 def test_an_update_that_fails_half_way_is_undone(wide: Path):
     learner, undisturbed = (build(wide, optimizer="adamw_8bit", minibatches=2) for _ in range(2))
     assert train(learner, 0) == train(undisturbed, 0)
-    broken = failing(learner)
-    learner.prepare(examples(1), step=1)
-    with pytest.raises(RuntimeError, match="broken"):
-        learner.step(1)
-    broken.undo()
+    break_off(learner, 1)
     assert train(learner, 1) == train(undisturbed, 1)
 
 
