@@ -2,6 +2,7 @@
 
 from rlkl.recipe.recipe import Recipe
 from rlkl.recipe.reward_section import Normalize, RewardSection, ScoringSection
+from rlkl.recipe.rollout_section import RolloutSection
 from rlkl.recipe.sections import (
     CheckpointSection,
     ClusterSection,
@@ -10,7 +11,6 @@ from rlkl.recipe.sections import (
     LearnerSection,
     LoraSection,
     ModelSection,
-    RolloutSection,
     RunSection,
     TrackingSection,
     WeightsSection,

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "rollout.gpus_per_worker",
     "rollout.cpus_per_worker",
     "rollout.threads",
+    "rollout.tensor_parallel",
+    "rollout.placement",
     "rollout.vllm.memory_fraction",
     "rollout.vllm.kv_cache_gib",
     "rewards[].mode",

