@@ -181,6 +181,8 @@ class Selection:
     left_out: Sequence[Example]
     """The rollouts that are not trained on; they count in the KL to the reference."""
     metrics: Mapping[str, float]
+    position: int = 0
+    """Prompts drawn from the data, up to the last one of this step."""
 
     @property
     def rollout_count(self) -> int:

@@ -67,7 +67,7 @@ class RaySampler:
     @property
     def idle_s(self) -> float:
         """Seconds in which an engine had no request, since the start, as of the last reports: the workers' mean."""
-        return fmean(self._idle_s)
+        return fmean(self._idle_s) if self._idle_s else 0.0
 
     def _send(self, worker: int, requests: Sequence[Request], first: int) -> None:
         if requests:

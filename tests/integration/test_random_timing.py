@@ -32,8 +32,13 @@ class HandsOver:
     def __init__(self, case: int) -> None:
         self._case = case
 
+    idle_s = 0.0
+
     def submit(self, requests: Sequence[Request]) -> None:
         self._requests = requests
+
+    def submit_together(self, requests: Sequence[Request], *, first: int) -> None:
+        raise NotImplementedError
 
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         chance = random.Random(self._case)
