@@ -18,7 +18,7 @@ VERBS = """
 Accumulate Add Allow Answer Append Apply Arrange Ask Assign Average Await Become Begin Bring Build Call Cancel Change
 Check Choose Clear Clip Close Collect Compare Compute Connect Continue Convert Copy Count Create Cut Deal Decode Define
 Delete Derive Describe Detach Divide Do Draw Drop Dump Encode End Enter Escape Estimate Evaluate Exclude Expand Expect
-Explain Export Extend Fetch Fill Find Follow Forget Free Freeze Gather Generate Get Give Go Group Halve Handle Hash
+Explain Export Extend Feed Fetch Fill Find Finish Follow Forget Free Freeze Gather Generate Get Give Go Group Halve Handle Hash
 Have Ignore Import Initialise Insert Interpolate Invert Iterate Join Judge Keep Learn Leave Let Limit List Load Lock
 Log Look Lower Make Mark Maximise Measure Merge Minimise Mix Move Multiply Name Normalise Note Open Pack Parse Pass
 Pick Place Prepare Print Protect Prove Prune Publish Put Raise Rank Rate Re-initialise Read Rebuild Receive Recompute
