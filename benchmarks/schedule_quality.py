@@ -2,8 +2,8 @@
 
 python -m benchmarks.schedule_quality FOLDER [--seeds 5]
 
-Runs that are in FOLDER already are not made again. A row is the mean and the standard deviation over the seeds of the mean
-over the last 5 steps; a difference is paired by seed, with its 95 % t interval.
+Runs that are in FOLDER already are not made again. A row is the mean and the standard deviation over the seeds of the
+mean over the last 5 steps. A difference is paired by seed, with its 95 % t interval.
 """
 
 from __future__ import annotations
