@@ -21,6 +21,7 @@ from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
 from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
+from rlkl.rollout.sleeping import EngineInTurns, in_turns
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -42,7 +43,8 @@ _HAND_OVER_S = 0.05
 class RolloutWorker:
     """Hosts one engine."""
 
-    _engine: Engine
+    _engine: Engine | EngineInTurns
+    _in_turns: EngineInTurns
 
     def __init__(self) -> None:
         self._channel = HostMemoryChannel()
@@ -51,7 +53,18 @@ class RolloutWorker:
 
     def start(self, engine: str, settings: EngineSettings) -> None:
         """Start the engine. Not done in the constructor: Ray passes on a constructor's errors as text only."""
-        self._engine = engine_class(engine)(settings)
+        started = engine_class(engine)(settings)
+        self._engine = started
+        if settings.sleeps:
+            self._engine = self._in_turns = in_turns(started, name=engine)
+
+    def sleep(self) -> None:
+        """See `EngineInTurns.sleep`."""
+        self._in_turns.sleep()
+
+    def wake_weights(self) -> None:
+        """See `EngineInTurns.wake_weights`. The next `receive` brings the key-value cache back."""
+        self._in_turns.wake_weights()
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
         """Yield completions with their requests' numbers, some at a time, while the engine goes on with the others.
@@ -118,6 +131,10 @@ class LearnerWorker:
         self._store = open_store(host, size=size, timeout_s=timeout_s)
         return self._store.port
 
+    def visible_gpus(self) -> list[str]:
+        """Return the GPUs that Ray has given to this process."""
+        return [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+
     def log_file(self) -> str:
         """Return the file that this process writes its errors to; empty if there is none."""
         path = os.path.realpath("/proc/self/fd/2")
@@ -172,6 +189,10 @@ class LearnerWorker:
     def probe_rounded(self, probes: Sequence[Probe]) -> Scores:
         """See `Learner.probe_rounded`."""
         return self._learner.probe_rounded(probes)
+
+    def rest(self) -> None:
+        """See `Learner.rest`."""
+        self._learner.rest()
 
     def finished_steps(self) -> int:
         return self._learner.finished_steps
