@@ -42,12 +42,6 @@ def with_engine(recipe: Recipe, engine: str) -> Recipe:
     return recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"engine": engine})})
 
 
-def test_a_run_in_turns_has_the_numbers_of_one_apart(tmp_path: Path, untied_model: Path, whole_run: RunResult):
-    done = rlkl.train(make_recipe(tmp_path / "run", untied_model, rollout=COLOCATED))
-    assert done.status == "done"
-    assert_same_run(done.run_dir, whole_run.run_dir)
-
-
 def test_only_a_publish_gives_an_engine_the_weights_that_it_lost_asleep(
     tmp_path: Path, untied_model: Path, whole_run: RunResult
 ):
@@ -81,7 +75,9 @@ def test_an_error_while_the_engines_sleep_loses_no_step_and_a_resume_ends_as_if_
     assert_same_run(tmp_path / "fails", tmp_path / "whole")
 
 
-def test_an_interrupted_run_saves_its_step_and_is_resumed(tmp_path: Path, untied_model: Path, whole_run: RunResult):
+def test_an_interrupted_run_saves_its_step_and_is_resumed_to_the_numbers_of_one_apart(
+    tmp_path: Path, untied_model: Path, whole_run: RunResult
+):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(make_recipe(tmp_path / "run", untied_model, rollout=COLOCATED)))
     process = start_cli("train", str(recipe))
