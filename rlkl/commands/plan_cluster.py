@@ -113,7 +113,7 @@ def plan_cluster(
 def _check_ranks(scene: Scene) -> None:
     """Raise `EnvironmentProblem` if there are fewer GPUs than ranks and an engine."""
     ranks, workers = scene.recipe.learner.ranks, scene.recipe.rollout.workers
-    least = ranks + (workers > 0)
+    least = ranks + (workers > 0 and scene.recipe.rollout.placement == "separate")
     if ranks == 1 or least <= scene.gpus:
         return
     split = layout_balanced(scene, rewards=0)

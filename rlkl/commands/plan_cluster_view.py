@@ -62,6 +62,8 @@ def _layout(plan: ClusterPlan, layout: Layout, title: str) -> Iterator[str]:
     each = "The learner" if layout.ranks == 1 else f"Each of {layout.ranks} learner GPUs"
     yield _title(each, needed, room, plan.gpu.bytes)
     yield from _bars(layout.parts, max(room, needed), room)
+    if layout.resting is not None:
+        yield f"  While engines sample there, {layout.resting / GIB:.1f} GiB of it stay."
     if layout.engine is not None and (layout is plan.today or layout.engine != plan.today.engine):
         engine = layout.engine
         allowed, least = engine.weights + engine.graphs + engine.cache, engine.weights + engine.graphs
@@ -80,6 +82,10 @@ def _described(layout: Layout) -> str:
     learner = "one learner process on 1 GPU" if layout.ranks == 1 else f"the learner sharded over {layout.ranks} GPUs"
     if not layout.engines:
         return f"{learner}, and no rollout worker"
+    if layout.in_turns:
+        idle = layout.gpus - layout.used
+        rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
+        return f"{learner} and {workers} on {_gpus(layout.engine_gpus)} of it, in turns{rest}"
     each = " each" if layout.engines > 1 else ""
     size = f" of {layout.tensor_parallel} GPUs{each}" if layout.tensor_parallel > 1 else ""
     rewards = f", rewards on {_gpus(layout.rewards)}" if layout.rewards else ""
@@ -177,6 +183,8 @@ def _holds_one(plan: ClusterPlan, engine: EngineMemory) -> bool:
 
 
 def _split(layout: Layout) -> str:
+    if layout.in_turns:
+        return f"{layout.ranks}, in turns"
     return "1, shared" if layout.shares_a_gpu else f"{layout.ranks} + {layout.engine_gpus}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from rlkl.commands.plan_work import Work
 from rlkl.costs.gpus import GPUS_PER_NODE, Gpu
 from rlkl.costs.memory import (
+    ASLEEP,
     ENGINE_SHARE,
     EngineMemory,
     Part,
@@ -14,6 +15,7 @@ from rlkl.costs.memory import (
     engine_memory,
     learner_parts,
     peak_bytes,
+    resting_bytes,
     sharded_learner_parts,
 )
 from rlkl.costs.seconds import (
@@ -80,6 +82,13 @@ class Layout:
     gpus: int
     """GPUs of the plan."""
     seconds: Seconds
+    resting: float | None = None
+    """Bytes of the learner on each of its GPUs while engines use them in turns; None if they have GPUs of their own."""
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether engines sleep on the learner's GPUs while it steps."""
+        return self.resting is not None
 
     @property
     def shares_a_gpu(self) -> bool:
@@ -88,7 +97,9 @@ class Layout:
     @property
     def used(self) -> int:
         """GPUs that have something to do."""
-        return self.rewards + (self.engine_gpus if self.shares_a_gpu else self.ranks + self.engine_gpus)
+        if self.shares_a_gpu:
+            return self.rewards + self.engine_gpus
+        return self.rewards + self.ranks + (0 if self.in_turns else self.engine_gpus)
 
     def idle(self, step: float) -> float:
         """Return the share of all GPU time in which no GPU computes, for a step of so many seconds."""
@@ -144,13 +155,13 @@ def layout_today(scene: Scene) -> Layout:
     fraction = memory_fraction(recipe, placement)
     with_learner = next(group for group in placement.groups if group.count(LEARNER))
     engine_groups = [group for group in placement.groups if group.count(WORKER)]
-    taken = with_learner.count(WORKER) * fraction
+    taken = ASLEEP / gpu.bytes if placement.in_turns else with_learner.count(WORKER) * fraction
     workers, tensor_parallel = (
         placement.count(WORKER),
         int(recipe.rollout.vllm.arguments.get("tensor_parallel_size", 1)),
     )
     engine = None
-    if workers and placement.gpus_of(WORKER):
+    if workers and placement.on_gpus(WORKER):
         engine = engine_memory(
             scene.shape, memory=fraction * gpu.bytes, width=scene.chip.width, tensor_parallel=tensor_parallel
         )
@@ -158,19 +169,21 @@ def layout_today(scene: Scene) -> Layout:
     per_gpu = max((group.count(WORKER) for group in engine_groups), default=1)
     rollout = scene.sampling(engine, workers, per_gpu)
     ranks = recipe.learner.ranks
+    parts = parts_of(scene.shape, scene.run, ranks)
     return Layout(
         ranks=ranks,
         learner_gpu=min(placement.gpus_of(LEARNER), 1.0),
         engines=workers,
         engine_gpus=sum(len(group.devices) for group in engine_groups),
         tensor_parallel=tensor_parallel,
-        parts=parts_of(scene.shape, scene.run, ranks),
+        parts=parts,
         room=(1 - taken) * gpu.bytes,
         engine=engine,
         per_gpu=per_gpu,
         rewards=sum(len(group.devices) for group in rewards),
         gpus=scene.gpus,
         seconds=scene.seconds(ranks=ranks, rollout=rollout),
+        resting=resting_bytes(parts) if placement.in_turns else None,
     )
 
 

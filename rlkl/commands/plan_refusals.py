@@ -19,11 +19,13 @@ def refusals(scene: Scene, today: Layout) -> Iterator[str]:
     needed = peak_bytes(today.parts)
     if needed > today.room:
         beside = " beside the rollout workers on its GPU" if today.shares_a_gpu else ""
+        beside = " beside an engine that sleeps" if today.in_turns else beside
         yield (
             f"the learner needs {needed / GIB:.0f} of {today.room / GIB:.0f} GiB{beside}. "
             + _sentence(list(_remedies(scene, today)))
             + _sharding(scene)
         )
+    yield from _too_much_at_rest(scene, today)
     engine = today.engine
     if engine is not None and engine.tokens < scene.work.longest:
         wanted = (engine.weights + engine.graphs + scene.work.longest * engine.token / engine.tensor_parallel) / GIB
@@ -32,6 +34,22 @@ def refusals(scene: Scene, today: Layout) -> Iterator[str]:
             f"A rollout worker needs {wanted:.0f} of {allowed:.0f} GiB (rollout.vllm.memory_fraction) for its weights "
             f"and one sequence of {scene.work.longest} tokens. Take GPUs with more memory, fewer rollout.workers for "
             "each GPU, or a smaller model.path."
+        )
+
+
+def _too_much_at_rest(scene: Scene, today: Layout) -> Iterator[str]:
+    """Yield why the engines cannot wake: their part of the memory and the resting learner exceed a GPU."""
+    engine, whole = today.engine, scene.chip.gpu.bytes
+    if today.resting is None or engine is None:
+        return
+    taken = engine.weights + engine.graphs + engine.cache
+    if today.resting + taken > whole:
+        most = int(100 * (1 - today.resting / whole)) / 100
+        lower = f"rollout.vllm.memory_fraction={most:g} or less, " if most > 0 else ""
+        yield (
+            f"while it samples, a rollout worker takes {taken / GIB:.0f} of {whole / GIB:.0f} GiB, and the resting "
+            f"learner keeps {today.resting / GIB:.0f} GiB there (rollout.placement = colocated). Set {lower}"
+            "learner.offload=optimizer, or raise learner.ranks."
         )
 
 

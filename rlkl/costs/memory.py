@@ -21,6 +21,8 @@ CONTEXT = 2 * GIB
 """The CUDA context, libraries and their workspaces."""
 GRAPHS = 3 * GIB
 """The CUDA graphs and workspaces of an engine."""
+ASLEEP = GRAPHS
+"""Left on the GPU by an engine that sleeps."""
 ENGINE_SHARE = 0.9
 """The part of a GPU's memory that an engine may take (`rlkl.recipe.placement.USABLE_GPU_MEMORY`)."""
 
@@ -176,6 +178,14 @@ def _sum(parts: tuple[Part, ...]) -> float:
 def peak_bytes(parts: tuple[Part, ...]) -> float:
     """Return the sum of all parts."""
     return _sum(parts)
+
+
+_AT_REST = ("weights", "AdamW moments", "frozen models", "CUDA, fragmentation")
+
+
+def resting_bytes(parts: tuple[Part, ...]) -> float:
+    """Return the memory of a learner between two steps, when gradients and activations are freed."""
+    return sum(part.bytes for part in parts if part.name in _AT_REST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
