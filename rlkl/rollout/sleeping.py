@@ -20,7 +20,7 @@ from rlkl.types import Completion, Probe
 
 
 class State(StrEnum):
-    """What an engine holds."""
+    """The memory that an engine holds."""
 
     AWAKE = "awake"
     """Weights and key-value cache: it can sample."""
