@@ -16,7 +16,7 @@ class RayLearner:
     """Trains, saves and restores on all ranks."""
 
     def __init__(self, ranks: LearnerRanks, turns: MemoryTurns | None = None) -> None:
-        """Use ``ranks``; with ``turns``, engines sleep before a step."""
+        """Call ``ranks``; with ``turns``, engines sleep before a step."""
         self.ranks = ranks
         self._turns = turns
 

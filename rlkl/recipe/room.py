@@ -131,7 +131,7 @@ class _Space:
         self.cpus = {node.name: node.cpus for node in nodes}
         self.units = {node.name: _units(node.gpus) for node in nodes}
         self.roles: dict[str, Counter[str]] = {node.name: Counter() for node in nodes}
-        """How many actors of each role are on each node."""
+        """Number of actors of each role on each node."""
 
     def take(self, actor: Actor, wish: _Wish) -> _Spot | None:
         """Reserve room for one actor; None if no node has it."""
@@ -174,7 +174,7 @@ class _Space:
 
 
 def _on_most_room(space: _Space, actor: Actor, spot: _Spot) -> tuple[float, ...]:
-    """Prefer the emptiest GPU, then the ranks of a learner together and the rollout workers apart."""
+    """Rank spots: the emptiest GPU first, then the ranks of a learner together and the rollout workers apart."""
     name, gpus = spot
     free = float(space.units[name][gpus[0]]) if len(gpus) == 1 else 0.0
     beside = {LEARNER: space.roles[name][LEARNER], WORKER: -space.roles[name][WORKER]}.get(actor.role, 0)
