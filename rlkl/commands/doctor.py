@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
+from rlkl.errors import InputError
 from rlkl.system.machine import Machine, this_machine
 
 IMPORT_DEADLINE_S = 180
@@ -50,18 +51,25 @@ class Check:
     """One line of the report."""
 
     name: str
-    status: Literal["ok", "note", "missing"]
+    status: Literal["ok", "note", "missing", "wrong"]
     detail: str
     remedy: str = ""
 
     @property
     def blocks(self) -> bool:
-        """Whether the quickstart cannot run."""
-        return self.status == "missing"
+        """Whether a run cannot start, or cannot be trusted."""
+        return self.status in ("missing", "wrong")
 
 
 def run(options: Namespace) -> int:
-    """Print the report; return 1 if the quickstart cannot run here, else 0."""
+    """Print the report; return 1 if the quickstart cannot run here, else 0. ``--cluster``: report on a Ray cluster."""
+    if options.cluster:
+        from rlkl.commands import doctor_cluster
+
+        return doctor_cluster.run(options)
+    given = [name for name in ("address", "run_dir", "mib") if getattr(options, name) is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} goes with --cluster: rlkl doctor --cluster ...")
     checks = examine()
     show(checks)
     return 1 if any(check.blocks for check in checks) else 0
@@ -85,14 +93,19 @@ def examine() -> list[Check]:
 def show(checks: list[Check]) -> None:
     """Print the report and its verdict."""
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140)
-    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
-    for check in checks:
-        table.add_row(check.status, check.name, check.detail, check.remedy)
-    console.print(table)
+    console.print(table_of(checks))
     blocking = [check.name for check in checks if check.blocks]
     console.print(
         f"The quickstart cannot run here yet: {', '.join(blocking)}" if blocking else "The quickstart can run here"
     )
+
+
+def table_of(checks: list[Check]) -> Table:
+    """Return the checks as a table with a line for each."""
+    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    for check in checks:
+        table.add_row(check.status, check.name, check.detail, check.remedy)
+    return table
 
 
 def check_versions(requirements: list[str]) -> Iterator[Check]:
