@@ -1,4 +1,4 @@
-"""Asks every node of a Ray cluster for `rlkl doctor --cluster`. Each wait has a deadline, and each error names a node."""
+"""Ask every node of a Ray cluster for `rlkl doctor --cluster`. Waits have deadlines, and errors name the node."""
 
 from __future__ import annotations
 

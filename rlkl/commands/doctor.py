@@ -34,7 +34,13 @@ PROBES = {
     "torch and GPUs": "import torch; print('works, finds', torch.cuda.device_count(), 'CUDA GPUs')",
     "Ray": "import ray; print('works')",
     "engine hf": "import rlkl.rollout.hf_engine; print('works')",
-    "engine vllm": "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; print('works')",
+    "engine vllm": (
+        "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; from vllm.platforms import current_platform\n"
+        "current_platform.import_kernels(); import torch\n"
+        "if current_platform.is_cpu() and not hasattr(torch.ops._C, 'init_cpu_memory_env'):\n"
+        "    raise ImportError('its kernels for CPUs do not load; is libnuma there (apt-get install libnuma1)?')\n"
+        "print('works')"
+    ),
     "update rules": (
         "from importlib import import_module; from rlkl.updates import RULES\n"
         "for home in RULES.values(): getattr(import_module(home.split(':')[0]), home.split(':')[1])\n"
@@ -113,7 +119,7 @@ def check_versions(requirements: list[str]) -> Iterator[Check]:
     if not requirements:
         yield Check(name="rlkl", status="note", detail="not installed, versions not compared", remedy=_REINSTALL)
     for requirement in map(Requirement, requirements):
-        extras = re.findall(r'extra == "(\w+)"', str(requirement.marker))
+        extras = re.findall(r'extra == "([\w-]+)"', str(requirement.marker))
         if not _is_installed(requirement.name):
             if not extras:
                 yield Check(

@@ -89,7 +89,7 @@ def batch_shell(process: subprocess.Popen[str]) -> int:
 
 
 def test_a_job_is_saved_at_its_time_limit_queued_again_and_goes_on(job: dict[str, str]) -> None:
-    run_dir, command = Path(job["RUN_DIR"]), ("quickstart", "steps=40", "rollout.prompts_per_step=4")
+    run_dir, command = Path(job["RUN_DIR"]), ("quickstart", "steps=12", "rollout.engine=hf")
     process = submit(job, *command)
     end = time.monotonic() + DEADLINE_S
     while not (run_dir / "metrics.jsonl").exists() or not records(run_dir):
@@ -101,7 +101,7 @@ def test_a_job_is_saved_at_its_time_limit_queued_again_and_goes_on(job: dict[str
     assert code == 143, printed
     assert "SIGUSR1, asking the run to save and end" in printed
     done = len(records(run_dir))
-    assert 1 <= done < 40
+    assert 1 <= done < 12
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{done:06}"]
     log = Path(job["SLURM_LOG"]).read_text()
     assert f"scontrol requeue {job['SLURM_JOB_ID']}" in log
@@ -109,7 +109,7 @@ def test_a_job_is_saved_at_its_time_limit_queued_again_and_goes_on(job: dict[str
 
     code, printed = ended(submit(job, *command))
     assert code == 0, printed
-    assert [record["step"] for record in records(run_dir)] == list(range(1, 41))
+    assert [record["step"] for record in records(run_dir)] == list(range(1, 13))
     assert (run_dir / "policy" / "config.json").is_file()
     assert Path(job["SLURM_LOG"]).read_text().count("requeue") == 1
 
