@@ -1,7 +1,7 @@
-"""`launch/slurm.sbatch`, for real except for SLURM: one node on loopback trains, is saved at its time limit, and goes on.
+"""`launch/slurm.sbatch` with a stand-in for SLURM: one node trains, is saved at its time limit, and goes on.
 
-Ray's `symmetric-run` refuses to start beside another Ray, and stops every Ray of the machine at its end. So each job runs
-in a process namespace of its own.
+Ray's `symmetric-run` refuses to start beside another Ray, and stops every Ray of the machine at its end. So each job
+runs in a process namespace of its own.
 """
 
 from __future__ import annotations
