@@ -28,10 +28,10 @@ def cluster() -> Iterator[Cluster]:
         environment.setattr(
             ray_constants, "ENABLE_RAY_CLUSTER", False
         )  # this process may have read the variable before
-        loopback = {"node_ip_address": "127.0.0.1"}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **loopback})
+        head = {"num_cpus": 2, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+        made = Cluster(initialize_head=True, head_node_args=head)
         try:
-            made.add_node(num_cpus=1, **loopback)
+            made.add_node(num_cpus=1, node_ip_address="127.0.0.1")
             made.wait_for_nodes()
             yield made
         finally:
@@ -52,7 +52,7 @@ def test_the_command_looks_at_both_nodes(
     monkeypatch.setenv("COLUMNS", "80")
     shared = tmp_path / "new" / "runs"
     try:
-        code = main(["doctor", "--cluster", "--address", cluster.address, "--run-dir", str(shared), "--mib", "2"])
+        code = main(["doctor", "--cluster", "--address", str(cluster.address), "--run-dir", str(shared), "--mib", "2"])
     finally:
         ray.shutdown()
     printed = capsys.readouterr().out
