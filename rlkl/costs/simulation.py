@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from math import inf
 from statistics import fmean
+from typing import TypeVar
 
 from rlkl.costs.engines import Engine, Group
 from rlkl.costs.setting import ALTERNATE, ONE_STEP_OFF, STREAM, Setting, Simulated, SimulatedStep
 from rlkl.costs.stream import Stream
+
+T = TypeVar("T")
 
 
 def simulate(setting: Setting, schedule: str, *, steps: int = 8) -> Simulated:
@@ -24,6 +27,13 @@ def simulate(setting: Setting, schedule: str, *, steps: int = 8) -> Simulated:
     makers = {ALTERNATE: _alternate, ONE_STEP_OFF: _one_step_off}
     done = Stream(setting).steps() if schedule == STREAM else makers[schedule](setting)
     return Simulated(schedule=schedule, steps=tuple(islice(done, steps + warm_up)), warm_up=warm_up)
+
+
+def shared_out(work: Sequence[T], engines: int) -> list[Sequence[T]]:
+    """Cut work, in order, into one nearly equal part for each engine, as rlkl does."""
+    size, extra = divmod(len(work), engines)
+    starts = [number * size + min(number, extra) for number in range(engines + 1)]
+    return [work[start:end] for start, end in pairwise(starts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +68,11 @@ def _batches(setting: Setting) -> Iterator[_Batch]:
 
 
 def _sample(setting: Setting, groups: Sequence[Group]) -> list[Engine]:
-    """Decode groups to their end; return the engines, whose `Engine.now` is then the end of their last completion.
-
-    Completions are dealt in order, in nearly equal parts, as `rlkl.rollout.collect.share_out` does.
-    """
+    """Decode groups to their end; return the engines, whose `Engine.now` is then the end of their last completion."""
     work = [completion for group in groups for completion in setting.completions(group)]
     engines = setting.start_engines()
-    size, extra = divmod(len(work), len(engines))
-    starts = [number * size + min(number, extra) for number in range(len(engines) + 1)]
-    for engine, (start, end) in zip(engines, pairwise(starts), strict=True):
-        engine.put(work[start:end])
+    for engine, part in zip(engines, shared_out(work, len(engines)), strict=True):
+        engine.put(part)
         while engine.next_end < inf:
             engine.advance(engine.next_end)
     return engines
@@ -101,8 +106,8 @@ def _step(
         seconds=seconds,
         learner_s=learner_s,
         publish_s=publish_s,
-        learner_waited_s=seconds - learner_s - publish_s,
-        rollout_idle_s=seconds - sum(one.busy_s for one in sampled),
+        learner_waited_s=max(seconds - learner_s - publish_s, 0.0),
+        rollout_idle_s=max(seconds - sum(one.busy_s for one in sampled), 0.0),
         staleness_mean=float(stale),
         staleness_max=stale,
         tokens=tokens * setting.each,
