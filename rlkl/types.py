@@ -85,7 +85,10 @@ class Completion:
     finish_reason: FinishReason
     text: str = ""
     weights_version: int | None = None
-    """Version of the weights that it was sampled with; None for an answer from a data set."""
+    """Version of the weights that sampled its first token; None for an answer from a data set."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """Versions of the weights that sampled it, each with the number of its first token: ((3, 0), (4, 17)) if version 4
+    arrived after 17 tokens. Empty if all are of ``weights_version``."""
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
@@ -178,6 +181,8 @@ class Selection:
     left_out: Sequence[Example]
     """The rollouts that are not trained on; they count in the KL to the reference."""
     metrics: Mapping[str, float]
+    position: int = 0
+    """Prompts drawn from the data, up to the last one of this step."""
 
     @property
     def rollout_count(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -22,7 +22,7 @@ def wait(ref: Any, *, who: str, what: str, timeout_s: float) -> Any:
     try:
         return ray.get(ref, timeout=timeout_s)
     except GetTimeoutError:
-        raise _late(who, what, timeout_s) from None
+        raise late(who, what, timeout_s) from None
     except RayTaskError as error:
         if isinstance(error.cause, RlklError):
             raise error.cause from None
@@ -51,30 +51,12 @@ def wait_all(refs: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: f
             try:
                 answers[ref] = wait(ref, who=name_of[ref], what=what, timeout_s=left_s)
             except DeadlineError:
-                raise _late(name_of[ref], what, timeout_s) from None
+                raise late(name_of[ref], what, timeout_s) from None
     return [answers[ref] for ref in refs]
 
 
-def stream_all(
-    generators: Sequence[Any], *, who: Sequence[str], what: str, timeout_s: float
-) -> Iterator[tuple[int, Any]]:
-    """Yield the values of several actors' generators as they come, with their actors' numbers; one deadline for all."""
-    end = time.monotonic() + timeout_s
-    numbers = list(range(len(generators)))
-    while numbers:
-        ready, _ = ray.wait([generators[number] for number in numbers], timeout=max(end - time.monotonic(), 0.0))
-        if not ready:
-            raise _late(who[numbers[0]], what, timeout_s)
-        number = next(number for number in numbers if generators[number] is ready[0])
-        try:
-            ref = next(generators[number])
-        except StopIteration:
-            numbers.remove(number)
-            continue
-        yield number, wait(ref, who=who[number], what=what, timeout_s=max(end - time.monotonic(), 1.0))
-
-
-def _late(who: str, what: str, timeout_s: float) -> DeadlineError:
+def late(who: str, what: str, timeout_s: float) -> DeadlineError:
+    """Return the error for an actor that has missed its deadline."""
     return DeadlineError(
         f"{who} did not {what} within {timeout_s:g} s. If that is too short, raise cluster.call_timeout_s, or "
         "cluster.start_timeout_s while starting."

@@ -17,8 +17,8 @@ from rlkl.actors.learner import RayLearner
 from rlkl.actors.learners import LearnerRanks, rank_names
 from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.actors.rewards import RayRewardWorker, worker_maker
-from rlkl.actors.sampler import RaySampler
-from rlkl.actors.shells import LearnerWorker, RolloutWorker
+from rlkl.actors.sampler import RaySampler, start_worker
+from rlkl.actors.shells import LearnerWorker
 from rlkl.actors.weight_sync import RayWeightSync
 from rlkl.learner.learner import LearnerSpec
 from rlkl.recipe import Recipe
@@ -63,7 +63,7 @@ class RayHands:
         for actor in workers:
             threads = recipe.rollout.threads or reserved.cores(actor)
             options = reserved.options(actor, threads=threads)
-            self._actors.append(ray.remote(RolloutWorker).options(**options).remote())
+            self._actors.append(start_worker(options))
         rollout_actors, names = list(self._actors), [f"rollout worker {actor.number}" for actor in workers]
         learner_actors: list[Any] = []
         for actor in learners:

@@ -2,37 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from rlkl.actors.calls import stream_all
+import ray
+
+from rlkl.actors.calls import late, wait
+from rlkl.actors.shells import HandOver, RolloutWorker
 from rlkl.rollout.collect import share_out
 from rlkl.rollout.engine import Request
 from rlkl.types import Completion
 
+_POLL_S = 5.0
+"""A worker reports after this time at the latest."""
+_LOOK_S = 0.1
+"""`RaySampler.finished` yields after this time at the latest."""
+_REPORTS = "reports"
+"""Reports have a thread of their own in the worker. Its other calls run one after the other, in order."""
+
+
+def start_worker(options: Mapping[str, Any]) -> Any:
+    """Start the actor of a rollout worker with Ray's options."""
+    actor: Any = ray.remote(concurrency_groups={_REPORTS: 1})  # pyright: ignore[reportCallIssue]
+    return actor(RolloutWorker).options(**options).remote()
+
 
 class RaySampler:
-    """Shares requests out over all workers and merges their streams."""
+    """Shares requests out over all workers and merges what they finish. Use it on one thread at a time."""
 
     def __init__(self, workers: Sequence[Any], names: Sequence[str], *, timeout_s: float) -> None:
         self._workers, self._names, self._timeout_s = workers, names, timeout_s
-        self._streams: list[Any] = []
-        self._starts: list[int] = []
+        self._deadlines: list[dict[int, float]] = [{} for _ in workers]
+        """Unfinished requests of each worker by number, the oldest first, with the times when they must be there."""
+        self._reports: dict[Any, int] = {}
+        """Reports that are awaited, with their workers' numbers."""
+        self._idle_s = [0.0 for _ in workers]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Start sampling one completion a request, in nearly equal parts on all workers.
 
-        `finished` must have been called for the requests before.
+        Requests are numbered from 0; `finished` must have returned all those before.
         """
-        assert not self._streams, "earlier requests have not been collected"
-        parts = share_out(requests, len(self._workers))
-        self._starts = list(accumulate((len(part) for part in parts), initial=0))
-        self._streams = [worker.stream.remote(part) for worker, part in zip(self._workers, parts, strict=True)]
+        assert not any(self._deadlines), "earlier requests have not been collected"
+        first = 0
+        for worker, part in enumerate(share_out(requests, len(self._workers))):
+            self._send(worker, part, first)
+            first += len(part)
+
+    def submit_together(self, requests: Sequence[Request], *, first: int) -> None:
+        """Start sampling on the worker with the fewest requests, beside those that run; number them from ``first``."""
+        worker = min(range(len(self._workers)), key=lambda number: len(self._deadlines[number]))
+        self._send(worker, requests, first)
 
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
-        """Yield the completions as they finish, with their requests' numbers; all of them have one deadline."""
-        streams, starts, self._streams = self._streams, self._starts, []
-        arriving = stream_all(streams, who=self._names, what="generate", timeout_s=self._timeout_s)
-        for worker, finished in arriving:
-            yield [(starts[worker] + number, completion) for number, completion in finished]
+        """Yield completions as they finish, with their requests' numbers, until none is left; often without any.
+
+        Raises `DeadlineError` if a request takes longer than ``timeout_s``, and `ActorDiedError`.
+        """
+        while any(self._deadlines):
+            yield self._look()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds in which an engine had no request, since the start, as of the last reports: the workers' mean."""
+        return fmean(self._idle_s) if self._idle_s else 0.0
+
+    def _send(self, worker: int, requests: Sequence[Request], first: int) -> None:
+        if requests:
+            numbered = list(enumerate(requests, start=first))
+            self._workers[worker].submit.remote(numbered)
+            end = time.monotonic() + self._timeout_s
+            self._deadlines[worker] |= {number: end for number, _ in numbered}
+
+    def _look(self) -> list[tuple[int, Completion]]:
+        for worker, unfinished in enumerate(self._deadlines):
+            if unfinished and worker not in self._reports.values():
+                report = self._workers[worker].finished.options(concurrency_group=_REPORTS).remote(_POLL_S)
+                self._reports[report] = worker
+        ready, _ = ray.wait(list(self._reports), num_returns=1, timeout=_LOOK_S)
+        finished: list[tuple[int, Completion]] = []
+        for ref in ready:
+            worker = self._reports.pop(ref)
+            report: HandOver = wait(ref, who=self._names[worker], what="sample", timeout_s=self._timeout_s)
+            self._idle_s[worker] = report.idle_s
+            for number, completion in report.finished:
+                del self._deadlines[worker][number]
+                finished.append((number, completion))
+        for name, unfinished in zip(self._names, self._deadlines, strict=True):
+            if unfinished and next(iter(unfinished.values())) < time.monotonic():
+                raise late(name, "sample", self._timeout_s)
+        return finished

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
-from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
+from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from rlkl.rollout.engine_loop import EngineLoop
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -35,49 +35,46 @@ from rlkl.weights import (
     receive,
 )
 
-_HAND_OVER_S = 0.05
-"""Seconds between two parts of finished completions, at least: each part costs about a millisecond."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver:
+    """What a rollout worker has to report."""
+
+    finished: Sequence[tuple[int, Completion]]
+    """Completions that have finished since the last report, with their requests' numbers."""
+    idle_s: float
+    """Seconds in which its engine had no request, since its start."""
 
 
 class RolloutWorker:
-    """Hosts one engine."""
+    """Hosts one engine, which samples on a thread of its own. `finished` may be called beside the other methods."""
 
-    _engine: Engine
+    _loop: EngineLoop
 
     def __init__(self) -> None:
         self._channel = HostMemoryChannel()
-        self._version = 0
-        """Version of the weights that the engine holds."""
 
     def start(self, engine: str, settings: EngineSettings) -> None:
         """Start the engine. Not done in the constructor: Ray passes on a constructor's errors as text only."""
-        self._engine = engine_class(engine)(settings)
+        self._loop = EngineLoop(lambda: engine_class(engine)(settings))
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
-        """Yield completions with their requests' numbers, some at a time, while the engine goes on with the others.
+    def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """See `EngineLoop.submit`."""
+        self._loop.submit(requests)
 
-        Each part holds at least one completion; without requests nothing is yielded.
-        """
-        finished: list[tuple[int, Completion]] = []
-        handed_over = time.monotonic()
-        for number, completion in self._engine.stream(requests):
-            finished.append((number, replace(completion, weights_version=self._version)))
-            if time.monotonic() - handed_over >= _HAND_OVER_S:
-                yield finished
-                finished, handed_over = [], time.monotonic()
-        if finished:
-            yield finished
+    def finished(self, timeout_s: float) -> HandOver:
+        """See `EngineLoop.finished`."""
+        return HandOver(finished=self._loop.finished(timeout_s), idle_s=self._loop.idle_s)
 
     def score(self, probes: Sequence[Probe]) -> Scores:
-        return self._engine.score(probes)
+        return self._loop.call(lambda engine: engine.score(probes))
 
     def receive(self, package: WeightPackage, probes: Probes) -> Receipt:
-        receipt = receive(self._engine, self._channel, package, probes)
-        self._version = receipt.version
-        return receipt
+        """Load the weights between two steps of the engine. Completions that are being sampled go on with them."""
+        return self._loop.update(package.version, lambda engine: receive(engine, self._channel, package, probes))
 
     def differing_weights(self, package: WeightPackage) -> list[str]:
-        return differing_weights(self._engine, self._channel, package)
+        return self._loop.call(lambda engine: differing_weights(engine, self._channel, package))
 
 
 class RewardHost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -83,6 +83,34 @@ class Engine(Protocol):
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Return the parameters that can be read back, to find the wrong one after a failed proof."""
+        ...
+
+
+@runtime_checkable
+class SteppedEngine(Engine, Protocol):
+    """An engine that takes in requests, scores probes and loads weights between two of its steps.
+
+    An engine without these methods finishes the completions that it has begun before it does anything else.
+    """
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Begin to sample one completion a request; the numbers come back with the completions."""
+        ...
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """Sample about one token of each completion; return those that have finished, with their numbers.
+
+        Completions carry their ``weights_version``, and ``versions`` if weights were loaded while they were sampled.
+        """
+        ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a completion has not been returned by `step` yet."""
+        ...
+
+    def begin_version(self, version: int) -> None:
+        """Count tokens from here on as sampled by ``version``, which is loaded next; end a step that has begun."""
         ...
 
 

@@ -12,7 +12,7 @@ import torch
 from rlkl.data.images import open_image
 from rlkl.errors import EnvironmentProblem, RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
-from rlkl.rollout.stopping import StopWatch, stop_watch
+from rlkl.rollout.stopping import stop_watch
 from rlkl.rollout.vllm_engine_adapters import (
     AdapterReceiver,
     adapter_arguments,
@@ -21,14 +21,12 @@ from rlkl.rollout.vllm_engine_adapters import (
     refused,
     without_halves,
 )
+from rlkl.rollout.vllm_engine_requests import Ended, RunningRequests
 from rlkl.types import Completion, Image, Probe
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from vllm import LLM, RequestOutput
-
-_SeenPrompt = tuple[tuple[int, ...], tuple[Image, ...]]
-"""Token ids, and the pictures of their placeholders."""
 
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 
@@ -103,6 +101,10 @@ class VllmEngine:
                 f"vLLM cannot host the model at {settings.model_path!r} here ({str(error).rstrip('.')}). Set "
                 "rollout.engine=hf, which samples with transformers, or choose another model"
             ) from error
+        self._requests = RunningRequests(llm=self._llm)
+        self._waiting: dict[int, tuple[tuple[int, ...], tuple[Image, ...]]] = {}
+        """Prompts of the completions that `step` has not returned yet, by number."""
+        self._sampled: list[Ended] = []
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))
@@ -110,31 +112,77 @@ class VllmEngine:
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """See `Engine.stream`. The speed of the caller does not change how vLLM batches requests."""
+        self.add(list(enumerate(requests)))
+        while self.is_busy:
+            yield from self.step()
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """See `SteppedEngine.add`."""
         from vllm import SamplingParams
 
-        parameters = [
-            SamplingParams(
-                temperature=self._settings.temperature,
-                max_tokens=self._settings.max_new_tokens,
-                seed=request.seed,
-                logprobs=0,
-                stop_token_ids=list(self._settings.stop_token_ids),
-                detokenize=False,
-            )
-            for request in requests
-        ]
-        prompts = [(request.prompt_token_ids, request.images) for request in requests]
-        return (
-            (number, _completion(output, end))
-            for number, output, end in self._run(prompts, parameters, watch=self._watch)
+        opened = _opened(image for _, request in requests for image in request.images)
+        self._waiting |= {number: (request.prompt_token_ids, request.images) for number, request in requests}
+        self._requests.add(
+            [
+                (
+                    number,
+                    self._input(request.prompt_token_ids, request.images, opened),
+                    SamplingParams(
+                        temperature=self._settings.temperature,
+                        max_tokens=self._settings.max_new_tokens,
+                        seed=request.seed,
+                        logprobs=0,
+                        stop_token_ids=list(self._settings.stop_token_ids),
+                        detokenize=False,
+                    ),
+                )
+                for number, request in requests
+            ],
+            self._sampled,
+            adapter=self._request,
+            watch=self._watch,
         )
 
+    @property
+    def is_busy(self) -> bool:
+        """See `SteppedEngine.is_busy`."""
+        return bool(self._waiting)
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """See `SteppedEngine.step`."""
+        if len(self._waiting) > len(self._sampled):
+            self._requests.step()
+        finished: list[tuple[int, Completion]] = []
+        for ended in self._sampled:
+            _check_prompt(ended.output, *self._waiting.pop(ended.number))
+            finished.append((ended.number, _completion(ended)))
+        self._sampled.clear()
+        return finished
+
+    def begin_version(self, version: int) -> None:
+        """See `SteppedEngine.begin_version`."""
+        self._requests.begin_version(version)
+
     def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
+        """See `Engine.score`. Completions that are being sampled go on meanwhile."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        prompts = [(probe.token_ids, probe.images) for probe in probes]
-        outputs = {number: output for number, output, _ in self._run(prompts, [parameters] * len(probes))}
+        opened = _opened(image for probe in probes for image in probe.images)
+        scored: list[Ended] = []
+        self._requests.add(
+            [
+                (number, self._input(probe.token_ids, probe.images, opened), parameters)
+                for number, probe in enumerate(probes)
+            ],
+            scored,
+            adapter=self._request,
+        )
+        while len(scored) < len(probes):
+            self._requests.step()
+        outputs = {ended.number: ended.output for ended in scored}
+        for number, probe in enumerate(probes):
+            _check_prompt(outputs[number], probe.token_ids, probe.images)
         return [
             tuple(
                 _chosen(position, token)
@@ -155,8 +203,7 @@ class VllmEngine:
             stale = [sorted(missing)]
         else:
             stale = self._llm.collective_rpc("receive_weights", args=(received,))
-        self._llm.reset_prefix_cache()
-        self._llm.llm_engine.reset_encoder_cache()  # what the old weights saw of each picture
+        self._forget_old_weights()
         return frozenset(name for names in stale for name in names)
 
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -166,34 +213,14 @@ class VllmEngine:
         else:
             yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def _run(
-        self, prompts: Sequence[_SeenPrompt], parameters: Sequence[Any], watch: StopWatch | None = None
-    ) -> Iterator[tuple[int, RequestOutput, int | None]]:
-        """Do what vLLM's own ``generate`` does, and yield each output with its prompt's number once it is finished.
-
-        ``watch`` ends a completion early, and the third value is then its number of tokens.
-        """
-        opened = {image.key: open_image(image) for image in {i.key: i for _, seen in prompts for i in seen}.values()}
-        inputs: list[Any] = [self._input(token_ids, images, opened) for token_ids, images in prompts]
-        identifiers = self._llm.enqueue(inputs, list(parameters), lora_request=self._request, use_tqdm=False)
-        # An output bears the part before the dash; the rest is vLLM's own.
-        number_of = {identifier.partition("-")[0]: number for number, identifier in enumerate(identifiers)}
-        engine: Any = self._llm.llm_engine
-        if watch is not None:
-            _report_every_token(engine, identifiers)
-        watched = [0] * len(prompts)
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                number = number_of[output.request_id]
-                end = None
-                if watch is not None:
-                    end = watch.end(output.outputs[0].token_ids, watched[number])
-                    watched[number] = len(output.outputs[0].token_ids)
-                if end is not None and not output.finished:
-                    engine.abort_request([output.request_id])
-                if end is not None or output.finished:
-                    _check_prompt(output, *prompts[number])
-                    yield number, output, end
+    def _forget_old_weights(self) -> None:
+        """Drop all caches that the old weights have filled; running completions read their tokens again."""
+        if not self._llm.reset_prefix_cache(reset_running_requests=True):
+            raise RolloutError(
+                "vLLM kept its prefix cache after new weights were loaded, so that later prompts would be read with "
+                "the old ones. A KV connector in rollout.vllm may hold the cache; leave it out"
+            )
+        self._llm.llm_engine.reset_encoder_cache()  # what the old weights saw of each picture
 
     def _input(
         self, token_ids: tuple[int, ...], images: tuple[Image, ...], opened: Mapping[str, Picture]
@@ -238,12 +265,9 @@ def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
     return LLM(**{**own, **more, **settings.vllm})
 
 
-def _report_every_token(engine: Any, identifiers: Sequence[str]) -> None:
-    """Make vLLM report these requests after each token; ``enqueue`` asks for finished ones only."""
-    from vllm.sampling_params import RequestOutputKind
-
-    for identifier in identifiers:
-        engine.output_processor.request_states[identifier].output_kind = RequestOutputKind.CUMULATIVE
+def _opened(images: Iterable[Image]) -> dict[str, Picture]:
+    """Decode each picture once."""
+    return {image.key: open_image(image) for image in {image.key: image for image in images}.values()}
 
 
 def _check_prompt(output: RequestOutput, token_ids: tuple[int, ...], images: tuple[Image, ...]) -> None:
@@ -284,8 +308,9 @@ def _set_environment(settings: EngineSettings) -> None:
         os.environ.setdefault(name, value)
 
 
-def _completion(output: RequestOutput, end: int | None) -> Completion:
-    """Return the completion of a finished request, or its first ``end`` tokens if a stop text has ended it."""
+def _completion(ended: Ended) -> Completion:
+    """Return the completion of a finished request, up to its stop text if one has ended it."""
+    output, end = ended.output, ended.end
     sample = output.outputs[0]
     reason = sample.finish_reason if end is None else "stop"
     if sample.logprobs is None or reason not in ("stop", "length"):
@@ -301,6 +326,8 @@ def _completion(output: RequestOutput, end: int | None) -> Completion:
             _chosen(position, token) for position, token in zip(list(sample.logprobs)[:end], token_ids, strict=True)
         ),
         finish_reason=reason,
+        weights_version=ended.versions[0][0],
+        versions=ended.versions if len(ended.versions) > 1 else (),
     )
 
 

@@ -28,7 +28,7 @@ class LoopState:
     step: int
     """Steps finished."""
     position: int
-    """Prompts drawn from the data source so far."""
+    """Prompts drawn from the data source for these steps."""
     run_id: str
     """W&B run id."""
     reward_fingerprints: Mapping[str, str]

@@ -19,6 +19,12 @@ class Clock:
     spent: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0)
     )
+    waited: float = 0.0
+    """Seconds in which the learner waited for its batch."""
+    idle: float = 0.0
+    """Seconds in which an engine had no request: the mean over the workers."""
+    streams: bool = False
+    """Whether sampling never stops: its time is then the step's without ``idle``."""
 
     def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``function`` and add its time to ``part``."""
@@ -28,20 +34,42 @@ class Clock:
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
         """Add the time of the block to ``part``."""
-        if self.entered is not None:
-            self.entered(part)
+        self.enter(part)
         start = time.perf_counter()
         try:
             yield
         finally:
             self.spent[part] += time.perf_counter() - start
 
+    def enter(self, part: str) -> None:
+        """Note that a part starts."""
+        if self.entered is not None:
+            self.entered(part)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as the learner's waiting."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - start
+
+    def take_in(self, other: Clock) -> None:
+        """Add the parts that another thread has timed."""
+        for part, seconds in other.spent.items():
+            self.spent[part] += seconds
+
     def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
         """Return seconds by part, and throughput; that of sampling only if something was sampled."""
         whole = time.perf_counter() - self.started
-        counted = self.spent["rollout"] + self.spent["reward"] + self.spent["learner"]
+        if self.streams:
+            self.spent["rollout"] = max(whole - self.idle, 0.0)
+        counted = self.waited + self.spent["learner"]
         metrics = {
             **{f"time/{part}_s": seconds for part, seconds in self.spent.items()},
+            "time/learner_waited_s": self.waited,
+            "time/rollout_idle_s": self.idle,
             "time/step_s": whole,
             "time/other_fraction": max(1.0 - counted / whole, 0.0),
             "throughput/samples_per_s": rollouts / whole,

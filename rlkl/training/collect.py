@@ -48,17 +48,34 @@ class SampledGroups:
 
     def groups(self, draws: Sequence[Draw], *, step: int, clock: Clock) -> list[RolloutGroup]:
         """Sample one round of completions and score them."""
-        samples, seed = self.recipe.rollout.samples_per_prompt, self.recipe.seed
-        epoch = draws[0].position / self.prompts
-        scoring = self.rewards.open_round(
+        scoring = self.open_round(draws, step=step)
+        completions = clock.run("rollout", self._sample, self.requests(draws), scoring)
+        return self.assemble(draws, completions, clock.run("reward", scoring.finish), step=step)
+
+    def open_round(self, draws: Sequence[Draw], *, step: int, tolerated_of: int = 0) -> Round:
+        """Prepare to score the completions of some draws. For ``tolerated_of`` see `RewardSet.open_round`."""
+        return self.rewards.open_round(
             [draw.prompt for draw in draws],
-            samples=samples,
-            state=State(step=step_number(step), steps=self.recipe.steps, epoch=epoch, seed=seed),
+            samples=self.recipe.rollout.samples_per_prompt,
+            state=State(
+                step=step_number(step),
+                steps=self.recipe.steps,
+                epoch=draws[0].position / self.prompts,
+                seed=self.recipe.seed,
+            ),
             draws=[draw.position for draw in draws],
+            tolerated_of=tolerated_of,
         )
-        requests = build_requests(draws, samples=samples, seed=seed)
-        completions = clock.run("rollout", self._sample, requests, scoring)
-        done: ScoredRound = clock.run("reward", scoring.finish)
+
+    def requests(self, draws: Sequence[Draw]) -> list[Request]:
+        """Return the requests for some draws, prompt by prompt."""
+        return build_requests(draws, samples=self.recipe.rollout.samples_per_prompt, seed=self.recipe.seed)
+
+    def assemble(
+        self, draws: Sequence[Draw], completions: Sequence[Completion], done: ScoredRound, *, step: int
+    ) -> list[RolloutGroup]:
+        """Put completions and their rewards together, by group; warn about failed scores."""
+        samples = self.recipe.rollout.samples_per_prompt
         self._tell_failures(done, step)
         rollouts = [
             _rollout(number % samples, completion, score, draws[number // samples].position)

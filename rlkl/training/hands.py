@@ -12,14 +12,26 @@ from rlkl.types import Completion, Learned, Probe, Selection
 
 
 class Sampler(Protocol):
-    """Samples completions with the weights that were published last."""
+    """Samples completions with the weights that were published last. It is used on one thread at a time."""
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Start sampling one completion a request."""
         ...
 
+    def submit_together(self, requests: Sequence[Request], *, first: int) -> None:
+        """Start sampling on one worker, beside the requests that run; number the requests from ``first``."""
+        ...
+
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
-        """Yield the completions of the submitted requests as they finish, with their requests' numbers."""
+        """Yield the completions of the submitted requests as they finish, with their requests' numbers.
+
+        A part may be empty. Requests that are submitted meanwhile are included.
+        """
+        ...
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds without a request, since the start: the mean over the workers."""
         ...
 
 

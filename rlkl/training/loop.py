@@ -18,9 +18,11 @@ from rlkl.training.checkpoint import LoopState
 from rlkl.training.clock import Clock
 from rlkl.training.collect import build_collector
 from rlkl.training.hands import Hands
+from rlkl.training.pending import read_pending
 from rlkl.training.publish import Publisher
 from rlkl.training.result import RunResult
 from rlkl.training.saving import Saver
+from rlkl.training.schedules import Schedule, build_schedule
 from rlkl.training.selection import Selector, token_columns
 from rlkl.training.waiting import START, Waiting
 from rlkl.training.watch import Watch
@@ -50,7 +52,10 @@ class Trainer:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    idle_s: float = 0.0
+    """`Sampler.idle_s` after the last step."""
     selector: Selector = field(init=False)
+    schedule: Schedule = field(init=False)
     publisher: Publisher = field(init=False)
     saver: Saver = field(init=False)
     watch: Watch = field(init=False)
@@ -60,6 +65,7 @@ class Trainer:
         recipe, source, hands = self.recipe, self.source, self.hands
         collector = build_collector(recipe, hands.sampler, self.rewards, self.tokenizer, prompts=len(source))
         self.selector = Selector(recipe=recipe, source=source, collector=collector, update=self.update)
+        self.schedule = build_schedule(self.selector)
         self.publisher = Publisher(recipe=recipe, weights=hands.weights, source=source, tokenizer=self.tokenizer)
         self.watch = Watch(samples=self.run_dir / "samples")
         self.waiting = Waiting(note=self.tracker.note)
@@ -87,6 +93,8 @@ class Trainer:
                 problem = self._rescue()
                 error.add_note(self.saver.advice(self.step, problem))
                 raise
+            finally:
+                self.schedule.close()
         self.tracker.finish(RunSummary(interrupted=stopped_by is not None, policy_dir=policy_dir))
         status, exit_code = ("done", 0) if stopped_by is None else ("interrupted", 128 + stopped_by)
         return RunResult(run_dir=self.run_dir, status=status, exit_code=exit_code, metrics=self.metrics)
@@ -95,7 +103,8 @@ class Trainer:
         """Continue from a checkpoint."""
         self.hands.learner.restore(checkpoint)
         self.step = state.step
-        self.selector.resume(state.position)
+        pending = read_pending(checkpoint, self.source, position=state.position)
+        self.schedule.resume(pending, state.step)
         self.watch.resume(self.update.alarms(self.tracker.records))
 
     def _train(self, stop: StopRequest) -> None:
@@ -110,13 +119,17 @@ class Trainer:
 
     def _train_step(self) -> None:
         clock, samples = Clock(entered=self.waiting.enter), self.tracker.samples_due(self.step)
-        selection = self.selector.collect(self.step, clock)
+        selection = self.schedule.collect(self.step, clock)
         probes = self.publisher.probes(selection.groups)
         before = self.publisher.before_step(probes)
         with clock.time("learner"):
             learned = self.hands.learner.learn(selection, step=self.step, probes=before, samples=samples)
+        self.schedule.before_publish(clock)
         with clock.time("publish"):
             synced = self.publisher.publish(step_number(self.step), probes)
+        self.schedule.published(step_number(self.step))
+        idle_before, self.idle_s = self.idle_s, self.hands.sampler.idle_s
+        clock.idle = self.idle_s - idle_before
         timed = clock.metrics(rollouts=selection.rollout_count, tokens=selection.token_count)
         self.metrics = {**selection.metrics, **learned.metrics, **synced, **timed}
         alarms = self.update.alarms([*self.tracker.records, self.metrics])
@@ -129,17 +142,17 @@ class Trainer:
 
     def _finish_step(self) -> None:
         self.step = step_number(self.step)
-        self.selector.finish()
+        self.schedule.trained()
 
     def _save(self) -> None:
-        self.saver.save_once(self.step, self.selector.position)
+        self.saver.save_once(self.step, self.schedule.pending())
 
     def _rescue(self) -> BaseException | None:
         """Save the last step that the learner finished, after an error; return the error that this ended with."""
         try:
             if self.hands.learner.finished_steps() > self.step:  # the step is in the weights, but not recorded
                 self._finish_step()
-            self.selector.take_back()
+            self.schedule.take_back()
             self.tracker.drain()
             self._save()
         except (RlklError, OSError, RuntimeError, ValueError, TypeError) as error:

@@ -14,6 +14,7 @@ from rlkl.rewards import RewardSet
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, LoopState
 from rlkl.training.hands import Hands
+from rlkl.training.pending import Pending, write_pending
 from rlkl.training.publish import Publisher
 
 
@@ -39,14 +40,14 @@ class Saver:
     def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.run_dir, keep=self.keep)
 
-    def save_once(self, step: int, position: int) -> None:
+    def save_once(self, step: int, pending: Pending) -> None:
         """Write a checkpoint of the last finished step, unless it exists or no step has finished."""
         if step == 0 or self.checkpoints.has(step):
             return
         self.tracker.flush()
         state = LoopState(
             step=step,
-            position=position,
+            position=pending.position,
             run_id=self.tracker.run_id,
             reward_fingerprints=self.rewards.fingerprints,
             data_fingerprint=self.source.fingerprint,
@@ -54,6 +55,7 @@ class Saver:
             fingerprints=self.fingerprints,
         )
         with self.checkpoints.writing(state) as draft:
+            write_pending(draft.folder, pending)
             self.processor.save_pretrained(draft.folder / "policy")
             draft.written |= self.hands.learner.save(draft.folder)
 

@@ -17,7 +17,7 @@ from rlkl.updates.filters import filter_groups
 Columns = dict[str, list[Sequence[float] | None]]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
     """Draws prompts, has completions collected, and lets the rule select."""
 
@@ -25,13 +25,9 @@ class Selector:
     source: PromptSource
     collector: Collector
     update: PolicyUpdate
-    position: int = 0
-    """Prompts drawn so far."""
-    finished_position: int = 0
-    """``position`` at the end of the last finished step."""
 
-    def collect(self, step: int, clock: Clock) -> Selection:
-        """Collect rounds of prompts until the rule has selected a full step of groups.
+    def collect(self, position: int, *, step: int, clock: Clock) -> Selection:
+        """Collect rounds of prompts from ``position`` on until the rule has selected a full step of groups.
 
         There are at most ``rollout.max_rounds`` rounds; a step may then be short, or empty.
         """
@@ -41,9 +37,32 @@ class Selector:
         rounds = 0
         while rounds < self.recipe.rollout.max_rounds and _group_count(examples) < wanted:
             rounds += 1
-            groups += self.collector.groups(self._draw(), step=step, clock=clock)
-            scored = [group.scored() for group in groups]
-            examples = self.update.select(filter_groups(scored, self.recipe.update.filter))
+            groups += self.collector.groups(self.draw(position, wanted), step=step, clock=clock)
+            position += wanted
+            examples = self._examples(groups)
+        return self._selection(groups, examples, step=step, rounds=rounds, position=position)
+
+    def select(self, groups: Sequence[RolloutGroup], *, step: int, rounds: int, position: int) -> Selection:
+        """Return what `collect` returns, from groups that are there already."""
+        return self._selection(groups, self._examples(groups), step=step, rounds=rounds, position=position)
+
+    def accepts(self, group: RolloutGroup) -> bool:
+        """Return whether the rule trains on a group."""
+        return _group_count(self._examples([group])) > 0
+
+    def draw(self, position: int, count: int) -> list[Draw]:
+        """Return the prompts of the draws from ``position`` on."""
+        prompts = self.source.take(position, count)
+        return [Draw(prompt=prompt, position=position + n) for n, prompt in enumerate(prompts)]
+
+    def _examples(self, groups: Sequence[RolloutGroup]) -> list[Example]:
+        return self.update.select(filter_groups([group.scored() for group in groups], self.recipe.update.filter))
+
+    def _selection(
+        self, groups: Sequence[RolloutGroup], examples: list[Example], *, step: int, rounds: int, position: int
+    ) -> Selection:
+        """Keep the examples of the first groups that fill a step, and compute the metrics of the selection."""
+        wanted = self.recipe.rollout.prompts_per_step
         kept = sorted({example.group for example in examples if example.role == "main"})[:wanted]
         examples = [example for example in examples if example.role != "main" or example.group in kept]
         metrics = self.collector.metrics(groups, step=step)
@@ -51,26 +70,30 @@ class Selector:
         selectable = sum(rollout.scored for group in groups for rollout in group.rollouts)
         selected = sum(example.role == "main" for example in examples)
         metrics["update/selected_fraction"] = selected / max(selectable, 1)
-        metrics["data/epoch"] = self.position / len(self.source)
-        return Selection(groups=groups, examples=examples, left_out=left_out(groups, examples), metrics=metrics)
+        metrics["data/epoch"] = position / len(self.source)
+        if self.recipe.rollout.workers:
+            metrics |= staleness_metrics(examples, step=step)
+        return Selection(
+            groups=groups,
+            examples=examples,
+            left_out=left_out(groups, examples),
+            metrics=metrics,
+            position=position,
+        )
 
-    def resume(self, position: int) -> None:
-        """Go on behind the prompts that an earlier run has drawn."""
-        self.position = self.finished_position = position
 
-    def finish(self) -> None:
-        """Count the prompts drawn so far as used: their step is in the weights."""
-        self.finished_position = self.position
-
-    def take_back(self) -> None:
-        """Return the prompts of an unfinished step: they will be drawn again."""
-        self.position = self.finished_position
-
-    def _draw(self) -> list[Draw]:
-        prompts = self.source.take(self.position, self.recipe.rollout.prompts_per_step)
-        draws = [Draw(prompt=prompt, position=self.position + n) for n, prompt in enumerate(prompts)]
-        self.position += len(draws)
-        return draws
+def staleness_metrics(examples: Sequence[Example], *, step: int) -> dict[str, float]:
+    """Return how many versions behind the learner's the weights were that sampled the tokens of a step."""
+    tokens = behind = oldest = 0
+    for example in examples:
+        completion = example.rollout.completion
+        spans = completion.versions or ((example.rollout.weights_version, 0),)
+        ends = [*(start for _, start in spans[1:]), len(completion.token_ids)]
+        for (version, start), end in zip(spans, ends, strict=True):
+            tokens += end - start
+            behind += (step - version) * (end - start)
+            oldest = max(oldest, step - version)
+    return {"rollout/staleness_mean": behind / max(tokens, 1), "rollout/staleness_max": float(oldest)}
 
 
 def left_out(groups: Sequence[RolloutGroup], examples: Sequence[Example]) -> list[Example]:

@@ -211,6 +211,11 @@ def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None
     encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
     source = load_prompts(recipe.data, encoder, seed=recipe.seed)
     _check_pictures(update, source)
+    if source.images_per_prompt and recipe.rollout.schedule == "stream":
+        raise InputError(
+            "rollout.schedule = stream does not work with pictures: vLLM cannot forget what old weights saw of a "
+            "picture while a completion about it is being sampled. Set rollout.schedule: one_step_off"
+        )
     return source
 
 

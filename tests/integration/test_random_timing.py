@@ -7,8 +7,7 @@ import pytest
 import ray
 
 from rlkl.actors.cluster import connect
-from rlkl.actors.sampler import RaySampler
-from rlkl.actors.shells import RolloutWorker
+from rlkl.actors.sampler import RaySampler, start_worker
 from rlkl.recipe import ClusterSection
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion
@@ -33,8 +32,13 @@ class HandsOver:
     def __init__(self, case: int) -> None:
         self._case = case
 
+    idle_s = 0.0
+
     def submit(self, requests: Sequence[Request]) -> None:
         self._requests = requests
+
+    def submit_together(self, requests: Sequence[Request], *, first: int) -> None:
+        raise NotImplementedError
 
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         chance = random.Random(self._case)
@@ -58,8 +62,7 @@ def test_hand_overs_of_any_size_and_order():
 @pytest.fixture
 def workers() -> Iterator[RaySampler]:
     connect(ClusterSection(), cpus=2)
-    actor = ray.remote(RolloutWorker).options(num_cpus=0)
-    started = [actor.remote() for _ in range(3)]
+    started = [start_worker({"num_cpus": 0}) for _ in range(3)]
     ray.get([worker.start.remote("tests.integration.timed_engine:Timed", SETTINGS) for worker in started])
     yield RaySampler(started, [f"rollout worker {number}" for number in range(3)], timeout_s=120.0)
     ray.shutdown()

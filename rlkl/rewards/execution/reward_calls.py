@@ -53,6 +53,11 @@ class RewardCalls:
         """Whether so many samples have failed that the run has to stop."""
         return self._failures > self._most_failures
 
+    @property
+    def ready(self) -> bool:
+        """Whether `finish` need not wait for calls that run elsewhere."""
+        return len(self._samples) == len(self._unit_of) and all(future.done() for _, future in self._pending)
+
     def finish(self) -> list[Outcome | None]:
         """Return every sample's outcome, in order; None for those that were not waited for."""
         for unit in self._units:

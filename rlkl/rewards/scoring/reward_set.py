@@ -138,12 +138,21 @@ class RewardSet:
                     logger.warning("reward '%s' could not be closed: %s", name, raised(error).traceback)
 
     def open_round(
-        self, prompts: Sequence[Prompt], *, samples: int | Sequence[int], state: State, draws: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int | Sequence[int],
+        state: State,
+        draws: Sequence[int],
+        tolerated_of: int = 0,
     ) -> Round:
-        """Score ``samples`` completions of each prompt. ``draws`` numbers the prompts over the whole run."""
+        """Score ``samples`` completions of each prompt. ``draws`` numbers the prompts over the whole run.
+
+        ``tolerated_of``: a reward may fail on its ``max_failed_fraction`` of so many samples, if the round has fewer.
+        """
         self.start()
         counts = [samples] * len(prompts) if isinstance(samples, int) else samples
-        return Round(self, prompts, counts=counts, state=state, draws=draws)
+        return Round(self, prompts, counts=counts, state=state, draws=draws, tolerated_of=tolerated_of)
 
     def pool_of(self, name: str) -> Pool:
         return self._pools[name]
@@ -175,8 +184,10 @@ class Round:
         counts: Sequence[int],
         state: State,
         draws: Sequence[int],
+        tolerated_of: int = 0,
     ) -> None:
         self._set = rewards
+        self._tolerated_of = max(sum(counts), tolerated_of)
         self._prompts, self._draws, self._state = prompts, draws, state
         starts = list(accumulate(counts, initial=0))
         self._groups = [range(start, end) for start, end in pairwise(starts)]
@@ -190,6 +201,13 @@ class Round:
         for name, calls in self._calls.items():
             seed = derive_seed(self._state.seed, "reward", step_index(self._state.step), *self._place(index), name)
             calls.add(index, Sample(prompt=self._prompt(index), completion=completion, rng_seed=seed))
+
+    @property
+    def ready(self) -> bool:
+        """Whether all samples have been added and no call runs elsewhere, so that `finish` returns soon."""
+        return all(completion is not None for completion in self._completions) and all(
+            calls.ready for calls in self._calls.values()
+        )
 
     def finish(self) -> ScoredRound:
         """Wait for all scores, or until the failures of one reward have to stop the run.
@@ -238,7 +256,7 @@ class Round:
             pool=self._set.pool_of(reward.name),
             cache=self._set.cache_of(reward.name),
             units=units,
-            most_failures=_most_failures(reward.section, count),
+            most_failures=_most_failures(reward.section, self._tolerated_of),
         )
 
     def _prompt(self, index: int) -> Prompt:
@@ -282,7 +300,7 @@ class Round:
 
     def _raise_if_too_many(self, reward: RewardOutcomes) -> None:
         failed, limit = _failed_indices(reward), reward.section.max_failed_fraction
-        if len(failed) <= _most_failures(reward.section, len(reward.outcomes)):
+        if len(failed) <= _most_failures(reward.section, self._tolerated_of):
             return
         known = sum(outcome is not None for outcome in reward.outcomes)
         early = "" if known == len(reward.outcomes) else f" ({known} were scored by then)"

@@ -147,6 +147,18 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="At rollout.max_rounds step after step: most prompts are too easy or too hard.",
     ),
     MetricDefinition(
+        key="rollout/staleness_mean",
+        unit="versions",
+        formula="Mean over trained tokens of the step's version of the weights minus the version that sampled them.",
+        bad="Near rollout.max_staleness, with a growing rollout/mismatch_kl: lower it, or compare with alternate.",
+    ),
+    MetricDefinition(
+        key="rollout/staleness_max",
+        unit="versions",
+        formula="Largest such difference: 0 under alternate, 1 under one_step_off, up to rollout.max_staleness.",
+        bad="It cannot exceed the bound of the schedule: the run stops before.",
+    ),
+    MetricDefinition(
         key="similarity/meteor",
         unit="0 to 1",
         formula=(
@@ -228,7 +240,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="time/rollout_s",
         unit="seconds",
-        formula="Waiting for generation.",
+        formula="Sampling of the batch that this step collected; under stream: time/step_s - time/rollout_idle_s.",
         bad="The bulk of the step is normal; add rollout workers to shorten it.",
         timing=True,
     ),
@@ -261,6 +273,20 @@ METRICS: tuple[MetricDefinition, ...] = (
         timing=True,
     ),
     MetricDefinition(
+        key="time/learner_waited_s",
+        unit="seconds",
+        formula="Waiting of the learner for a batch to be sampled, scored and selected.",
+        bad="More than a tenth of the step under one_step_off or stream: rollout workers are the bottleneck.",
+        timing=True,
+    ),
+    MetricDefinition(
+        key="time/rollout_idle_s",
+        unit="seconds",
+        formula="Time since the last step in which an engine had no request, mean over the workers.",
+        bad="More than a tenth of the step under one_step_off or stream: the learner is the bottleneck.",
+        timing=True,
+    ),
+    MetricDefinition(
         key="time/step_s",
         unit="seconds",
         formula="The whole step, from drawing prompts to the publish.",
@@ -270,7 +296,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="time/other_fraction",
         unit="fraction",
-        formula="Share of time/step_s outside generation, reward and learner.",
+        formula="1 - (time/learner_waited_s + time/learner_s) / time/step_s.",
         bad="Above 0.1 after the first steps: publishing or bookkeeping is slow.",
         timing=True,
     ),

@@ -86,7 +86,8 @@ def test_adapters_in_bfloat16_go_the_learners_way(model_path: Path):
         name.replace("policy.model.", "base_model.model.", 1).replace(".default", ""): parameter.detach()
         for name, parameter in actors.learner._learner._optimization.trained.items()
     }
-    held = {name: tensor.float() for name, tensor in actors.worker._engine.readable_weights()}
+    readable = actors.worker._loop.call(lambda engine: list(engine.readable_weights()))
+    held = {name: tensor.float() for name, tensor in readable}
     assert held.keys() == wanted.keys()
     start, learner = logprobs(base(model_path)), logprobs(with_adapter(model_path, wanted))
     assert share(logprobs(with_adapter(model_path, held)), start, learner) == pytest.approx(1, abs=0.01)

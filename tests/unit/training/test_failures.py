@@ -24,7 +24,7 @@ from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.recipe import Recipe
 from rlkl.rewards import load_rewards
-from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.rollout.engine import EngineSettings
 from rlkl.tasks.characters import EOS_ID, character_tokenizer
 from rlkl.tracking import tracker as tracker_module
 from rlkl.tracking.metrics.registry import without_timings
@@ -32,10 +32,11 @@ from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.loop import Trainer
-from rlkl.types import Completion, Learned, Probe, Selection
+from rlkl.types import Learned, Probe, Selection
 from rlkl.updates import build_update
 from rlkl.weights import Probes
 from tests.models import tiny_qwen3
+from tests.samplers import LocalSampler
 
 STEPS = 4
 FAILS_AT = 2
@@ -60,18 +61,14 @@ class LocalHands:
         )
         self.worker.start("hf", settings)
 
+        self.sampler = LocalSampler(self.worker)
+
     @property
-    def sampler(self) -> LocalHands:
+    def learner(self) -> LocalHands:
         return self
 
-    learner = weights = sampler
+    weights = learner
     wants_probes = False
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        self._requests = requests
-
-    def finished(self) -> Iterator[list[tuple[int, Completion]]]:
-        return self.worker.stream(self._requests)
 
     def learn(self, selection: Selection, *, step: int, probes: Sequence[Probe], samples: bool) -> Learned:
         return self.shell.learn(selection.examples, selection.left_out, probes, (step, samples))
@@ -219,9 +216,9 @@ FAULTS = {
     "metrics of the rollouts": Fault(
         at=lambda run: run.selector.collector, method="metrics", error=KeyError("x"), saved=2
     ),
-    "sampling": Fault(at=lambda run: run.hands, method="submit", error=ValueError("odd"), saved=2),
+    "sampling": Fault(at=lambda run: run.hands.sampler, method="submit", error=ValueError("odd"), saved=2),
     "the middle of the stream of completions": BrokenStream(
-        at=lambda run: run.hands, method="finished", error=ActorDiedError("the rollout worker ended"), saved=2
+        at=lambda run: run.hands.sampler, method="finished", error=ActorDiedError("the rollout worker ended"), saved=2
     ),
     "the answer of a step that the learner has done": LostAnswer(
         at=lambda run: run.hands, method="learn", error=DeadlineError("no answer"), saved=3, recorded=2

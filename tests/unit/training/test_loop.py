@@ -49,9 +49,13 @@ class ScriptedHands:
 
     learner = weights = sampler
     wants_probes = False
+    idle_s = 0.0
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._submitted = requests
+
+    def submit_together(self, requests: Sequence[Request], *, first: int) -> None:
+        raise NotImplementedError
 
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         """In two parts, the last completions first."""
@@ -201,7 +205,7 @@ def test_dropped_groups_are_refilled_up_to_a_full_step(tmp_path: Path):
     line = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert line["rollout/rounds"] == 2
     assert line["update/selected_fraction"] == 0.5
-    assert run.selector.position == 8
+    assert run.schedule.pending().position == 8
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "sparsepo"])
@@ -434,7 +438,7 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(tmp_path: Path):
     checkpoint = Checkpoints(tmp_path / "cut", keep=2).latest()
     second.resume(checkpoint, read_state(checkpoint))
 
-    assert (second.step, second.selector.position) == (2, 8)
+    assert (second.step, second.schedule.pending().position) == (2, 8)
     second.run()
     assert hands_of(second).requests == hands_of(whole).requests[2:]
 

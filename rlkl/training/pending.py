@@ -1,0 +1,62 @@
+"""Groups that have been sampled and scored but not trained on, in a file of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkl.data.prompts import PromptSource
+from rlkl.errors import CheckpointError
+from rlkl.types import Completion, Rollout, RolloutGroup
+
+_FILE = "pending.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """What a schedule keeps over a resume."""
+
+    position: int
+    """Prompts drawn by finished steps: the first draw that is not trained on."""
+    groups: tuple[RolloutGroup, ...] = ()
+    """Finished groups of draws from ``position`` on, in the order of their draws."""
+    rounds: int = 1
+    """Rounds in which they were sampled."""
+
+
+def write_pending(folder: Path, pending: Pending) -> None:
+    """Write the groups into a checkpoint's folder, as JSON; nothing if there are none. Prompts stay in the data."""
+    if pending.groups:
+        groups = [[asdict(rollout) for rollout in group.rollouts] for group in pending.groups]
+        (folder / _FILE).write_text(json.dumps({"rounds": pending.rounds, "groups": groups}) + "\n")
+
+
+def read_pending(folder: Path, source: PromptSource, *, position: int) -> Pending:
+    """Read what `write_pending` wrote; raises `CheckpointError` if the file cannot be read."""
+    path = folder / _FILE
+    if not path.exists():
+        return Pending(position=position)
+    try:
+        values = json.loads(path.read_text())
+        groups = tuple(_group(rows, source) for rows in values["groups"])
+        return Pending(position=position, groups=groups, rounds=values["rounds"])
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); remove {folder} to use an older checkpoint") from error
+
+
+def _group(rows: list[dict[str, Any]], source: PromptSource) -> RolloutGroup:
+    (prompt,) = source.take(rows[0]["draw"], 1)
+    return RolloutGroup(prompt=prompt, rollouts=tuple(_rollout(row) for row in rows))
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    """Build a rollout of its values; JSON has made lists of its tuples."""
+    completion = {name: _tuples(value) for name, value in row["completion"].items()}
+    values = {name: _tuples(value) for name, value in row.items() if name != "completion"}
+    return Rollout(completion=Completion(**completion), **values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
