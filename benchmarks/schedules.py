@@ -69,8 +69,11 @@ HEADING = (
 
 
 def line(schedule: str, records: Sequence[Mapping[str, float]], predicted: Simulated) -> str:
-    """Return the row of a schedule: means over the steps after the warm-up."""
-    rows = records[max(WARM_UP, predicted.warm_up) :]
+    """Return the row of a schedule: means over the steps after the warm-up and before the end.
+
+    Towards its end a stream begins no more groups than the run still trains on.
+    """
+    rows = records[max(WARM_UP, predicted.warm_up) : len(records) - predicted.staleness_max]
     step_s = fmean(row["time/step_s"] for row in rows)
 
     def both(key: str, expected: float, unit: str = " s") -> str:

@@ -141,8 +141,8 @@ def plan_cluster(
 def _check_ranks(scene: Scene) -> None:
     """Raise `EnvironmentProblem` if there are fewer GPUs than ranks and an engine."""
     ranks, workers = scene.recipe.learner.ranks, scene.recipe.rollout.workers
-    least = ranks + (workers > 0)
-    if ranks == 1 or least <= scene.gpus:
+    least = ranks + (tensor_parallel_of(scene.recipe) if workers else 0)
+    if ranks == 1 or least <= scene.gpus or scene.recipe.rollout.placement == "colocated":
         return
     split = layout_balanced(scene, rewards=0)
     advice = (

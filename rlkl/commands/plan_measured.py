@@ -59,8 +59,8 @@ class Measured:
 
     def setting(self, recipe: Recipe) -> Setting:
         """Return what would be simulated for a recipe on this machine."""
-        rollout, keeps_some = recipe.rollout, recipe.update.filter is not None
-        kept = most_kept(recipe.update.filter, rollout.samples_per_prompt) if keeps_some else rollout.samples_per_prompt
+        rollout = recipe.rollout
+        takes_all = most_kept(recipe.update.filter, rollout.samples_per_prompt) == rollout.samples_per_prompt
         return Setting(
             groups=rollout.prompts_per_step,
             samples=rollout.samples_per_prompt,
@@ -72,7 +72,7 @@ class Measured:
             learner_token_s=self.learner.each,
             publish_s=self.publish_s + self.other_s,
             reward_s=self.reward_s,
-            rejection=1 - self.selected if kept == rollout.samples_per_prompt and self.selected > 0 else 0.0,
+            rejection=1 - self.selected if takes_all and self.selected > 0 else 0.0,
             max_rounds=rollout.max_rounds,
             max_staleness=rollout.max_staleness,
             seed=recipe.seed,
@@ -95,7 +95,8 @@ def run(options: Namespace) -> int:
 def lines(recipe: Recipe, measured: Measured) -> Iterator[str]:
     """Yield the measured parts, the simulated schedules, and the differences that they leave out."""
     setting, law, learner = measured.setting(recipe), measured.iteration, measured.learner
-    forecast = Forecast(keys="", schedules=tuple(simulate(setting, schedule, steps=STEPS) for schedule in SCHEDULES))
+    able = (ALTERNATE,) if recipe.rollout.placement == "colocated" else SCHEDULES
+    forecast = Forecast(keys="", schedules=tuple(simulate(setting, schedule, steps=STEPS) for schedule in able))
     yield f"{recipe.run.name}, from {measured.steps} steps of {measured.run_dir}"
     yield ""
     yield f"Measured: {seconds_text(measured.step_s)} a step"
@@ -166,7 +167,8 @@ def read_run(run_dir: Path) -> Measured:
         reward_s=_mean(rows, "time/reward_s"),
         other_s=fmean(_other(row) for row in rows),
         step_s=_mean(rows, "time/step_s"),
-        selected=_mean(rows, "update/selected_fraction"),
+        # Of several rounds some groups are left over that the rule would take.
+        selected=_mean([row for row in rows if row.get("rollout/rounds") == 1] or rows, "update/selected_fraction"),
     )
 
 

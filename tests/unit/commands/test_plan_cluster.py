@@ -98,8 +98,8 @@ def test_a_large_model_takes_engines_of_several_gpus():
 def test_a_learner_that_does_not_fit_is_refused_with_changes_that_make_it_fit():
     (refusal,) = plan().refusals
     assert refusal.startswith("the learner needs 157 of 80 GiB. Each of these makes it fit: ")
-    assert "model.lora='{rank: 64}'; --gpu B200; learner.ranks=2." in refusal
-    assert plan(learner={"ranks": 2}, rollout={"workers": 6}).refusals == ()
+    assert "model.lora='{rank: 64}'; --gpu B200; learner.ranks=3." in refusal
+    assert plan(learner={"ranks": 3}, rollout={"workers": 5}).refusals == ()
     assert plan(model={"lora": {"rank": 64}}).refusals == ()
     assert plan(gpu="B200").refusals == ()
 
@@ -375,3 +375,66 @@ def test_the_host_memory_of_an_offloaded_optimizer_is_told():
     offloaded = recipe(learner={"ranks": 6, "offload": "optimizer"}, rollout={"workers": 2})
     planned = plan_cluster(offloaded, gpus=8, gpu=gpu_named("H100"))
     assert any("AdamW's moments take 57 GiB of host memory" in one for one in planned.warnings)
+
+
+def test_engines_of_several_gpus_by_the_recipe():
+    planned = plan(8, rollout={"workers": 3, "tensor_parallel": 2}, learner={"ranks": 2}, model={"lora": {}})
+    assert (planned.today.engines, planned.today.engine_gpus, planned.today.tensor_parallel) == (3, 6, 2)
+    assert planned.today.used == 8
+    assert "3 rollout workers of 2 GPUs each on 6 GPUs." in " ".join(text(planned).split())
+
+
+def test_the_way_of_the_weights_decides_their_seconds():
+    host, group, auto = (
+        plan(model={"path": "Qwen/Qwen3-1.7B"}, weights={"transport": transport}).today
+        for transport in ("host", "group", "auto")
+    )
+    assert host.seconds.publish == pytest.approx(group.seconds.publish * 8 / 3)
+    assert (auto.seconds, auto.transport) == (group.seconds, "group")
+    shared = plan(1, rollout={"workers": 1}, model={"path": "Qwen/Qwen3-1.7B"}).today
+    assert shared.transport == "host"
+
+
+COLOCATED = {"workers": 8, "placement": "colocated"}
+
+
+def test_colocated_engines_take_turns_on_the_learners_gpus():
+    planned = plan(8, "H200", rollout=COLOCATED, learner={"ranks": 8})
+    today = planned.today
+    assert (today.ranks, today.engine_gpus, today.used, today.takes_turns) == (8, 8, 8, True)
+    assert today.transport == "host"
+    assert part(today.parts, "sleeping engine") == 3 * GIB
+    assert today.resting == sum(part(today.parts, name) for name in ("weights", "AdamW moments", "frozen models"))
+    assert [one.schedule for one in planned.forecasts[0].schedules] == ["alternate"]
+    assert "The recipe runs the learner on 8 GPUs and 8 rollout workers on the same GPUs, in turns." in text(planned)
+    assert planned.sharded is not None
+    assert "rollout.placement=separate" in text(planned)
+
+
+def test_colocated_engines_that_do_not_fit_are_refused():
+    with pytest.raises(EnvironmentProblem, match=r"Expected no more engine GPUs than ranks.*learner.ranks=8"):
+        plan(8, rollout=COLOCATED, learner={"ranks": 4})
+    engines = {**COLOCATED, "workers": 4, "vllm": {"memory_fraction": 0.8}}
+    (refusal,) = plan(4, rollout=engines, learner={"ranks": 4}).refusals
+    assert re.match(r"While it samples, an engine takes 64 GiB .* beside the \d+ GiB that the learner keeps", refusal)
+
+
+def test_batches_smaller_than_a_micro_batch_need_less():
+    tokens = {"micro_batch_tokens": 1_000_000}
+    large, small = (
+        part(plan(learner=tokens, rollout={"prompts_per_step": prompts}).today.parts, "activations")
+        for prompts in (64, 8)
+    )
+    assert large == pytest.approx(8 * small * 1_000_000 / (64 * 8 * 2560), rel=1e-6)
+    minibatches = plan(learner={**tokens, "minibatches": 8}).today.parts
+    assert part(minibatches, "activations") == small
+    superhf = plan(learner=tokens, update={"rule": "superhf"}).today.parts
+    assert part(superhf, "activations") == small, "one completion of each prompt is trained on"
+
+
+def test_a_kl_of_the_likeliest_tokens_needs_whole_logits():
+    tiled, whole = (
+        part(plan(update={"rule": "superhf", "kl_top_k": top_k}).today.parts, "logits") for top_k in (None, 64)
+    )
+    assert whole == 14 * 1024 * 152_064
+    assert tiled < whole / 4
