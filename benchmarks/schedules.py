@@ -2,7 +2,8 @@
 
 The engine is real vLLM with a pause in each iteration, the learner is real and pauses once a step, so that their
 seconds are those of a larger model, and the machine's other load matters little. Completions are long-tailed: a random
-model ends each with nearly the same chance at every token.
+model ends each with the same chance, about 1 in 20, at every token. Engines have room for all sequences, so that a
+publish need not wait for a free place.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from statistics import fmean
 
 import rlkl
-from benchmarks.slow import EACH_MS, FIXED_MS
+from benchmarks.timed.parts import EACH_MS, FIXED_MS
 from rlkl.commands.plan_measured import WARM_UP, read_run
 from rlkl.costs.setting import ALTERNATE, SCHEDULES, Simulated
 from rlkl.costs.simulation import simulate
 from rlkl.system.compat import ensure_torch_extras
-from rlkl.tasks.characters import character_tokenizer, small_qwen3_config
+from rlkl.tasks.characters import EOS_ID, character_tokenizer, small_qwen3_config
 from rlkl.tracking.records.reading import read_metrics
 
 REWARD = "def length(completion):\n    return float(len(completion) % 7)\n"
@@ -36,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print measured against predicted seconds, waiting and staleness of each schedule."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedules", nargs="+", default=SCHEDULES, choices=SCHEDULES)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--learner-s", type=float, default=4.0, help="pause of the learner in a step")
-    parser.add_argument("--iteration-ms", type=float, nargs=2, default=(15.0, 1.0), metavar=("FIXED", "EACH"))
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--learner-s", type=float, default=3.0, help="pause of the learner in a step")
+    parser.add_argument("--iteration-ms", type=float, nargs=2, default=(120.0, 2.0), metavar=("FIXED", "EACH"))
     parser.add_argument("--staleness", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="folder for the runs, which are otherwise removed")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -46,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ[FIXED_MS], os.environ[EACH_MS] = map(str, options.iteration_ms)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
-        _write_inputs(folder)
+        write_inputs(folder)
         print(HEADING)
         alternate = _train(folder, ALTERNATE, options)
         measured = read_run(alternate)
         law = measured.iteration
         for schedule in options.schedules:
             run_dir = alternate if schedule == ALTERNATE else _train(folder, schedule, options)
-            predicted = simulate(measured.setting(_recipe(folder, schedule, options)), schedule, steps=200)
+            predicted = simulate(measured.setting(recipe_of(folder, schedule, options)), schedule, steps=200)
             print(line(schedule, read_metrics(run_dir / "metrics.jsonl"), predicted), flush=True)
         print(
             f"an iteration takes {law.fixed * 1e3:.1f} ms + {law.each * 1e3:.2f} ms for each sequence, the learner "
@@ -89,7 +90,8 @@ def line(schedule: str, records: Sequence[Mapping[str, float]], predicted: Simul
     )
 
 
-def _recipe(folder: Path, schedule: str, options: argparse.Namespace) -> rlkl.Recipe:
+def recipe_of(folder: Path, schedule: str, options: argparse.Namespace) -> rlkl.Recipe:
+    """Return the recipe of a schedule; ``options``: those of the command line."""
     file = folder / "schedules.yaml"
     return rlkl.load_recipe(
         file,
@@ -103,15 +105,15 @@ def _recipe(folder: Path, schedule: str, options: argparse.Namespace) -> rlkl.Re
 
 
 def _train(folder: Path, schedule: str, options: argparse.Namespace) -> Path:
-    rlkl.train(_recipe(folder, schedule, options))
+    rlkl.train(recipe_of(folder, schedule, options))
     return folder / schedule
 
 
-def _write_inputs(folder: Path) -> None:
-    """Write a random model, a reward and a recipe."""
+def write_inputs(folder: Path) -> None:
+    """Write a random model, a reward and a recipe to ``folder``."""
     ensure_torch_extras()
     import torch
-    from transformers import Qwen3ForCausalLM
+    from transformers import GenerationConfig, Qwen3ForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
     config = small_qwen3_config(tied=True)
@@ -119,6 +121,7 @@ def _write_inputs(folder: Path) -> None:
     torch.manual_seed(0)
     Qwen3ForCausalLM(config).save_pretrained(folder / "model")
     character_tokenizer().save_pretrained(folder / "model")
+    GenerationConfig(eos_token_id=[EOS_ID, *range(3, 7)]).save_pretrained(folder / "model")
     (folder / "reward.py").write_text(REWARD)
     (folder / "schedules.yaml").write_text(
         f"""
@@ -127,14 +130,14 @@ model: {{path: {folder / "model"}}}
 data: {{source: "task:arithmetic", max_prompt_tokens: 16}}
 rewards: [{{function: {folder / "reward.py"}:length}}]
 rollout:
-  engine: benchmarks.slow:SlowVllm
+  engine: benchmarks.timed.parts:SlowVllm
   workers: 2
-  prompts_per_step: 8
+  prompts_per_step: 6
   samples_per_prompt: 4
-  max_new_tokens: 300
+  max_new_tokens: 150
   threads: 1
-  vllm: {{max_num_seqs: 8}}
-update: {{rule: "benchmarks.slow:SlowRule"}}
+  vllm: {{max_num_seqs: 64}}
+update: {{rule: "benchmarks.timed.parts:SlowRule"}}
 learner: {{lr: 1.0e-6, threads: 1}}
 tracking: {{samples_every: 1, console: plain, hacking_watch: false}}
 checkpoint: {{every: 1000}}

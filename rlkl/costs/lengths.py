@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Protocol
 
@@ -42,9 +43,7 @@ class Lognormal:
         object.__setattr__(self, "log_median", self._log_median())
 
     def of_group(self, draw: int, samples: int, seed: int) -> Sequence[int]:
-        chance = _chance(seed, draw)
-        drawn = (chance.lognormvariate(self.log_median, self.spread) for _ in range(samples))
-        return [min(max(round(length), 1), self.longest) for length in drawn]
+        return _lognormal(self, draw, samples, seed)
 
     def _log_median(self) -> float:
         """Find the logarithm of the median by bisection: the mean after the cut grows with it."""
@@ -60,6 +59,14 @@ class Lognormal:
         cut = (math.log(self.longest) - log_median) / self.spread
         below = math.exp(log_median + self.spread**2 / 2) * _normal_below(cut - self.spread)
         return below + self.longest * (1 - _normal_below(cut))
+
+
+@lru_cache(20_000)
+def _lognormal(lengths: Lognormal, draw: int, samples: int, seed: int) -> tuple[int, ...]:
+    """Draw lengths; a plan simulates the same draws several times."""
+    chance = _chance(seed, draw)
+    drawn = (chance.lognormvariate(lengths.log_median, lengths.spread) for _ in range(samples))
+    return tuple(min(max(round(length), 1), lengths.longest) for length in drawn)
 
 
 def _normal_below(value: float) -> float:

@@ -24,7 +24,7 @@ class Stream:
         self._setting = setting
         self._engines = setting.start_engines()
         self._plans = [0] * setting.engines
-        """Number of the last event planned for each engine; earlier ones are void."""
+        """Number of the last event of each engine; earlier ones are void."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._planned = 0
         self._now = 0.0
@@ -72,7 +72,7 @@ class Stream:
             self._watch(number)
 
     def _watch(self, number: int) -> None:
-        """Plan the next end of a completion on an engine."""
+        """Set the event of the next end of a completion on an engine."""
         self._plans[number] += 1
         end = self._engines[number].next_end
         if end < inf:
@@ -85,7 +85,7 @@ class Stream:
             self._watch(number)
 
     def _finish(self, ended: Sequence[Completion]) -> None:
-        """Plan the scores of groups whose last completion has ended; completions of one call end together."""
+        """Set the events of the scores of groups that are complete; completions of one call end together."""
         for group in dict.fromkeys(completion.group for completion in ended):
             if group.left == 0:
                 reward_s = self._setting.varied(self._setting.reward_s, 2, group.draw)

@@ -54,7 +54,7 @@ class SlowRule(PolicyUpdate):
         return frozenset({Signal.POLICY_LOGPROBS})
 
     def credit(self, batch: Batch) -> Batch:
-        """Pause, and give each token the reward of its completion less the mean."""
+        """Give each token the reward of its completion less the mean, after a pause."""
         time.sleep(self.settings.seconds)
         advantages_B = batch.rewards_B - batch.rewards_B.mean()
         return replace(batch, advantages_BT=advantages_B[:, None] * batch.response_BT)
