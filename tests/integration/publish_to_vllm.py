@@ -35,28 +35,30 @@ def main(folder: str, dtype: str, answers: str) -> None:
     engine = VllmEngine(settings)
     generator = torch.Generator().manual_seed(0)
     probes = [Probe(token_ids=tuple(torch.randint(3, 90, (n,), generator=generator).tolist())) for n in LENGTHS]
-    full = _policy(folder, dtype, None)
+    full = policy_of(folder, dtype, None)
     report = {"start": _scores(engine, full, probes)}
     for moment, policy in {
         "unmoved": full,
         "moved": full,
-        "adapters": _policy(folder, dtype, LoraSection(rank=4)),
+        "adapters": policy_of(folder, dtype, LoraSection(rank=4)),
     }.items():
         if moment != "unmoved":
-            _move(policy)
+            move(policy)
         unreached = engine.load_weights(list(policy.published()))
         assert not unreached, unreached
         report[moment] = _scores(engine, policy, probes)
     Path(answers).write_text(json.dumps(report))
 
 
-def _policy(folder: str, dtype: str, lora: LoraSection | None) -> Policy:
+def policy_of(folder: str, dtype: str, lora: LoraSection | None) -> Policy:
+    """Load a policy."""
     section = ModelSection.model_validate({"path": folder, "dtype": dtype, "lora": lora})
     return Policy(folder, section, device=torch.device("cpu"), seed=0)
 
 
 @torch.no_grad()
-def _move(policy: Policy) -> None:
+def move(policy: Policy) -> None:
+    """Change all trained weights by fixed noise."""
     generator = torch.Generator().manual_seed(1)
     for parameter in policy.parameters():
         if parameter.requires_grad:

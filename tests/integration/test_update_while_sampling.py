@@ -1,0 +1,43 @@
+"""Weights that arrive while vLLM samples: each token is of the version that it is labelled with, to the last digits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.runs import REPOSITORY
+from tests.models import tiny_qwen3
+
+
+@pytest.mark.parametrize("stop", ["", "7"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_have_the_log_probs_of_the_version_that_sampled_them(tied: bool, stop: str, tmp_path: Path):
+    answers = tmp_path / "answers.json"
+    folder = tiny_qwen3(tmp_path / "model", tied=tied, seed=0)
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.integration.update_while_sampling", str(folder), stop, str(answers)],
+        cwd=REPOSITORY,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert child.returncode == 0, child.stderr
+    report = json.loads(answers.read_text())
+
+    assert max(report["gaps"]) < 5e-5
+    spans = [completion["versions"] for completion in report["completions"]]
+    assert any(len(versions) == 4 for versions in spans)
+    for completion in report["completions"]:
+        starts = [*(start for _, start in completion["versions"]), len(completion["tokens"])]
+        for (version, start), end in zip(completion["versions"], starts[1:], strict=True):
+            assert end > start
+            right = completion["learners"][version][start:end]
+            assert completion["logprobs"][start:end] == pytest.approx(right, abs=5e-5)
+            for other in set(range(4)) - {version}:
+                assert completion["learners"][other][start:end] != pytest.approx(right, abs=5e-4)
+    assert any(c["finish_reason"] == "stop" for c in report["completions"]) or not stop
+    assert report["again"] != [completion["tokens"] for completion in report["completions"]]
