@@ -122,6 +122,13 @@ class Rollout:
     """The reward functions that failed on it."""
 
     @property
+    def token_versions(self) -> tuple[int, ...]:
+        """The version of the weights that sampled each token of the completion."""
+        spans = self.completion.versions or ((self.weights_version, 0),)
+        ends = [*(start for _, start in spans[1:]), len(self.completion.token_ids)]
+        return tuple(version for (version, start), end in zip(spans, ends, strict=True) for _ in range(start, end))
+
+    @property
     def scored(self) -> bool:
         """Whether it has a reward."""
         return not math.isnan(self.reward)

@@ -85,12 +85,12 @@ class RaySampler:
         finished: list[tuple[int, Completion]] = []
         for ref in ready:
             worker = self._reports.pop(ref)
-            report: HandOver = wait(ref, who=self._names[worker], what="sample", timeout_s=self._timeout_s)
+            report: HandOver = wait(ref, who=self._names[worker], what="generate", timeout_s=self._timeout_s)
             self._idle_s[worker] = report.idle_s
             for number, completion in report.finished:
                 del self._deadlines[worker][number]
                 finished.append((number, completion))
         for name, unfinished in zip(self._names, self._deadlines, strict=True):
             if unfinished and next(iter(unfinished.values())) < time.monotonic():
-                raise late(name, "sample", self._timeout_s)
+                raise late(name, "generate", self._timeout_s)
         return finished

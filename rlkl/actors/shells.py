@@ -38,7 +38,7 @@ from rlkl.weights import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandOver:
-    """What a rollout worker has to report."""
+    """A report of a rollout worker."""
 
     finished: Sequence[tuple[int, Completion]]
     """Completions that have finished since the last report, with their requests' numbers."""

@@ -31,7 +31,7 @@ class EngineLoop:
     def __init__(self, make: Callable[[], Engine]) -> None:
         """Start the thread and make the engine on it; raises what ``make`` raises."""
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any] | None]] = queue.SimpleQueue()
-        """What to do between two steps, and who waits for its result."""
+        """Work to do between two steps, each with the result that its sender waits for, or None."""
         self._finished: Finished = []
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
@@ -98,7 +98,7 @@ class EngineLoop:
         try:
             self._plain = make()
             self._engine = self._plain if isinstance(self._plain, SteppedEngine) else _Streamed(self._plain)
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             started.set_exception(error)
             return
         started.set_result(None)
@@ -106,7 +106,7 @@ class EngineLoop:
             while True:
                 self._do_jobs()
                 self._hand_over(self._engine.step())
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             self._fail(error)
 
     def _do_jobs(self) -> None:
@@ -122,7 +122,7 @@ class EngineLoop:
                 continue
             try:
                 done.set_result(job())
-            except BaseException as error:
+            except (Exception, SystemExit) as error:
                 done.set_exception(error)
         if self._idle_since is not None:
             self._idle_s += time.monotonic() - self._idle_since
@@ -166,7 +166,7 @@ class _Streamed:
         return kept or self._next()
 
     def begin_version(self, version: int) -> None:
-        """Finish the completions that have begun, and keep them for `step`."""
+        """End the completions that have begun, and keep them for `step`."""
         while self._stream is not None:
             self._kept += self._next()
         self._version = version

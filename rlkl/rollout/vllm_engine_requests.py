@@ -30,7 +30,7 @@ class _Running:
     """vLLM's own name of it; outputs bear the part before the dash."""
     number: int
     ended: list[Ended]
-    """Where it goes when it has finished."""
+    """The list that it is added to when it has finished."""
     watch: StopWatch | None
     versions: list[tuple[int, int]]
     watched: int = 0

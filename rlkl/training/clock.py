@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlkl.training.hands import Sampler
+
 
 @dataclass(slots=True, kw_only=True)
 class Clock:
@@ -19,12 +21,16 @@ class Clock:
     spent: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("rollout", "reward", "learner", "publish"), 0.0)
     )
-    waited: float = 0.0
+    waited_s: float = 0.0
     """Seconds in which the learner waited for its batch."""
-    idle: float = 0.0
-    """Seconds in which an engine had no request: the mean over the workers."""
+    sampler: Sampler | None = None
+    """To ask how long the engines were idle."""
     streams: bool = False
-    """Whether sampling never stops: its time is then the step's without ``idle``."""
+    """Whether sampling never stops: its time is then the step's without the engines' idle time."""
+    idle_before_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.idle_before_s = self._idle_s()
 
     def run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``function`` and add its time to ``part``."""
@@ -53,7 +59,7 @@ class Clock:
         try:
             yield
         finally:
-            self.waited += time.perf_counter() - start
+            self.waited_s += time.perf_counter() - start
 
     def take_in(self, other: Clock) -> None:
         """Add the parts that another thread has timed."""
@@ -63,13 +69,14 @@ class Clock:
     def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
         """Return seconds by part, and throughput; that of sampling only if something was sampled."""
         whole = time.perf_counter() - self.started
+        idle_s = self._idle_s() - self.idle_before_s
         if self.streams:
-            self.spent["rollout"] = max(whole - self.idle, 0.0)
-        counted = self.waited + self.spent["learner"]
+            self.spent["rollout"] = max(whole - idle_s, 0.0)
+        counted = self.waited_s + self.spent["learner"]
         metrics = {
             **{f"time/{part}_s": seconds for part, seconds in self.spent.items()},
-            "time/learner_waited_s": self.waited,
-            "time/rollout_idle_s": self.idle,
+            "time/learner_waited_s": self.waited_s,
+            "time/rollout_idle_s": idle_s,
             "time/step_s": whole,
             "time/other_fraction": max(1.0 - counted / whole, 0.0),
             "throughput/samples_per_s": rollouts / whole,
@@ -77,3 +84,6 @@ class Clock:
         if self.spent["rollout"] > 0:
             metrics["rollout/tokens_per_s"] = tokens / self.spent["rollout"]
         return metrics
+
+    def _idle_s(self) -> float:
+        return 0.0 if self.sampler is None else self.sampler.idle_s

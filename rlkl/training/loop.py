@@ -52,9 +52,6 @@ class Trainer:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    idle_s: float = 0.0
-    """`Sampler.idle_s` after the last step."""
-    selector: Selector = field(init=False)
     schedule: Schedule = field(init=False)
     publisher: Publisher = field(init=False)
     saver: Saver = field(init=False)
@@ -64,8 +61,7 @@ class Trainer:
     def __post_init__(self) -> None:
         recipe, source, hands = self.recipe, self.source, self.hands
         collector = build_collector(recipe, hands.sampler, self.rewards, self.tokenizer, prompts=len(source))
-        self.selector = Selector(recipe=recipe, source=source, collector=collector, update=self.update)
-        self.schedule = build_schedule(self.selector)
+        self.schedule = build_schedule(Selector(recipe=recipe, source=source, collector=collector, update=self.update))
         self.publisher = Publisher(recipe=recipe, weights=hands.weights, source=source, tokenizer=self.tokenizer)
         self.watch = Watch(samples=self.run_dir / "samples")
         self.waiting = Waiting(note=self.tracker.note)
@@ -103,8 +99,7 @@ class Trainer:
         """Continue from a checkpoint."""
         self.hands.learner.restore(checkpoint)
         self.step = state.step
-        pending = read_pending(checkpoint, self.source, position=state.position)
-        self.schedule.resume(pending, state.step)
+        self.schedule.resume(read_pending(checkpoint, self.source, position=state.position), state.step)
         self.watch.resume(self.update.alarms(self.tracker.records))
 
     def _train(self, stop: StopRequest) -> None:
@@ -114,28 +109,26 @@ class Trainer:
         while self.step < self.recipe.steps and stop.signal_number is None:
             self._train_step()
             if self.step % self.recipe.checkpoint.every == 0:
-                self._save()
-        self._save()
+                self.saver.save_once(self.step, self.schedule.pending())
+        self.saver.save_once(self.step, self.schedule.pending())
 
     def _train_step(self) -> None:
-        clock, samples = Clock(entered=self.waiting.enter), self.tracker.samples_due(self.step)
+        clock = Clock(entered=self.waiting.enter, sampler=self.hands.sampler)
         selection = self.schedule.collect(self.step, clock)
         probes = self.publisher.probes(selection.groups)
-        before = self.publisher.before_step(probes)
+        before, due = self.publisher.before_step(probes), self.tracker.samples_due(self.step)
         with clock.time("learner"):
-            learned = self.hands.learner.learn(selection, step=self.step, probes=before, samples=samples)
+            learned = self.hands.learner.learn(selection, step=self.step, probes=before, samples=due)
         self.schedule.before_publish(clock)
         with clock.time("publish"):
             synced = self.publisher.publish(step_number(self.step), probes)
         self.schedule.published(step_number(self.step))
-        idle_before, self.idle_s = self.idle_s, self.hands.sampler.idle_s
-        clock.idle = self.idle_s - idle_before
         timed = clock.metrics(rollouts=selection.rollout_count, tokens=selection.token_count)
         self.metrics = {**selection.metrics, **learned.metrics, **synced, **timed}
         alarms = self.update.alarms([*self.tracker.records, self.metrics])
         self.metrics[RULE_ALARMS] = float(len(alarms))
-        columns = token_columns(selection, learned.token_columns)
-        self.tracker.log(self.step, self.metrics, selection.groups, columns, learned.pictures)
+        columns, pictures = token_columns(selection, learned.token_columns), learned.pictures
+        self.tracker.log(self.step, self.metrics, selection.groups, columns, pictures)
         self.watch.alarms(alarms)
         self._finish_step()
         self.watch.gradient(self.metrics)
@@ -144,9 +137,6 @@ class Trainer:
         self.step = step_number(self.step)
         self.schedule.trained()
 
-    def _save(self) -> None:
-        self.saver.save_once(self.step, self.schedule.pending())
-
     def _rescue(self) -> BaseException | None:
         """Save the last step that the learner finished, after an error; return the error that this ended with."""
         try:
@@ -154,7 +144,7 @@ class Trainer:
                 self._finish_step()
             self.schedule.take_back()
             self.tracker.drain()
-            self._save()
+            self.saver.save_once(self.step, self.schedule.pending())
         except (RlklError, OSError, RuntimeError, ValueError, TypeError) as error:
             return error
         return None

@@ -16,7 +16,7 @@ _FILE = "pending.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """What a schedule keeps over a resume."""
+    """The part of a schedule that a checkpoint keeps."""
 
     position: int
     """Prompts drawn by finished steps: the first draw that is not trained on."""
@@ -34,7 +34,7 @@ def write_pending(folder: Path, pending: Pending) -> None:
 
 
 def read_pending(folder: Path, source: PromptSource, *, position: int) -> Pending:
-    """Read what `write_pending` wrote; raises `CheckpointError` if the file cannot be read."""
+    """Read the groups that `write_pending` wrote; raises `CheckpointError` if the file cannot be read."""
     path = folder / _FILE
     if not path.exists():
         return Pending(position=position)

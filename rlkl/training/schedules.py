@@ -13,7 +13,7 @@ from rlkl.training.collect import SampledGroups
 from rlkl.training.pending import Pending
 from rlkl.training.selection import Selector
 from rlkl.training.streaming import Stream
-from rlkl.types import Selection
+from rlkl.types import Selection, step_number
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Schedule(Protocol):
         ...
 
     def pending(self) -> Pending:
-        """Return what a checkpoint must hold."""
+        """Return the part of a checkpoint."""
         ...
 
     def resume(self, pending: Pending, step: int) -> None:
@@ -133,8 +133,9 @@ class OneStepOff:
         with clock.waiting():
             batch = self._next or self.selector.collect(self._position, step=step, clock=clock)
         self._batch, self._next = batch, None
-        if step + 1 < self.steps:
-            self._sampling = self._thread.submit(self._sample, batch.position, step + 1)
+        following = step_number(step)
+        if following < self.steps:
+            self._sampling = self._thread.submit(self._sample, batch.position, following)
         return batch
 
     def before_publish(self, clock: Clock) -> None:

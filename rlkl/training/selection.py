@@ -43,7 +43,7 @@ class Selector:
         return self._selection(groups, examples, step=step, rounds=rounds, position=position)
 
     def select(self, groups: Sequence[RolloutGroup], *, step: int, rounds: int, position: int) -> Selection:
-        """Return what `collect` returns, from groups that are there already."""
+        """Select from groups that have been collected before."""
         return self._selection(groups, self._examples(groups), step=step, rounds=rounds, position=position)
 
     def accepts(self, group: RolloutGroup) -> bool:
@@ -84,16 +84,11 @@ class Selector:
 
 def staleness_metrics(examples: Sequence[Example], *, step: int) -> dict[str, float]:
     """Return how many versions behind the learner's the weights were that sampled the tokens of a step."""
-    tokens = behind = oldest = 0
-    for example in examples:
-        completion = example.rollout.completion
-        spans = completion.versions or ((example.rollout.weights_version, 0),)
-        ends = [*(start for _, start in spans[1:]), len(completion.token_ids)]
-        for (version, start), end in zip(spans, ends, strict=True):
-            tokens += end - start
-            behind += (step - version) * (end - start)
-            oldest = max(oldest, step - version)
-    return {"rollout/staleness_mean": behind / max(tokens, 1), "rollout/staleness_max": float(oldest)}
+    ages = [step - version for example in examples for version in example.rollout.token_versions]
+    return {
+        "rollout/staleness_mean": sum(ages) / max(len(ages), 1),
+        "rollout/staleness_max": float(max(ages, default=0)),
+    }
 
 
 def left_out(groups: Sequence[RolloutGroup], examples: Sequence[Example]) -> list[Example]:

@@ -16,7 +16,7 @@ from rlkl.training.clock import Clock
 from rlkl.training.collect import SampledGroups
 from rlkl.training.pending import Pending
 from rlkl.training.selection import Selector
-from rlkl.types import Completion, RolloutGroup, Selection
+from rlkl.types import Completion, RolloutGroup, Selection, step_number
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Stream:
             for draw in self._batch:
                 del self._slots[draw]
             self._batch = []
-            self._step += 1
+            self._step = step_number(self._step)
 
     def take_back(self) -> None:
         """See `Schedule.take_back`."""
@@ -172,7 +172,7 @@ class Stream:
                 with self._changed:
                     pause_s = _LOOK_S if self._being_scored() else None
                     self._changed.wait_for(lambda: self._closing or self._has_room(), pause_s)
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()

@@ -122,6 +122,7 @@ def write_samples(
         columns[f"reward_{name}"] = pa.array([getattr(r, name) for _, r in pairs], pa.list_(pa.string()))
     columns["sample_index"] = pa.array([rollout.sample_index for _, rollout in pairs], pa.int64())
     columns["weights_version"] = pa.array([rollout.weights_version for _, rollout in pairs], pa.int64())
+    columns["versions"] = pa.array([rollout.token_versions for _, rollout in pairs], pa.list_(pa.int64()))
     for name, values in token_columns.items():
         assert len(values) == len(pairs), f"one entry of {name} per rollout"
         columns[name] = pa.array(values, TOKEN_COLUMN)

@@ -13,7 +13,7 @@ TOKEN_COLUMN = pa.list_(pa.float64())
 
 _FIRST = ("step", "prompt_id", "prompt", "completion", "completion_ids", "logprobs", "finish_reason", "reward")
 _NAMED = ("reward/", "monitor/")
-_AFTER = ("reward_tags", "reward_failed", "sample_index", "weights_version")
+_AFTER = ("reward_tags", "reward_failed", "sample_index", "weights_version", "versions")
 """Columns in their order; after them come numbers a token, then pictures."""
 
 

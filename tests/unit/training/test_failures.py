@@ -32,6 +32,7 @@ from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.loop import Trainer
+from rlkl.training.schedules import Alternate
 from rlkl.types import Learned, Probe, Selection
 from rlkl.updates import build_update
 from rlkl.weights import Probes
@@ -205,6 +206,11 @@ class BrokenStream(Fault):
         raise self.error
 
 
+def alternate_of(run: Trainer) -> Alternate:
+    assert isinstance(run.schedule, Alternate)
+    return run.schedule
+
+
 def learner_of(run: Trainer) -> Any:
     assert isinstance(run.hands, LocalHands)
     return run.hands.shell._learner
@@ -214,7 +220,7 @@ FAULTS = {
     "selection": Fault(at=lambda run: run.update, method="select", error=TypeError("odd"), saved=2),
     "a rule that exits": Fault(at=lambda run: run.update, method="select", error=SystemExit(3), saved=2),
     "metrics of the rollouts": Fault(
-        at=lambda run: run.selector.collector, method="metrics", error=KeyError("x"), saved=2
+        at=lambda run: alternate_of(run).selector.collector, method="metrics", error=KeyError("x"), saved=2
     ),
     "sampling": Fault(at=lambda run: run.hands.sampler, method="submit", error=ValueError("odd"), saved=2),
     "the middle of the stream of completions": BrokenStream(

@@ -220,12 +220,12 @@ def test_failed_scores_are_tolerated_as_a_fraction_of_a_step(fraction: float, st
     section = reward.section.model_copy(update={"on_error": "drop_group", "max_failed_fraction": fraction})
     run.rewards.rewards = (replace(reward, section=section),)
 
-    def fails_on_two_of_three(completion: str) -> float:
-        if sum(map(ord, completion)) % 3 > 0:
+    def fails_on_a_third(completion: str) -> float:
+        if sum(map(ord, completion)) % 3 == 0:
             raise ValueError("no judge")
         return 1.0
 
-    run.rewards.rewards[0].function._function = fails_on_two_of_three
+    run.rewards.rewards[0].function._function = fails_on_a_third
     if not stops:
         run.run()
         return

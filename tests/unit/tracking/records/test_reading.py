@@ -110,6 +110,7 @@ def test_samples_hold_every_rollout_with_its_rewards(tmp_path: Path):
         "reward_failed": [],
         "sample_index": 1,
         "weights_version": 9,
+        "versions": [9, 9],
         "mask": [1.0, 0.5],
     }
     assert rows[2]["completion"] == "half a surrogate pair: ?"
