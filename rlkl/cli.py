@@ -122,6 +122,9 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_argument("--shape", metavar="FILE", help="config.json of the model, or its folder, if it is not here")
     plan.add_argument("--prompt-tokens", type=float, metavar="MEAN", help="mean length; default: half of the limit")
     plan.add_argument("--completion-tokens", type=float, metavar="MEAN", help="mean length; default: half of the limit")
+    plan.add_argument(
+        "--measured", metavar="RUN_DIR", help="simulate the schedules with the seconds of a run on this machine"
+    )
     plan.set_defaults(command="plan")
 
 

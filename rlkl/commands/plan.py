@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlkl.commands.plan_inputs import check_inputs
 from rlkl.commands.plan_warnings import warnings_about
-from rlkl.errors import EnvironmentProblem
+from rlkl.errors import EnvironmentProblem, InputError
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe
 from rlkl.recipe.memory import MemoryEstimate, estimate_memory
@@ -104,14 +104,22 @@ class Plan:
 
 
 def run(options: Namespace) -> int:
-    """Check what a recipe refers to and print its plan on this machine, or print its plan on ``--gpus`` GPUs; return 0.
+    """Check what a recipe refers to and print its plan on this machine; return 0.
+
+    With ``--gpus`` print its plan on so many GPUs, with ``--measured`` the schedules by the parts of another run.
 
     Raises `InputError`; `EnvironmentProblem` after the plan is printed, if the run cannot start there.
     """
+    if options.gpus is not None and options.measured is not None:
+        raise InputError("--gpus estimates seconds and --measured has measured ones; expected one of them, not both")
     if options.gpus is not None:
         from rlkl.commands import plan_cluster
 
         return plan_cluster.run(options)
+    if options.measured is not None:
+        from rlkl.commands import plan_measured
+
+        return plan_measured.run(options)
     from rlkl.commands.plan_view import show
 
     recipe = load_recipe(options.recipe, *options.overrides)

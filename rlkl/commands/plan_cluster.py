@@ -5,8 +5,16 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import dataclass
 
-from rlkl.commands.plan_layout import CPUS_PER_NODE, Layout, Scene, layout_balanced, layout_today
+from rlkl.commands.plan_layout import (
+    CPUS_PER_NODE,
+    Layout,
+    Scene,
+    layout_balanced,
+    layout_today,
+    tensor_parallel_of,
+)
 from rlkl.commands.plan_refusals import layout_warnings, refusals
+from rlkl.commands.plan_schedules import Forecast, forecast
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.commands.plan_work import Work, training_of, work_of
 from rlkl.costs.find import find_shape
@@ -39,8 +47,25 @@ class ClusterPlan:
 
     None if it is what the recipe runs, or if none fits.
     """
+    forecasts: tuple[Forecast, ...]
+    """The simulated schedules of both layouts, without a layout that cannot sample."""
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def forecast_of(self, layout: Layout) -> Forecast | None:
+        """Return the simulated schedules of one of the layouts."""
+        keys = "" if layout is self.today else keys_of(self.recipe, layout)
+        return next((one for one in self.forecasts if one.keys == keys), None)
+
+
+def keys_of(recipe: Recipe, layout: Layout) -> str:
+    """Return the overrides of a recipe that give a layout."""
+    keys = [f"learner.ranks={layout.ranks}", f"rollout.workers={layout.engines}"]
+    if layout.tensor_parallel != tensor_parallel_of(recipe):
+        keys.append(f"rollout.tensor_parallel={layout.tensor_parallel}")
+    if recipe.rollout.placement == "colocated" and not layout.is_colocated:
+        keys.append("rollout.placement=separate")
+    return " ".join(keys)
 
 
 def run(options: Namespace) -> int:
@@ -95,6 +120,8 @@ def plan_cluster(
     sharded = layout_balanced(scene, rewards=today.rewards)
     if sharded is not None and (sharded.ranks, sharded.engine_gpus) == (today.ranks, today.engine_gpus):
         sharded = None
+    layouts = [(today, "")] if sharded is None else [(today, ""), (sharded, keys_of(recipe, sharded))]
+    found_forecasts = [forecast(scene, layout, keys) for layout, keys in layouts]
     machine = Machine(cpus=CPUS_PER_NODE, memory_gib=CPUS_PER_NODE, gpus=(f"{gpu.name}, {gpu.mib} MiB",) * gpus)
     return ClusterPlan(
         recipe=recipe,
@@ -105,6 +132,7 @@ def plan_cluster(
         work=work,
         today=today,
         sharded=sharded,
+        forecasts=tuple(one for one in found_forecasts if one is not None),
         refusals=tuple(refusals(scene, today)),
         warnings=(*layout_warnings(scene, today, sharded), *warnings_about(recipe, machine)),
     )
@@ -113,8 +141,8 @@ def plan_cluster(
 def _check_ranks(scene: Scene) -> None:
     """Raise `EnvironmentProblem` if there are fewer GPUs than ranks and an engine."""
     ranks, workers = scene.recipe.learner.ranks, scene.recipe.rollout.workers
-    least = ranks + (workers > 0 and scene.recipe.rollout.placement == "separate")
-    if ranks == 1 or least <= scene.gpus:
+    least = ranks + (tensor_parallel_of(scene.recipe) if workers else 0)
+    if ranks == 1 or least <= scene.gpus or scene.recipe.rollout.placement == "colocated":
         return
     split = layout_balanced(scene, rewards=0)
     advice = (

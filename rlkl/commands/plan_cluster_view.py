@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from rich.console import Console
 
-from rlkl.commands.plan_cluster import ClusterPlan
+from rlkl.commands.plan_cluster import ClusterPlan, keys_of
 from rlkl.commands.plan_layout import Layout
+from rlkl.commands.plan_schedules import WIDTH, Forecast, seconds_text, table
 from rlkl.costs.gpus import GPUS_PER_NODE
+from rlkl.costs.lengths import SPREAD
 from rlkl.costs.memory import GIB, EngineMemory, Part, peak_bytes
 from rlkl.costs.seconds import BANDWIDTH_SHARE, LEARNER_SHARE
 
-_WIDTH = 98
 _BAR = 24
 _NAME = 22
+_UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def show(plan: ClusterPlan, console: Console | None = None) -> None:
@@ -30,9 +33,11 @@ def lines(plan: ClusterPlan) -> Iterator[str]:
     yield from _head(plan)
     yield from _layout(plan, plan.today, "The recipe runs")
     if plan.sharded is not None:
-        keys = f"learner.ranks={plan.sharded.ranks} rollout.workers={plan.sharded.engines}"
-        yield from _layout(plan, plan.sharded, f"Balanced ({keys}) would be")
+        yield from _layout(plan, plan.sharded, f"Balanced ({keys_of(plan.recipe, plan.sharded)}) would be")
     yield from _seconds(plan)
+    if plan.forecasts:
+        yield ""
+        yield from table(plan.forecasts, plan.recipe.rollout.schedule, plan.recipe.rollout.max_staleness)
     yield from _assumptions(plan)
     yield ""
     yield f"Warnings: {len(plan.warnings) or 'none'}"
@@ -47,13 +52,19 @@ def _head(plan: ClusterPlan) -> Iterator[str]:
         f"{plan.recipe.run.name} on {plan.gpus} x {gpu.name} ({gpu.gib:.1f} GiB, {gpu.peak(dtype) / 1e12:,.0f} TFLOP/s "
         f"in {dtype}, {gpu.bandwidth / 1e12:.2f} TB/s)" + (f", {machines} machines" if machines > 1 else "")
     )
-    yield f"{plan.recipe.model.path}: {plan.shape.parameters / 1e9:.2f} billion parameters, by {plan.source}"
+    yield f"{plan.recipe.model.path}: {_count(plan.shape.parameters)} parameters, by {plan.source}"
     yield "Estimated from the recipe and the shape of the model. Nothing was loaded or started."
+
+
+def _count(parameters: int) -> str:
+    if parameters >= 1e8:
+        return f"{parameters / 1e9:.2f} billion"
+    return f"{parameters / 1e6:.2f} million" if parameters >= 1e5 else f"{parameters:,}"
 
 
 def _layout(plan: ClusterPlan, layout: Layout, title: str) -> Iterator[str]:
     yield ""
-    yield from textwrap.wrap(f"{title} {_described(layout)}.", _WIDTH)
+    yield from textwrap.wrap(f"{title} {_described(layout)}.", WIDTH)
     yield ""
     if layout is not plan.today and layout.parts == plan.today.parts and layout.engine == plan.today.engine:
         yield "Memory is as above."
@@ -66,7 +77,7 @@ def _layout(plan: ClusterPlan, layout: Layout, title: str) -> Iterator[str]:
         yield f"  While engines sample there, {layout.resting / GIB:.1f} GiB of it stay."
     if layout.engine is not None and (layout is plan.today or layout.engine != plan.today.engine):
         engine = layout.engine
-        allowed, least = engine.weights + engine.graphs + engine.cache, engine.weights + engine.graphs
+        allowed, least = engine.allowed, engine.weights + engine.graphs
         whole = "" if layout.tensor_parallel == 1 else f", on each of its {layout.tensor_parallel} GPUs"
         verdict = "fits" if _holds_one(plan, engine) else f"DOES NOT FIT: needs more than {least / GIB:.1f}"
         yield ""
@@ -79,15 +90,18 @@ def _described(layout: Layout) -> str:
     workers = f"{layout.engines} rollout worker{'s' if layout.engines != 1 else ''}"
     if layout.shares_a_gpu:
         return f"one learner process and {workers} on {_gpus(layout.engine_gpus)}, in turns"
+    size = (
+        f" of {layout.tensor_parallel} GPUs{' each' if layout.engines > 1 else ''}"
+        if layout.tensor_parallel > 1
+        else ""
+    )
     learner = "one learner process on 1 GPU" if layout.ranks == 1 else f"the learner sharded over {layout.ranks} GPUs"
     if not layout.engines:
         return f"{learner}, and no rollout worker"
-    if layout.in_turns:
+    if layout.is_colocated:
         idle = layout.gpus - layout.used
         rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
         return f"{learner} and {workers} on {_gpus(layout.engine_gpus)} of it, in turns{rest}"
-    each = " each" if layout.engines > 1 else ""
-    size = f" of {layout.tensor_parallel} GPUs{each}" if layout.tensor_parallel > 1 else ""
     rewards = f", rewards on {_gpus(layout.rewards)}" if layout.rewards else ""
     idle = layout.gpus - layout.used
     rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
@@ -123,7 +137,12 @@ def _bars(parts: Sequence[Part], scale: float, room: float) -> Iterator[str]:
         cells = [("#" if first <= place < last else ".") for place in range(_BAR)]
         if limit is not None and limit < _BAR:
             cells[limit] = "|" if cells[limit] == "." else "#"
-        yield f"  {part.name:<{_NAME}} {''.join(cells)} {part.bytes / GIB:7.1f} GiB  {part.keys}".rstrip()
+        yield f"  {part.name:<{_NAME}} {''.join(cells)} {_size(part.bytes):>11}  {part.keys}".rstrip()
+
+
+def _size(count: float) -> str:
+    scale, unit = next(((scale, unit) for scale, unit in _UNITS if count >= scale / 10), _UNITS[-1])
+    return f"{count / scale:.1f} {unit}"
 
 
 def _cache(plan: ClusterPlan, engine: EngineMemory) -> Iterator[str]:
@@ -131,7 +150,7 @@ def _cache(plan: ClusterPlan, engine: EngineMemory) -> Iterator[str]:
     yield from textwrap.wrap(
         f"The cache holds {_tokens(engine.tokens)} tokens of {engine.token / 1024:.0f} KiB: {sequences:,.0f} sequences "
         f"of the longest length ({plan.work.longest:,}), {engine.sequences(plan.work.length):,.0f} of the mean length.",
-        _WIDTH,
+        WIDTH,
         initial_indent="  ",
         subsequent_indent="  ",
     )
@@ -145,35 +164,24 @@ def _seconds(plan: ClusterPlan) -> Iterator[str]:
     layouts = [plan.today, *([plan.sharded] if plan.sharded is not None else [])]
     yield ""
     yield f"{'Seconds of a step':<46}{'the recipe':>16}" + (f"{'balanced':>20}" if len(layouts) > 1 else "")
-    columns = [_cells(layout, samples=layout.engine is None or _holds_one(plan, layout.engine)) for layout in layouts]
+    columns = [_cells(layout, plan.forecast_of(layout)) for layout in layouts]
     for name, *cells in zip(_ROWS, *columns, strict=True):
         yield f"  {name:<44}" + "".join(f"{cell:>{(16, 20)[place]}}" for place, cell in enumerate(cells))
-    if plan.sharded is not None:
-        step = plan.sharded.seconds.side_by_side
-        yield f"  {'step if both worked at once (not in rlkl yet)':<46}{'':>14}{_s(step):>20}"
-        yield f"  {'  idle share of all GPUs':<46}{'':>14}{_percent(plan.sharded.idle(step)):>20}"
 
 
-_ROWS = (
-    "GPUs of the learner + of the workers",
-    "sampling",
-    "learner",
-    "publishing the weights",
-    "step: sampling and learner take turns",
-    "  idle share of all GPUs",
-)
+_ROWS = ("GPUs of the learner + of the workers", "sampling", "learner", "publishing the weights (weights.transport)")
 
 
-def _cells(layout: Layout, *, samples: bool) -> tuple[str, ...]:
-    """Return the column of a layout. Without an engine that fits there is no time of sampling and of a step."""
-    seconds = layout.seconds
+def _cells(layout: Layout, simulated: Forecast | None) -> tuple[str, ...]:
+    """Return the column of a layout. Without an engine that fits there is no time of sampling."""
+    seconds, sampling = layout.seconds, "-"
+    if simulated is not None:
+        sampling = seconds_text(fmean(step.learner_waited_s for step in simulated.alternate.steps))
     return (
         _split(layout),
-        _s(seconds.rollout) if samples and layout.engine is not None else "-",
-        _s(seconds.learner),
-        _s(seconds.publish) if layout.engine is not None else "-",
-        _s(seconds.in_turns) if samples else "-",
-        _percent(layout.idle(seconds.in_turns)) if samples else "-",
+        sampling,
+        seconds_text(seconds.learner),
+        f"{seconds_text(seconds.publish)} ({layout.transport})" if layout.engine is not None else "-",
     )
 
 
@@ -183,17 +191,9 @@ def _holds_one(plan: ClusterPlan, engine: EngineMemory) -> bool:
 
 
 def _split(layout: Layout) -> str:
-    if layout.in_turns:
+    if layout.is_colocated:
         return f"{layout.ranks}, in turns"
     return "1, shared" if layout.shares_a_gpu else f"{layout.ranks} + {layout.engine_gpus}"
-
-
-def _s(seconds: float) -> str:
-    return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _assumptions(plan: ClusterPlan) -> Iterator[str]:
@@ -206,9 +206,13 @@ def _assumptions(plan: ClusterPlan) -> Iterator[str]:
     )
     yield from _item(
         f"The learner reaches {100 * LEARNER_SHARE:.0f} % of the peak without padding, decoding "
-        f"{100 * BANDWIDTH_SHARE:.0f} % of the memory bandwidth. Rewards, pictures and reading prompts cost no time."
+        f"{100 * BANDWIDTH_SHARE:.0f} % of the memory bandwidth. Rewards and pictures cost no time."
+    )
+    yield from _item(
+        f"Lengths are lognormal, with a spread of {SPREAD:g}, and cut off at rollout.max_new_tokens. No group is "
+        "dropped."
     )
 
 
 def _item(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    return textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ")

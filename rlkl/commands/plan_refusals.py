@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rlkl.commands.plan_layout import USEFUL_SEQUENCES, Layout, Scene, least_ranks
+from rlkl.commands.plan_layout import USEFUL_SEQUENCES, Layout, Scene, least_ranks, parts_of
 from rlkl.costs.gpus import GPUS, GPUS_PER_NODE, NETWORK
-from rlkl.costs.memory import GIB, Training, learner_parts, moment_bytes, peak_bytes
+from rlkl.costs.memory import ASLEEP, GIB, Training, moment_bytes, peak_bytes
 from rlkl.costs.seconds import least_micro_batch
 
 _TRIED_RANK = 64
 """Rank of the adapters that a refusal proposes."""
+_MOST_RANKS = 64
+"""Ranks that a refusal proposes at most."""
 
 
 def refusals(scene: Scene, today: Layout) -> Iterator[str]:
@@ -19,17 +21,16 @@ def refusals(scene: Scene, today: Layout) -> Iterator[str]:
     needed = peak_bytes(today.parts)
     if needed > today.room:
         beside = " beside the rollout workers on its GPU" if today.shares_a_gpu else ""
-        beside = " beside an engine that sleeps" if today.in_turns else beside
+        beside = " beside an engine that sleeps" if today.is_colocated else beside
         yield (
             f"the learner needs {needed / GIB:.0f} of {today.room / GIB:.0f} GiB{beside}. "
-            + _sentence(list(_remedies(scene, today)))
-            + _sharding(scene)
+            + _sentence([*_remedies(scene, today), *_sharding(scene, today)])
         )
     yield from _too_much_at_rest(scene, today)
     engine = today.engine
     if engine is not None and engine.tokens < scene.work.longest:
         wanted = (engine.weights + engine.graphs + scene.work.longest * engine.token / engine.tensor_parallel) / GIB
-        allowed = (engine.weights + engine.graphs + engine.cache) / GIB
+        allowed = engine.allowed / GIB
         yield (
             f"A rollout worker needs {wanted:.0f} of {allowed:.0f} GiB (rollout.vllm.memory_fraction) for its weights "
             f"and one sequence of {scene.work.longest} tokens. Take GPUs with more memory, fewer rollout.workers for "
@@ -55,7 +56,7 @@ def _too_much_at_rest(scene: Scene, today: Layout) -> Iterator[str]:
 
 def _sentence(remedies: list[str]) -> str:
     if not remedies:
-        return "No single change of the recipe makes it fit on one GPU of the table."
+        return f"No single change of the recipe makes it fit, not even {_MOST_RANKS} learner.ranks."
     return "Each of these makes it fit: " + "; ".join(remedies) + "."
 
 
@@ -80,7 +81,7 @@ def _remedies(scene: Scene, today: Layout) -> Iterator[str]:
         others = run.frozen[len(run.frozen) - len(recipe.models) :] if recipe.models else ()
         changes.append((f"model.lora='{{rank: {_TRIED_RANK}}}'", replace(run, adapters=adapters, frozen=own + others)))
     for change, changed in changes:
-        if peak_bytes(learner_parts(scene.shape, changed)) <= today.room:
+        if needed_by(scene, changed, today) <= today.room:
             yield change
     share = today.room / scene.chip.gpu.bytes
     larger = [gpu for gpu in GPUS.values() if gpu.bytes * share >= peak_bytes(today.parts)]
@@ -90,16 +91,22 @@ def _remedies(scene: Scene, today: Layout) -> Iterator[str]:
         yield f"--gpus {scene.gpus + 1}, so that the learner has a GPU of its own"
 
 
-def _sharding(scene: Scene) -> str:
-    """Return a sentence about the GPUs that a sharded learner would need."""
+def needed_by(scene: Scene, run: Training, today: Layout) -> float:
+    """Return the bytes of a changed learner on each of its GPUs, beside an engine that sleeps there."""
+    sleeping = ASLEEP if today.is_colocated else 0
+    return peak_bytes(parts_of(scene.shape, run, today.ranks)) + sleeping
+
+
+def _sharding(scene: Scene, today: Layout) -> Iterator[str]:
+    """Yield the number of ranks over which the learner fits, if there is one."""
     if scene.chip.dtype != "bfloat16":
-        return ""
-    least = least_ranks(scene.shape, scene.run, scene.chip.gpu, 64)
-    if least is None:
-        return " Even a learner sharded over 64 GPUs would not fit."
-    if least == 1:
-        return ""
-    return f" learner.ranks={least} makes it fit, too."
+        return
+    least = least_ranks(scene.shape, scene.run, scene.chip.gpu, _MOST_RANKS)
+    if least is None or least <= today.ranks:
+        return
+    engines = 0 if today.is_colocated or today.engine is None else today.tensor_parallel
+    more = f" with --gpus {least + engines} or more" if least + engines > scene.gpus else ""
+    yield f"learner.ranks={least}{more}"
 
 
 def layout_warnings(scene: Scene, today: Layout, sharded: Layout | None) -> Iterator[str]:

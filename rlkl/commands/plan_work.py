@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rlkl.costs.find import parameters_of
 from rlkl.costs.memory import Training
@@ -47,9 +50,7 @@ class Work:
 def work_of(recipe: Recipe, shape: ModelShape, *, prompt: float | None = None, completion: float | None = None) -> Work:
     """Work out one step. Lengths that are not given are assumed to be half of the allowed ones."""
     rollout, data = recipe.rollout, recipe.data
-    samples = 2 if data.has_pairs else rollout.samples_per_prompt
-    kept = 2 if recipe.update.learns_from_pairs else most_kept(recipe.update.filter, samples)
-    sequences, trained = rollout.prompts_per_step * samples, rollout.prompts_per_step * min(kept, samples)
+    sequences, trained = rollout.prompts_per_step * _samples(recipe), rollout.prompts_per_step * _kept(recipe)
     mean_prompt = data.max_prompt_tokens / 2 if prompt is None else prompt
     mean_completion = rollout.max_new_tokens / 2 if completion is None else completion
     length = mean_prompt + mean_completion
@@ -73,18 +74,46 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
     has_copy = _keeps_reference(recipe) and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen = [shape.parameters] if has_copy else []
     frozen += [parameters_of(section.path) or shape.parameters for section in recipe.models.values()]
-    longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
     return Training(
         is_bfloat16=recipe.model.dtype == "bfloat16",
         is_checkpointed=recipe.model.gradient_checkpointing,
-        micro_batch=max(recipe.learner.micro_batch_tokens, longest),
+        micro_batch=most_tokens(recipe),
         chunk=recipe.learner.logits_chunk_tokens,
         frozen=tuple(frozen),
         adapters=None if recipe.model.lora is None else _adapters(recipe, shape),
         critic=shape.parameters * _passes(recipe).critics,
         offloads_optimizer=recipe.learner.offload == "optimizer",
         has_8_bit_moments=recipe.learner.optimizer == "adamw_8bit",
+        has_whole_logits=any(getattr(one, key, None) for one, key in _kl_limits(recipe)),
     )
+
+
+def _kl_limits(recipe: Recipe) -> Iterator[tuple[Any, str]]:
+    """Yield the settings, and their keys, that limit a KL to the likeliest tokens."""
+    yield recipe.update, "kl_top_k"
+    yield from ((term, "top_k") for term in recipe.update.terms)
+
+
+def most_tokens(recipe: Recipe) -> int:
+    """Return the tokens of the largest micro-batch.
+
+    It holds at most ``learner.micro_batch_tokens``, no more than a minibatch of the longest sequences has, and always
+    at least one sequence.
+    """
+    rollout, learner = recipe.rollout, recipe.learner
+    longest = recipe.data.max_prompt_tokens + rollout.max_new_tokens
+    groups = math.ceil(rollout.prompts_per_step / learner.minibatches)
+    return max(min(learner.micro_batch_tokens, groups * _kept(recipe) * longest), longest)
+
+
+def _samples(recipe: Recipe) -> int:
+    return 2 if recipe.data.has_pairs else recipe.rollout.samples_per_prompt
+
+
+def _kept(recipe: Recipe) -> int:
+    """Return the sequences of a group that are trained on, at most."""
+    kept = 2 if recipe.update.learns_from_pairs else most_kept(recipe.update.filter, _samples(recipe))
+    return min(kept, _samples(recipe))
 
 
 def _units(recipe: Recipe) -> float:

@@ -19,6 +19,8 @@ SLACK = 1.05
 """Fragmentation of the allocator."""
 CONTEXT = 2 * GIB
 """The CUDA context, libraries and their workspaces."""
+TILE_IDS = 4096
+"""Ids of a tile of the vocabulary (`rlkl.functional.linear_scores.TILE_IDS`, which needs torch)."""
 GRAPHS = 3 * GIB
 """The CUDA graphs and workspaces of an engine."""
 ASLEEP = GRAPHS
@@ -52,6 +54,8 @@ class Training:
     """Parameters of a separate critic, which is trained like the policy, without gradient checkpointing."""
     offloads_optimizer: bool = False
     has_8_bit_moments: bool = False
+    has_whole_logits: bool = False
+    """The scores need the logits of the whole vocabulary at one time, as those of the likeliest tokens do."""
 
     @property
     def width(self) -> int:
@@ -92,8 +96,17 @@ def activation_bytes(shape: ModelShape, run: Training) -> float:
 
 
 def logits_bytes(shape: ModelShape, run: Training) -> float:
-    """Return 14·C·V bytes: logits in bfloat16 and float32, log-softmax, gradient. In float32 the first falls away."""
-    return ((2 if run.is_bfloat16 else 0) + 12) * run.chunk * shape.vocabulary
+    """Return the bytes of the output head's work on C tokens at one time.
+
+    By tiles of 4,096 ids (`rlkl.functional.linear_scores`) 18·C·4096 bytes: four buffers in float32 and a product in
+    bfloat16; and for each of the t tokens of the micro-batch 6·H bytes, the gradient of its hidden state in float32 and
+    bfloat16. A vocabulary of one tile, or whole logits, 14·C·V: logits in bfloat16 and float32, log-softmax, gradient.
+    In float32 there are no bfloat16 copies.
+    """
+    low, chunk = (2 if run.is_bfloat16 else 0), min(run.chunk, run.micro_batch)
+    if shape.vocabulary <= TILE_IDS or run.has_whole_logits:
+        return (low + 12) * chunk * shape.vocabulary
+    return (low + 16) * chunk * TILE_IDS + (low + 4) * run.micro_batch * shape.hidden
 
 
 def learner_parts(shape: ModelShape, run: Training) -> tuple[Part, ...]:
@@ -199,6 +212,11 @@ class EngineMemory:
     token: float
     """Bytes of one token in the cache, over all GPUs of the engine: 2·L·K·D numbers."""
     tensor_parallel: int
+
+    @property
+    def allowed(self) -> float:
+        """Bytes that the engine may take on each GPU."""
+        return self.weights + self.graphs + self.cache
 
     @property
     def tokens(self) -> float:

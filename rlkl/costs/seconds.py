@@ -22,10 +22,8 @@ DECODE_SHARE = 0.5
 """Part of the peak that decoding reaches if computing is its limit."""
 ITERATION_S = 1e-3
 """Fixed seconds of one decoding iteration."""
-LAST_SEQUENCES = 8
-"""Sequences that are still running when the longest completion ends."""
-HOST_RATE = 3e9
-"""Bytes per second of publishing weights through host memory, as this version of rlkl does."""
+HOST_RATE, GROUP_RATE = 3e9, 8e9
+"""Bytes per second of publishing weights: through host memory, and by broadcast from GPU to GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,54 +69,39 @@ def learner_seconds(work: float, chip: Chip, *, gpus: float, share: float = LEAR
     return work / (gpus * chip.peak * share)
 
 
-def iteration_seconds(
-    shape: ModelShape, chip: Chip, *, sequences: float, context: float, tensor_parallel: int = 1
-) -> float:
-    """Return the seconds in which an engine decodes one token of each sequence.
-
-    It reads the weights and the caches, (2P + sequences · context · cache bytes) / (tp · bandwidth · 0.6) + 1 ms; and
-    it computes 2·P·sequences operations at half the peak. The slower of the two counts.
-    """
-    gpu = chip.gpu
-    read = chip.width * (shape.parameters + sequences * context * shape.cache_values)
-    reading = read / (tensor_parallel * gpu.bandwidth * BANDWIDTH_SHARE) + ITERATION_S
-    computing = 2 * shape.parameters * sequences / (tensor_parallel * chip.peak * DECODE_SHARE)
-    return max(reading, computing)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """The completions of one step, and the engines that sample them."""
+class DecodeLaw:
+    """Seconds of one iteration of an engine (`rlkl.costs.engines.IterationLaw`), by its memory or by its computing."""
 
-    sequences: float
-    prompt: float
-    """Mean length of a prompt, in tokens."""
-    completion: float
-    """Mean length of a completion."""
-    longest: float
-    """Longest completion."""
-    engines: int
-    in_flight: float
-    """Sequences that one engine decodes at one time."""
-    tensor_parallel: int = 1
+    weights_s: float
+    """Reading the weights."""
+    context_s: float
+    """Reading the cache of one token."""
+    sequence_s: float
+    """Computing one token."""
+
+    def __call__(self, running: float, context: float) -> float:
+        """Return the seconds; ``context``: tokens of all running sequences together."""
+        return max(self.weights_s + context * self.context_s + ITERATION_S, running * self.sequence_s)
 
 
-def sampling_seconds(shape: ModelShape, chip: Chip, work: Sampling) -> float:
-    """Return the seconds of sampling: all tokens at the full batch, or the longest completion with few others.
+def decode_law(shape: ModelShape, chip: Chip, *, tensor_parallel: int = 1) -> DecodeLaw:
+    """Return the law of an engine.
 
-    max(total tokens / (engines · b) · iteration(b), longest · iteration(8)), with b sequences in flight.
+    In an iteration it reads the weights and the caches, (2P + tokens · cache bytes) / (tp · bandwidth · 0.6) + 1 ms;
+    and it computes 2·P·sequences operations at half the peak. The slower of the two counts.
     """
-    context = work.prompt + work.completion / 2
-    batch = max(min(work.in_flight, work.sequences / work.engines), 1.0)
-    full = iteration_seconds(shape, chip, sequences=batch, context=context, tensor_parallel=work.tensor_parallel)
-    few = iteration_seconds(
-        shape,
-        chip,
-        sequences=min(LAST_SEQUENCES, batch),
-        context=work.prompt + work.longest / 2,
-        tensor_parallel=work.tensor_parallel,
+    bandwidth = tensor_parallel * chip.gpu.bandwidth * BANDWIDTH_SHARE
+    return DecodeLaw(
+        weights_s=chip.width * shape.parameters / bandwidth,
+        context_s=chip.width * shape.cache_values / bandwidth,
+        sequence_s=prefill_seconds(shape, chip, tensor_parallel=tensor_parallel),
     )
-    return max(work.sequences * work.completion / (work.engines * batch) * full, work.longest * few)
+
+
+def prefill_seconds(shape: ModelShape, chip: Chip, *, tensor_parallel: int = 1) -> float:
+    """Return the seconds in which an engine computes 2·P operations, those of one token, at half the peak."""
+    return 2 * shape.parameters / (tensor_parallel * chip.peak * DECODE_SHARE)
 
 
 def publish_seconds(parameters: float, *, width: int = 2, rate: float = HOST_RATE) -> float:

@@ -24,9 +24,9 @@ List Load Lock Log Look Lower Make Mark Maximise Measure Merge Minimise Mix Move
 Parse Pass Pick Place Prepare Print Protect Prove Prune Publish Put Raise Rank Rate Re-initialise Read Rebuild Receive
 Recompute Record Reduce Refresh Refuse Register Reject Release Remove Rename Render Reorder Repeat Replace Reserve Reset
 Reshape Resolve Restore Restrict Resume Retry Return Reverse Round Run Sample Save Scale Scatter Score Search See Select
-Send Separate Serialise Serve Set Share Shift Shorten Show Shuffle Shut Signal Skip Sleep Smooth Sort Split Spread Stack
-Start Steer Stop Strip Subtract Sum Summarise Switch Sync Take Teach Time Tokenize Train Transform Trim Truncate Try
-Turn Unfreeze Unlock Unpack Update Validate Verify Visit Wait Warn Weigh Whiten Work Wrap Write Yield
+Send Separate Serialise Serve Set Share Shift Shorten Show Shuffle Shut Signal Simulate Skip Sleep Smooth Sort Split
+Spread Stack Start Steer Stop Strip Subtract Sum Summarise Switch Sync Take Teach Time Tokenize Train Transform Trim
+Truncate Try Turn Unfreeze Unlock Unpack Update Validate Verify Visit Wait Warn Weigh Whiten Work Wrap Write Yield
 """
 """First words of the docstrings of functions: imperative verbs. If yours is missing, add it."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rlkl.costs import memory
 from rlkl.costs.gpus import gpu_named
 from rlkl.costs.known_shapes import known_shape
 from rlkl.costs.memory import (
@@ -22,6 +23,7 @@ from rlkl.costs.memory import (
     sharded_learner_parts,
 )
 from rlkl.costs.shapes import ModelShape
+from rlkl.functional.linear_scores import TILE_IDS
 from rlkl.recipe.placement import USABLE_GPU_MEMORY
 
 RANKS = (8, 16, 32, 64)
@@ -36,7 +38,8 @@ TABLE = {
     ("Qwen/Qwen2.5-72B", "alone"): (178, 107, 71, 54),
     ("Qwen/Qwen2.5-72B", "offloaded"): (107, 71, 54, 45),
 }
-"""GiB of a rank for 8, 16, 32 and 64 ranks: micro-batch of 8,192 tokens, logits of 1,024, checkpointed, bfloat16."""
+"""GiB of a rank for 8, 16, 32 and 64 ranks: micro-batch of 8,192 tokens, checkpointed, bfloat16, whole logits of 1,024
+tokens."""
 CACHE_TOKENS = [
     ("Qwen/Qwen2.5-7B", 1, 1.0, 56),
     ("Qwen/Qwen2.5-32B", 1, 0.03, 256),
@@ -59,7 +62,11 @@ def shape_of(name: str) -> ModelShape:
 @pytest.mark.parametrize(("name", "kind"), TABLE)
 def test_a_sharded_learner_needs_what_the_table_says(name: str, kind: str):
     shape = shape_of(name)
-    run = Training(frozen=(shape.parameters,) if kind == "reference" else (), offloads_optimizer=kind == "offloaded")
+    run = Training(
+        frozen=(shape.parameters,) if kind == "reference" else (),
+        offloads_optimizer=kind == "offloaded",
+        has_whole_logits=True,
+    )
     gib = tuple(round(peak_bytes(sharded_learner_parts(shape, run, ranks)) / GIB) for ranks in RANKS)
     assert gib == TABLE[name, kind]
 
@@ -94,6 +101,16 @@ def test_activations_by_hand():
 def test_logits_by_hand():
     assert logits_bytes(TINY, Training(chunk=3)) == 14 * 3 * 100
     assert logits_bytes(TINY, Training(chunk=3, is_bfloat16=False)) == 12 * 3 * 100
+    assert logits_bytes(TINY, Training(chunk=1000, micro_batch=10)) == 14 * 10 * 100, "no more tokens than there are"
+
+
+def test_tiles_of_a_large_vocabulary_by_hand():
+    assert memory.TILE_IDS == TILE_IDS
+    wide = replace(TINY, vocabulary=150_000)
+    run = Training(chunk=100, micro_batch=1000)
+    assert logits_bytes(wide, run) == (4 * 4 + 2) * 100 * 4096 + (4 + 2) * 1000 * 8
+    assert logits_bytes(wide, replace(run, is_bfloat16=False)) == 16 * 100 * 4096 + 4 * 1000 * 8
+    assert logits_bytes(wide, replace(run, has_whole_logits=True)) == 14 * 100 * 150_000
 
 
 @pytest.mark.parametrize(("is_bfloat16", "per_parameter"), [(True, 18), (False, 16)])

@@ -7,16 +7,16 @@ import pytest
 from rlkl.costs.gpus import NETWORK, gpu_named
 from rlkl.costs.known_shapes import known_shape
 from rlkl.costs.seconds import (
+    GROUP_RATE,
     Chip,
-    Sampling,
     Tokens,
     balanced_ranks,
-    iteration_seconds,
+    decode_law,
     learner_seconds,
     least_micro_batch,
     operations,
+    prefill_seconds,
     publish_seconds,
-    sampling_seconds,
 )
 from rlkl.costs.shapes import ModelShape
 
@@ -45,42 +45,22 @@ def test_operations_by_hand():
 def test_decoding_reads_weights_and_caches():
     shape = shape_of("Qwen/Qwen2.5-7B")
     read = 2 * shape.parameters + 10 * 1000 * 56 * 1024
-    assert iteration_seconds(shape, H100, sequences=10, context=1000) == pytest.approx(read / (3.35e12 * 0.6) + 1e-3)
-    halved = iteration_seconds(shape, H100, sequences=10, context=1000, tensor_parallel=2)
+    assert decode_law(shape, H100)(10, 10 * 1000) == pytest.approx(read / (3.35e12 * 0.6) + 1e-3)
+    halved = decode_law(shape, H100, tensor_parallel=2)(10, 10 * 1000)
     assert halved == pytest.approx(read / (2 * 3.35e12 * 0.6) + 1e-3)
 
 
 def test_decoding_many_sequences_is_bound_by_computing():
     shape = shape_of("Qwen/Qwen2.5-7B")
-    seconds = iteration_seconds(shape, H100, sequences=1000, context=1)
+    seconds = decode_law(shape, H100)(1000, 1000)
     assert seconds == pytest.approx(2 * shape.parameters * 1000 / (989e12 * 0.5))
-
-
-def task(**changes: float) -> Sampling:
-    values = {"sequences": 64, "prompt": 10, "completion": 20, "longest": 40, "engines": 2, "in_flight": 16} | changes
-    return Sampling(**values)  # pyright: ignore[reportArgumentType]
-
-
-def test_sampling_is_all_tokens_at_the_full_batch():
-    shape = shape_of("Qwen/Qwen3-0.6B")
-    iteration = iteration_seconds(shape, H100, sequences=16, context=20)
-    assert sampling_seconds(shape, H100, task()) == pytest.approx(64 * 20 / (2 * 16) * iteration)
-    assert sampling_seconds(shape, H100, task(engines=4)) < sampling_seconds(shape, H100, task())
-
-
-def test_sampling_takes_at_least_as_long_as_its_longest_completion():
-    shape = shape_of("Qwen/Qwen3-0.6B")
-    last = iteration_seconds(shape, H100, sequences=8, context=10 + 500)
-    assert sampling_seconds(shape, H100, task(longest=1000)) == pytest.approx(1000 * last)
-
-
-def test_engines_never_decode_more_sequences_than_there_are():
-    shape = shape_of("Qwen/Qwen3-0.6B")
-    assert sampling_seconds(shape, H100, task(in_flight=32)) == sampling_seconds(shape, H100, task(in_flight=1e6))
+    assert prefill_seconds(shape, H100) == pytest.approx(seconds / 1000), "a prompt's token is computed like any other"
+    assert prefill_seconds(shape, H100, tensor_parallel=4) == pytest.approx(seconds / 4000)
 
 
 def test_publishing_and_the_balanced_split_by_hand():
     assert publish_seconds(7.5e9) == 5
+    assert publish_seconds(8e9, rate=GROUP_RATE) == 2
     assert publish_seconds(7.5e9, width=4) == 10
     assert balanced_ranks(16, 300, 100) == 12
 
