@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ import ray
 from rlkl.actors.calls import wait_all
 from rlkl.actors.cluster import connect
 from rlkl.actors.learner import RayLearner
-from rlkl.actors.learners import LearnerRanks, rank_names
+from rlkl.actors.learners import LearnerRanks, rank_names, start_rank
 from rlkl.actors.reservation import Reservation, cluster_nodes
 from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.sampler import RaySampler, start_worker
-from rlkl.actors.shells import LearnerWorker
+from rlkl.actors.turns import MemoryTurns
 from rlkl.actors.weight_sync import RayWeightSync
 from rlkl.learner.learner import LearnerSpec
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER as LEARNER_ROLE
-from rlkl.recipe.placement import WORKER, Placement, memory_fraction, place, reserved_cpus
+from rlkl.recipe.placement import WORKER, Actor, Placement, memory_fraction, place, reserved_cpus
 from rlkl.recipe.resources import describe
 from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rollout.engine import EngineSettings
@@ -52,32 +52,49 @@ class RayHands:
 
     def _start(self, recipe: Recipe, spec: LearnerSpec, engine: EngineSettings, placement: Placement) -> None:
         """Reserve room for all actors, and start the learner and the workers in it."""
-        for line in describe(recipe, placement):
-            logger.info("%s", line)
-        timeout_s = recipe.cluster.start_timeout_s
+        timeout_s, call_timeout_s = recipe.cluster.start_timeout_s, recipe.cluster.call_timeout_s
         reserved = self._reservation = Reservation(placement, own_ray=self._own_ray, timeout_s=timeout_s)
+        for line in describe(recipe, reserved.placement):
+            logger.info("%s", line)
         self.make_reward_worker: Callable[[WorkerSpec], RayRewardWorker] = worker_maker(recipe, reserved)
-        engine = replace(engine, memory_fraction=memory_fraction(recipe, placement))
-        learners = reserved.by_node(actor for actor in placement.actors if actor.role == LEARNER_ROLE)
+        sleeps = recipe.rollout.placement == "colocated"
+        engine = replace(engine, memory_fraction=memory_fraction(recipe, placement), sleeps=sleeps)
         workers = sorted((actor for actor in placement.actors if actor.role == WORKER), key=lambda actor: actor.number)
-        for actor in workers:
-            threads = recipe.rollout.threads or reserved.cores(actor)
-            options = reserved.options(actor, threads=threads)
-            self._actors.append(start_worker(options))
-        rollout_actors, names = list(self._actors), [f"rollout worker {actor.number}" for actor in workers]
-        learner_actors: list[Any] = []
-        for actor in learners:
-            options = reserved.options(actor, threads=recipe.learner.threads or reserved.cores(actor))
-            learner_actors.append(ray.remote(LearnerWorker).options(**options).remote())
-            self._actors.append(learner_actors[-1])
-        call_timeout_s = recipe.cluster.call_timeout_s
-        ranks = LearnerRanks(learner_actors, timeout_s=call_timeout_s)
+        names = [f"rollout worker {actor.number}" for actor in workers]
+        rollout_actors = [] if placement.in_turns else self._spawn(start_worker, workers, recipe.rollout.threads)
+        learners = [actor for actor in placement.actors if actor.role == LEARNER_ROLE]
+        handles = dict(zip(learners, self._spawn(start_rank, learners, recipe.learner.threads), strict=True))
+        refs = [handle.visible_gpus.remote() for handle in handles.values()]
+        gpus = wait_all(refs, who=rank_names(len(learners)), what="start", timeout_s=timeout_s)
+        learners = reserved.rank_order(dict(zip(learners, gpus, strict=True)))
+        if placement.in_turns:  # engines on GPUs that the ranks have named
+            rollout_actors = self._spawn(start_worker, workers, recipe.rollout.threads)
+        ranks = LearnerRanks([handles[actor] for actor in learners], timeout_s=call_timeout_s)
         refs = [worker.start.remote(recipe.rollout.engine, engine) for worker in rollout_actors]
+        turns = None
+        if sleeps:  # an engine claims its part of a GPU while the learner holds nothing there
+            wait_all(refs, who=names, what="start", timeout_s=timeout_s)
+            turns, refs, waiting = MemoryTurns(rollout_actors, names, timeout_s=call_timeout_s), [], []
+            turns.to_learner()
+        else:
+            waiting = names
         refs += ranks.start(spec, reserved.address(learners[0]), timeout_s=timeout_s)
-        wait_all(refs, who=[*names, *rank_names(len(learners))], what="start", timeout_s=timeout_s)
+        wait_all(refs, who=[*waiting, *rank_names(len(learners))], what="start", timeout_s=timeout_s)
         self.sampler = RaySampler(rollout_actors, names, timeout_s=call_timeout_s)
-        self.learner = RayLearner(ranks)
-        self.weights = RayWeightSync(self.learner, rollout_actors, names, recipe)
+        self.learner = RayLearner(ranks, turns)
+        self.weights = RayWeightSync(self.learner, rollout_actors, names, recipe, turns)
+
+    def _spawn(
+        self, start: Callable[[Mapping[str, Any]], Any], actors: Sequence[Actor], threads: int | None
+    ) -> list[Any]:
+        """Start a process for each actor in its part of the reservation; ``start`` gets Ray's options."""
+        assert self._reservation is not None
+        spawned = []
+        for actor in actors:
+            options = self._reservation.options(actor, threads=threads or self._reservation.cores(actor))
+            spawned.append(start(options))
+            self._actors.append(spawned[-1])
+        return spawned
 
     def close(self) -> None:
         """End the actors; safe to call twice."""

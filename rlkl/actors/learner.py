@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlkl.actors.learners import LearnerRanks, rank_names
+from rlkl.actors.turns import MemoryTurns
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import token_in
 from rlkl.types import Learned, Probe, Selection
@@ -14,11 +15,15 @@ from rlkl.types import Learned, Probe, Selection
 class RayLearner:
     """Trains, saves and restores on all ranks."""
 
-    def __init__(self, ranks: LearnerRanks) -> None:
+    def __init__(self, ranks: LearnerRanks, turns: MemoryTurns | None = None) -> None:
+        """Call ``ranks``; with ``turns``, engines sleep before a step."""
         self.ranks = ranks
+        self._turns = turns
 
     def learn(self, selection: Selection, *, step: int, probes: Sequence[Probe], samples: bool) -> Learned:
         """See `rlkl.training.hands.LearnerHandle.learn`."""
+        if self._turns is not None:
+            self._turns.to_learner(probes)
         arguments = (selection.examples, selection.left_out, probes, (step, samples))
         return self.ranks.call("learn", "learn", *arguments, calls=2)  # the frozen passes, and the training
 

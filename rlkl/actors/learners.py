@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from rlkl.actors.calls import wait_all
+from rlkl.actors.shells import LearnerWorker
 from rlkl.errors import ActorDiedError, DeadlineError, RlklError
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.ranks import Rendezvous
@@ -20,6 +21,11 @@ _GRACE_S = 15.0
 """After the first failure: the others are taken to have failed by then, or wait for a rank that has failed."""
 _SHOWN_LINES = 12
 _SHOWN_BYTES = 20_000
+
+
+def start_rank(options: Mapping[str, Any]) -> Any:
+    """Start the actor of a rank with Ray's options."""
+    return ray.remote(LearnerWorker).options(**options).remote()
 
 
 def rank_names(size: int) -> list[str]:

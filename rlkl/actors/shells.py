@@ -19,8 +19,9 @@ from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
-from rlkl.rollout.engine import EngineSettings, Request, engine_class
+from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
 from rlkl.rollout.engine_loop import EngineLoop
+from rlkl.rollout.sleeping import EngineInTurns, in_turns
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -56,7 +57,15 @@ class RolloutWorker:
 
     def start(self, engine: str, settings: EngineSettings) -> None:
         """Start the engine. Not done in the constructor: Ray passes on a constructor's errors as text only."""
-        self._loop = EngineLoop(lambda: engine_class(engine)(settings))
+        self._loop = EngineLoop(lambda: _build_engine(engine, settings))
+
+    def sleep(self) -> None:
+        """See `EngineInTurns.sleep`."""
+        self._loop.call(lambda engine: _sleeping(engine).sleep())
+
+    def wake_weights(self) -> None:
+        """See `EngineInTurns.wake_weights`. The next `receive` brings the key-value cache back."""
+        self._loop.call(lambda engine: _sleeping(engine).wake_weights())
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """See `EngineLoop.submit`."""
@@ -75,6 +84,16 @@ class RolloutWorker:
 
     def differing_weights(self, package: WeightPackage) -> list[str]:
         return self._loop.call(lambda engine: differing_weights(engine, self._channel, package))
+
+
+def _build_engine(name: str, settings: EngineSettings) -> Any:
+    engine = engine_class(name)(settings)
+    return in_turns(engine, name=name) if settings.sleeps else engine
+
+
+def _sleeping(engine: Engine) -> EngineInTurns:
+    assert isinstance(engine, EngineInTurns), "only colocated engines sleep"
+    return engine
 
 
 class RewardHost:
@@ -114,6 +133,10 @@ class LearnerWorker:
         """Open the store that the ranks meet at on this machine, of address ``host``; return its port."""
         self._store = open_store(host, size=size, timeout_s=timeout_s)
         return self._store.port
+
+    def visible_gpus(self) -> list[str]:
+        """Return the GPUs that Ray has given to this process."""
+        return [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
 
     def log_file(self) -> str:
         """Return the file that this process writes its errors to; empty if there is none."""
@@ -169,6 +192,10 @@ class LearnerWorker:
     def probe_rounded(self, probes: Sequence[Probe]) -> Scores:
         """See `Learner.probe_rounded`."""
         return self._learner.probe_rounded(probes)
+
+    def rest(self) -> None:
+        """See `Learner.rest`."""
+        self._learner.rest()
 
     def finished_steps(self) -> int:
         return self._learner.finished_steps

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlkl.actors.calls import wait_all
 from rlkl.actors.learner import RayLearner
+from rlkl.actors.turns import MemoryTurns
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.learner.export import ExportScores
 from rlkl.recipe import Recipe
@@ -21,7 +22,16 @@ from rlkl.weights.movement import rounding_between
 class RayWeightSync:
     """Sends packages of weights through Ray's object store, and keeps the `Proof` of the run."""
 
-    def __init__(self, learner: RayLearner, workers: Sequence[Any], names: Sequence[str], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        learner: RayLearner,
+        workers: Sequence[Any],
+        names: Sequence[str],
+        recipe: Recipe,
+        turns: MemoryTurns | None = None,
+    ) -> None:
+        """Publish from ``learner`` to ``workers``; with ``turns``, they sleep until there is something to publish."""
+        self._turns = turns
         self._ranks, self._workers, self._names = learner.ranks, workers, names
         self._timeout_s = recipe.cluster.call_timeout_s
         layers, width = learner.ranks.call("name its size", "size")
@@ -42,13 +52,15 @@ class RayWeightSync:
             return 0.0
         keep = self._proof.wants_probes and len(probes) > 0
         asked = Probes(kept=probes) if keep else Probes(current=probes, kept=self._proof.kept)
-        before = [worker.score.remote(probes) for worker in self._workers] if keep else []
+        before = self._scores_before(probes) if keep else []
         # The learner scores before it packs: on one machine the engines' scoring would slow it down, and it theirs.
         expected: Expected = self._ranks.call("score the probes", "expect", asked)
         if self._proof.wants_rounding:
             rounded = self._ranks.call("measure its rounding", "probe_rounded", probes)
             self._proof.allow(rounding_between(expected.after.current, rounded))
         package = self._ranks.send("pack", version)
+        if self._turns is not None:
+            self._turns.to_engines(self._ranks)
         answers = [worker.receive.remote(package, asked) for worker in self._workers]
         scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
         receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
@@ -64,6 +76,8 @@ class RayWeightSync:
 
         ``probes`` are used if no step has kept any. Raises `ExportError`.
         """
+        if self._turns is not None:
+            self._turns.to_learner()
         kept = self._proof.kept or tuple(probes)
         found: ExportScores = self._ranks.call("compare the exported policy", "compare_export", str(folder), kept)
         if found.problem is not None:
@@ -73,6 +87,12 @@ class RayWeightSync:
         check_export(
             before, found.learner, found.exported, replace(bounds, rounding=max(bounds.rounding, found.rounding))
         )
+
+    def _scores_before(self, probes: Sequence[Probe]) -> list[Any]:
+        """Return references to the engines' log-probs with the weights before the step."""
+        if self._turns is not None:
+            return self._turns.scores_before
+        return [worker.score.remote(probes) for worker in self._workers]
 
     def _diagnosis(self, package: Any) -> str:
         """Read the workers' weights back and name those that are not what was published."""

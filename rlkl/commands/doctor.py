@@ -33,7 +33,11 @@ PROBES = {
     "torch and GPUs": "import torch; print('works, finds', torch.cuda.device_count(), 'CUDA GPUs')",
     "Ray": "import ray; print('works')",
     "engine hf": "import rlkl.rollout.hf_engine; print('works')",
-    "engine vllm": "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; print('works')",
+    "engine vllm": (
+        "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; from vllm.platforms import current_platform\n"
+        "sleeps = current_platform.is_sleep_mode_available()\n"
+        "print('works', '' if sleeps else ' (rollout.placement=colocated frees no memory here)', sep='')"
+    ),
     "update rules": (
         "from importlib import import_module; from rlkl.updates import RULES\n"
         "for home in RULES.values(): getattr(import_module(home.split(':')[0]), home.split(':')[1])\n"

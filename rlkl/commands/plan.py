@@ -185,6 +185,7 @@ def _place(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None) -> t
 
 def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ...]:
     rollout, cpus_of = recipe.rollout, {actor.role: actor.cpus for actor in actors_of(recipe)}
+    turns = ", sleeps while the learner steps" if rollout.placement == "colocated" else ""
     learner_gpus = 0.0 if recipe.learner.device == "cpu" and recipe.learner.gpus is None else recipe.learner.gpus
     processes = (
         Process(role="driver", count=1, cpus=0, gpus=0, does="the loop, rewards, tracking, checkpoints"),
@@ -192,8 +193,8 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
             role="rollout worker",
             count=rollout.workers,
             cpus=rollout.cpus_per_worker,
-            gpus=rollout.gpus_per_worker if placement is None else placement.gpus_of(WORKER),
-            does=f"{rollout.engine} engine, {recipe.model.dtype}",
+            gpus=_worker_gpus(recipe) if placement is None else placement.gpus_of(WORKER),
+            does=f"{rollout.engine} engine, {recipe.model.dtype}{turns}",
         ),
         Process(
             role="learner",
@@ -205,6 +206,13 @@ def _processes(recipe: Recipe, placement: Placement | None) -> tuple[Process, ..
         *_reward_processes(recipe),
     )
     return tuple(process for process in processes if process.count)
+
+
+def _worker_gpus(recipe: Recipe) -> float | None:
+    """Return the GPUs that the recipe gives each worker; None if the run decides."""
+    if recipe.rollout.placement == "colocated":
+        return 0.0
+    return recipe.rollout.gpus_per_worker
 
 
 def _reward_processes(recipe: Recipe) -> Iterator[Process]:

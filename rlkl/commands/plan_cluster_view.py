@@ -73,6 +73,8 @@ def _layout(plan: ClusterPlan, layout: Layout, title: str) -> Iterator[str]:
     each = "The learner" if layout.ranks == 1 else f"Each of {layout.ranks} learner GPUs"
     yield _title(each, needed, room, plan.gpu.bytes)
     yield from _bars(layout.parts, max(room, needed), room)
+    if layout.resting is not None:
+        yield f"  While engines sample there, {layout.resting / GIB:.1f} GiB of it stay."
     if layout.engine is not None and (layout is plan.today or layout.engine != plan.today.engine):
         engine = layout.engine
         allowed, least = engine.allowed, engine.weights + engine.graphs
@@ -93,11 +95,13 @@ def _described(layout: Layout) -> str:
         if layout.tensor_parallel > 1
         else ""
     )
-    if layout.is_colocated:
-        return f"the learner on {_gpus(layout.ranks)} and {workers}{size} on the same GPUs, in turns"
     learner = "one learner process on 1 GPU" if layout.ranks == 1 else f"the learner sharded over {layout.ranks} GPUs"
     if not layout.engines:
         return f"{learner}, and no rollout worker"
+    if layout.in_turns:
+        idle = layout.gpus - layout.used
+        rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
+        return f"{learner} and {workers}{size} on {_gpus(layout.engine_gpus)} of it, in turns{rest}"
     rewards = f", rewards on {_gpus(layout.rewards)}" if layout.rewards else ""
     idle = layout.gpus - layout.used
     rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
@@ -187,7 +191,9 @@ def _holds_one(plan: ClusterPlan, engine: EngineMemory) -> bool:
 
 
 def _split(layout: Layout) -> str:
-    return f"{layout.ranks}, shared" if layout.takes_turns else f"{layout.ranks} + {layout.engine_gpus}"
+    if layout.in_turns:
+        return f"{layout.ranks}, in turns"
+    return "1, shared" if layout.shares_a_gpu else f"{layout.ranks} + {layout.engine_gpus}"
 
 
 def _assumptions(plan: ClusterPlan) -> Iterator[str]:

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from rlkl.commands.plan_work import Work
-from rlkl.costs.gpus import GPUS_PER_NODE, Gpu
+from rlkl.costs.gpus import GPUS_PER_NODE
 from rlkl.costs.lengths import Lognormal
 from rlkl.costs.memory import (
+    ASLEEP,
     ENGINE_SHARE,
-    GRAPHS,
-    TURNS_SHARE,
     EngineMemory,
     Part,
     Training,
     engine_memory,
     learner_parts,
     peak_bytes,
+    resting_bytes,
     sharded_learner_parts,
 )
 from rlkl.costs.seconds import (
@@ -33,7 +33,6 @@ from rlkl.costs.seconds import (
 from rlkl.costs.setting import ALTERNATE, Setting
 from rlkl.costs.shapes import ModelShape
 from rlkl.costs.simulation import simulate
-from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER, WORKER, Node, memory_fraction, place
 
@@ -84,10 +83,10 @@ class Layout:
     transport: str
     """``host`` or ``group``: the way of the published weights."""
     resting: float | None = None
-    """Bytes of the learner on each of its GPUs while engines sample there; None if it has GPUs of its own."""
+    """Bytes of the learner on each of its GPUs while engines use them in turns; None if they have GPUs of their own."""
 
     @property
-    def is_colocated(self) -> bool:
+    def in_turns(self) -> bool:
         """Whether engines sleep on the learner's GPUs while it steps."""
         return self.resting is not None
 
@@ -99,13 +98,14 @@ class Layout:
     @property
     def takes_turns(self) -> bool:
         """Whether learner and engines use the same GPUs, so that no schedule lets them work at once."""
-        return self.shares_a_gpu or self.is_colocated
+        return self.shares_a_gpu or self.in_turns
 
     @property
     def used(self) -> int:
         """GPUs that have something to do."""
-        both = max(self.ranks, self.engine_gpus) if self.takes_turns else self.ranks + self.engine_gpus
-        return self.rewards + both
+        if self.shares_a_gpu:
+            return self.rewards + self.engine_gpus
+        return self.rewards + self.ranks + (0 if self.in_turns else self.engine_gpus)
 
     def holds(self, tokens: float) -> bool:
         """Return whether the cache of an engine holds a sequence of so many tokens."""
@@ -183,35 +183,31 @@ def _each(samples: int, groups: int) -> int:
 
 def layout_today(scene: Scene) -> Layout:
     """Compute the layout that `rlkl train` would have: the recipe's ranks, workers, and their placement."""
-    if scene.recipe.rollout.placement == "colocated":
-        return _colocated(scene)
     recipe, gpu = scene.recipe, scene.chip.gpu
     tensor_parallel = tensor_parallel_of(recipe)
-    if tensor_parallel > 1 and recipe.rollout.gpus_per_worker is None:
-        whole = recipe.rollout.model_copy(update={"gpus_per_worker": float(tensor_parallel)})
-        recipe = recipe.model_copy(update={"rollout": whole})
     placement = place(recipe, _nodes(scene.gpus))
     fraction = memory_fraction(recipe, placement)
     with_learner = next(group for group in placement.groups if group.count(LEARNER))
     engine_groups = [group for group in placement.groups if group.count(WORKER)]
-    taken = with_learner.count(WORKER) * fraction
+    taken = ASLEEP / gpu.bytes if placement.in_turns else with_learner.count(WORKER) * fraction
     workers = placement.count(WORKER)
     engine = None
-    if workers and placement.gpus_of(WORKER):
+    if workers and placement.on_gpus(WORKER):
         engine = engine_memory(
             scene.shape, memory=fraction * gpu.bytes, width=scene.chip.width, tensor_parallel=tensor_parallel
         )
     rewards = [group for group in placement.groups if not group.count(WORKER) and not group.count(LEARNER)]
     per_gpu = max((group.count(WORKER) for group in engine_groups), default=1)
     ranks, learner_gpu = recipe.learner.ranks, min(placement.gpus_of(LEARNER), 1.0)
-    transport = scene.transport(takes_turns=learner_gpu < 1)
+    transport = scene.transport(takes_turns=learner_gpu < 1 or placement.in_turns)
+    parts = parts_of(scene.shape, scene.run, ranks)
     return Layout(
         ranks=ranks,
         learner_gpu=learner_gpu,
         engines=workers,
         engine_gpus=sum(len(group.devices) for group in engine_groups),
         tensor_parallel=tensor_parallel,
-        parts=parts_of(scene.shape, scene.run, ranks),
+        parts=parts,
         room=(1 - taken) * gpu.bytes,
         engine=engine,
         per_gpu=per_gpu,
@@ -219,6 +215,7 @@ def layout_today(scene: Scene) -> Layout:
         gpus=scene.gpus,
         seconds=scene.seconds(ranks=ranks, rollout=scene.sampling(engine, workers, per_gpu), transport=transport),
         transport=transport,
+        resting=resting_bytes(parts) if placement.in_turns else None,
     )
 
 
@@ -226,43 +223,6 @@ def tensor_parallel_of(recipe: Recipe) -> int:
     """Return the GPUs of one engine."""
     named = recipe.rollout.vllm.arguments.get("tensor_parallel_size", 1)
     return max(recipe.rollout.tensor_parallel, int(named))
-
-
-def _colocated(scene: Scene) -> Layout:
-    """Compute the layout of engines that sleep on the learner's GPUs while it steps.
-
-    An engine that sleeps keeps its CUDA graphs. A learner that rests keeps everything but the gradients and the
-    working memory of a step.
-    """
-    recipe, gpu, ranks = scene.recipe, scene.chip.gpu, scene.recipe.learner.ranks
-    workers, size = recipe.rollout.workers, tensor_parallel_of(recipe)
-    if workers * size > ranks or ranks > scene.gpus:
-        raise EnvironmentProblem(
-            f"rollout.placement = colocated: {workers} rollout.workers of {size} GPUs use the GPUs of {ranks} "
-            f"learner.ranks, and --gpus is {scene.gpus}. Expected no more engine GPUs than ranks, and no more ranks "
-            f"than GPUs; learner.ranks={scene.gpus} rollout.workers={max(scene.gpus // size, 1)} uses all GPUs"
-        )
-    parts = parts_of(scene.shape, scene.run, ranks)
-    sleeping = Part(name="sleeping engine", bytes=GRAPHS, keys="rollout.placement")
-    fraction = recipe.rollout.vllm.memory_fraction or TURNS_SHARE
-    engine = engine_memory(scene.shape, memory=fraction * gpu.bytes, width=scene.chip.width, tensor_parallel=size)
-    transport = scene.transport(takes_turns=True)
-    return Layout(
-        ranks=ranks,
-        learner_gpu=1.0,
-        engines=workers,
-        engine_gpus=workers * size,
-        tensor_parallel=size,
-        parts=(*parts[:-1], sleeping, parts[-1]),
-        room=gpu.bytes,
-        engine=engine,
-        per_gpu=1,
-        rewards=0,
-        gpus=scene.gpus,
-        seconds=scene.seconds(ranks=ranks, rollout=scene.sampling(engine, workers, 1), transport=transport),
-        transport=transport,
-        resting=sum(part.bytes for part in parts if part.name in ("weights", "AdamW moments", "frozen models")),
-    )
 
 
 def _nodes(gpus: int) -> list[Node]:
@@ -280,7 +240,7 @@ def layout_balanced(scene: Scene, *, rewards: int) -> Layout | None:
     if gpus < 2 or not scene.recipe.rollout.workers or scene.chip.dtype != "bfloat16":
         return None
     engine = _useful_engine(scene)
-    least = least_ranks(scene.shape, scene.run, gpu, gpus)
+    least = least_ranks(scene.shape, scene.run, gpu.bytes, gpus)
     if engine is None or least is None or gpus - least < engine.tensor_parallel:
         return None
     size, most = engine.tensor_parallel, (gpus - least) // engine.tensor_parallel
@@ -330,6 +290,6 @@ def _useful_engine(scene: Scene) -> EngineMemory | None:
     return None
 
 
-def least_ranks(shape: ModelShape, run: Training, gpu: Gpu, most: int) -> int | None:
-    """Return the fewest GPUs over which the learner fits, at most ``most``; None if it does not."""
-    return next((ranks for ranks in range(1, most + 1) if peak_bytes(parts_of(shape, run, ranks)) <= gpu.bytes), None)
+def least_ranks(shape: ModelShape, run: Training, room: float, most: int) -> int | None:
+    """Return the fewest GPUs, of ``room`` bytes each, over which the learner fits; at most ``most``, else None."""
+    return next((ranks for ranks in range(1, most + 1) if peak_bytes(parts_of(shape, run, ranks)) <= room), None)

@@ -60,6 +60,11 @@ def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:
             f"rollout.temperature = {rollout.temperature}: log-probabilities, KL and entropy are those of the tempered "
             "policy, and it is what gets trained; sample the final policy at the same temperature"
         )
+    if rollout.placement == "colocated" and not machine.gpus and recipe.cluster.resolved_address is None:
+        yield (
+            "rollout.placement = colocated without a GPU: engines sleep and wake in the order of a GPU, but vLLM keeps "
+            "their memory on a CPU. Nothing is saved; rollout.placement=separate gives the same numbers"
+        )
     if recipe.model.dtype == "bfloat16" and not machine.gpus:
         yield (
             "model.dtype = bfloat16 without a GPU: a learner step is slow on cores without bfloat16 instructions, and "

@@ -23,11 +23,10 @@ TILE_IDS = 4096
 """Ids of a tile of the vocabulary (`rlkl.functional.linear_scores.TILE_IDS`, which needs torch)."""
 GRAPHS = 3 * GIB
 """The CUDA graphs and workspaces of an engine."""
+ASLEEP = GRAPHS
+"""Left on the GPU by an engine that sleeps."""
 ENGINE_SHARE = 0.9
 """The part of a GPU's memory that an engine may take (`rlkl.recipe.placement.USABLE_GPU_MEMORY`)."""
-
-TURNS_SHARE = 0.5
-"""The part that an engine may take of a GPU that it uses in turns with the learner (``rollout.placement``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +191,14 @@ def _sum(parts: tuple[Part, ...]) -> float:
 def peak_bytes(parts: tuple[Part, ...]) -> float:
     """Return the sum of all parts."""
     return _sum(parts)
+
+
+_AT_REST = ("weights", "AdamW moments", "frozen models", "CUDA, fragmentation")
+
+
+def resting_bytes(parts: tuple[Part, ...]) -> float:
+    """Return the memory of a learner between two steps, when gradients and activations are freed."""
+    return sum(part.bytes for part in parts if part.name in _AT_REST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

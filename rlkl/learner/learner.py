@@ -36,7 +36,7 @@ from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.models.policy import Policy, build_reference
 from rlkl.models.rounding import rounded_otherwise
 from rlkl.models.saliency import received_attention
-from rlkl.models.sharding import unshard
+from rlkl.models.sharding import reshard, unshard
 from rlkl.recipe import Recipe
 from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
 from rlkl.system.machine import keep_freed_memory
@@ -280,6 +280,17 @@ class Learner:
         """Compute what `probe` does, with one more rounding after each layer. See `rounded_otherwise`."""
         with rounded_otherwise(self.policy.model, self.policy.model.config):
             return self.probe(probes)
+
+    def rest(self) -> None:
+        """Free the GPU memory that only a step needs: gradients, gathered weights, and what torch keeps for reuse.
+
+        Moments stay, unless ``learner.offload`` keeps them in host memory. Other processes can use the memory until the
+        next step.
+        """
+        self._optimization.zero_gradients()
+        reshard(self.policy)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def release(self) -> None:
         """Free the memory of everything but the policy. No step can follow."""

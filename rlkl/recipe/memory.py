@@ -26,6 +26,8 @@ class MemoryEstimate:
     """Weights, gradients and moments."""
     moments_gib: float
     """The moments' part of that."""
+    gradients_gib: float
+    """The gradients' part of it."""
     reference_gib: float
     """Weights of all frozen models of the learner: the reference, and those of ``models``."""
     engine_gib: float
@@ -65,6 +67,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
         parameters=counted.all,
         learner_gib=trained * trained_gib + (0.0 if recipe.model.lora is None else 4 * gib),
         moments_gib=trained * moments_gib,
+        gradients_gib=trained * 4 * gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
         copy_gib=trained * (4 * gib + moments_gib) if several_steps else 0.0,
@@ -80,6 +83,15 @@ def least_learner_gib(recipe: Recipe, memory: MemoryEstimate | None, *, on_gpu: 
         return None
     hosted_gib = memory.moments_gib if on_gpu and recipe.learner.offload == "optimizer" else 0.0
     return (memory.learner_gib + memory.reference_gib - hosted_gib) / recipe.learner.ranks
+
+
+def resting_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | None:
+    """Return the least GPU memory that each rank keeps while engines use its GPU: all but the gradients.
+
+    None if unknown.
+    """
+    least = least_learner_gib(recipe, memory, on_gpu=True)
+    return None if least is None or memory is None else least - memory.gradients_gib / recipe.learner.ranks
 
 
 def _parameters_in(folder: str | Path) -> _Counted:

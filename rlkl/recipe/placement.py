@@ -3,82 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from operator import itemgetter
-from typing import Any
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
+from rlkl.recipe.colocation import IN_TURNS_SHARE, check_turns, colocates, pack_in_turns
 from rlkl.recipe.device import check_cuda
+from rlkl.recipe.room import LEARNER, UNITS, WORKER, Actor, Group, Node, NoRoomError, pack
 
-LEARNER = "learner"
-WORKER = "rollout worker"
+__all__ = ["LEARNER", "WORKER", "Actor", "Group", "Node", "Placement", "place", "place_rewards"]
+
 LEARNER_CPUS = 1
 """CPUs that the learner reserves in Ray. It computes on more: the rollout workers wait meanwhile."""
 USABLE_GPU_MEMORY = 0.9
 """Actors divide this share of a GPU's memory; CUDA contexts and fragmentation take the rest."""
 
-_UNITS = 10_000
-"""Ray counts GPUs in steps of 1/10000. All sums here are sums of such steps, so they are exact."""
 _MOST_ON_ONE_GPU = 128
-_NODES_SHOWN = 8
-
-_Spot = tuple[str, tuple[int, ...]]
-"""Name of a node, and the numbers of GPUs there. Ray may number them in another order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """One machine of the cluster."""
-
-    name: str
-    cpus: float
-    gpus: int
-    gpu_memory_gib: float | None = None
-    """Memory of its smallest GPU; None if unknown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Actor:
-    """One actor and what it reserves. ``gpus`` below 1 is a share of one GPU."""
-
-    role: str
-    """`LEARNER`, `WORKER`, or ``reward NAME``."""
-    number: int
-    cpus: float
-    gpus: float
-
-    @property
-    def name(self) -> str:
-        if self.role == LEARNER:
-            return self.role if self.number == 0 else f"{self.role} rank {self.number}"
-        return f"{self.role} {self.number}"
-
-    @property
-    def units(self) -> int:
-        return round(self.gpus * _UNITS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Actors that share a GPU; or one actor alone, with several GPUs or with none."""
-
-    node: str
-    devices: tuple[int, ...]
-    actors: tuple[Actor, ...]
-
-    @property
-    def cpus(self) -> float:
-        return sum(actor.cpus for actor in self.actors)
-
-    @property
-    def gpus(self) -> float:
-        return sum(actor.units for actor in self.actors) / _UNITS
-
-    def count(self, role: str) -> int:
-        return sum(actor.role == role for actor in self.actors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +44,19 @@ class Placement:
         """Return the GPUs that each actor of ``role`` reserves."""
         return next((actor.gpus for actor in self.actors if actor.role == role), 0.0)
 
+    def on_gpus(self, role: str) -> bool:
+        """Return whether the actors of ``role`` use GPUs, their own or in turns with others."""
+        return any(group.devices and group.count(role) for group in self.groups)
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether engines use the learner's GPUs while it rests."""
+        return any(group.in_turns for group in self.groups)
+
 
 def part(actors: int) -> float:
     """Return 1/``actors`` of a GPU, rounded down to Ray's steps: the parts together never exceed one GPU."""
-    return _UNITS // actors / _UNITS
+    return UNITS // actors / UNITS
 
 
 def reward_actors(recipe: Recipe) -> list[Actor]:
@@ -141,30 +92,63 @@ def reserved_cpus(recipe: Recipe) -> float:
     return sum(actor.cpus for actor in actors_of(recipe))
 
 
-def place(recipe: Recipe, nodes: Sequence[Node], *, learner_gib: float | None = None) -> Placement:
+def place(
+    recipe: Recipe,
+    nodes: Sequence[Node],
+    *,
+    learner_gib: float | None = None,
+    resting_gib: float | None = None,
+) -> Placement:
     """Place the learner, the rollout workers and the reward actors onto the nodes and their GPUs.
 
     GPU shares that the recipe leaves out follow from the GPUs. With enough of them each actor has one. With fewer, but
-    at least two, the learner has one and the workers share the others. On a single GPU all get equal parts.
+    at least two, the learner has one and the workers share the others. On a single GPU all get equal parts. A worker
+    with ``rollout.tensor_parallel`` has so many GPUs of one node. With ``rollout.placement: colocated`` each rank has a
+    GPU, and the workers use those.
 
-    ``learner_gib`` is the least memory that the learner needs on its GPU; None if unknown.
+    ``learner_gib`` is the least memory that the learner needs on its GPU in a step, ``resting_gib`` while engines
+    sample; None if unknown.
 
     Raises `EnvironmentProblem` if there is no room, or if the actors on a GPU need more than its memory.
     """
     _check_shares(recipe, nodes)
     try:
         placement = Placement(groups=_first_that_fits(recipe, nodes))
-    except _NoRoomError as error:
+    except NoRoomError as error:
         raise EnvironmentProblem(error.explain()) from None
-    _check_memory(recipe, placement, {node.name: node.gpu_memory_gib for node in nodes}, learner_gib)
+    gpu_gib = {node.name: node.gpu_memory_gib for node in nodes}
+    if placement.in_turns:
+        check_turns(memory_fraction(recipe, placement), placement.groups, gpu_gib, (learner_gib, resting_gib))
+    else:
+        _check_memory(recipe, placement, gpu_gib, learner_gib)
     return placement
+
+
+def nodes_for(groups: Sequence[Group], nodes: Sequence[Node]) -> list[str] | None:
+    """Return a node for each group, by what is free on the ``nodes`` now; None if there is no room."""
+    stand_ins = [
+        Actor(role=_role_of(group), number=number, cpus=group.cpus, gpus=group.gpus)
+        for number, group in enumerate(groups)
+    ]
+    try:
+        placed = pack(stand_ins, nodes)
+    except NoRoomError:
+        return None
+    node_of = {actor.number: group.node for group in placed for actor in group.actors}
+    return [node_of[number] for number in range(len(groups))]
+
+
+def _role_of(group: Group) -> str:
+    """Return the role that decides where a group should lie."""
+    roles = [actor.role for actor in group.actors]
+    return next((role for role in (LEARNER, WORKER) if role in roles), roles[0])
 
 
 def place_rewards(recipe: Recipe, nodes: Sequence[Node]) -> Placement:
     """Place the reward actors alone; raises `EnvironmentProblem` if there is no room."""
     try:
-        return Placement(groups=_pack(reward_actors(recipe), nodes))
-    except _NoRoomError as error:
+        return Placement(groups=pack(reward_actors(recipe), nodes))
+    except NoRoomError as error:
         raise EnvironmentProblem(error.explain()) from None
 
 
@@ -175,18 +159,23 @@ def memory_fraction(recipe: Recipe, placement: Placement) -> float:
     """
     if recipe.rollout.vllm.memory_fraction is not None:
         return recipe.rollout.vllm.memory_fraction
+    if placement.in_turns:
+        return IN_TURNS_SHARE
     return round(USABLE_GPU_MEMORY * min(placement.gpus_of(WORKER) or 1.0, 1.0), 4)
 
 
 def _first_that_fits(recipe: Recipe, nodes: Sequence[Node]) -> tuple[Group, ...]:
-    """Try the GPU shares one after the other; raises the `_NoRoomError` of the last one if none fits."""
+    """Try the GPU shares one after the other; raises the `NoRoomError` of the last one if none fits."""
     worker, learner = recipe.rollout.gpus_per_worker or 0.0, recipe.learner.gpus or 0.0
-    _pack(actors_of(recipe, worker=worker, learner=learner), nodes)  # if not even the CPUs suffice, this is the reason
-    failure: _NoRoomError | None = None
+    if colocates(recipe, nodes):
+        tensor_parallel = recipe.rollout.tensor_parallel
+        return pack_in_turns(actors_of(recipe, learner=1.0), nodes, tensor_parallel=tensor_parallel)
+    pack(actors_of(recipe, worker=worker, learner=learner), nodes)  # if not even the CPUs suffice, this is the reason
+    failure: NoRoomError | None = None
     for worker, learner in _candidates(recipe, nodes):
         try:
-            return _pack(actors_of(recipe, worker=worker, learner=learner), nodes)
-        except _NoRoomError as error:
+            return pack(actors_of(recipe, worker=worker, learner=learner), nodes)
+        except NoRoomError as error:
             failure = error
     assert failure is not None
     raise failure
@@ -198,6 +187,8 @@ def _candidates(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[float, 
     worker, learner = recipe.rollout.gpus_per_worker, recipe.learner.gpus
     if worker is None and (not has_gpus or not recipe.rollout.workers):
         worker = 0.0
+    if worker is None and recipe.rollout.tensor_parallel > 1:
+        worker = float(recipe.rollout.tensor_parallel)
     if learner is None and (not has_gpus or recipe.learner.device == "cpu"):
         learner = 0.0
     if learner is None and recipe.learner.ranks > 1:
@@ -211,104 +202,13 @@ def _candidates(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[float, 
     yield from ((share, share) for share in parts)
 
 
-def _free_gpus(nodes: Sequence[Node], rewards: Sequence[Actor]) -> int:
+def _free_gpus(nodes: Sequence[Node], rewards: Sequence[Actor]) -> float:
     """Return how many GPUs are left whole once the reward actors are placed."""
     try:
-        used = {(group.node, device) for group in _pack(rewards, nodes) for device in group.devices}
-    except _NoRoomError:
+        used = {(group.node, device) for group in pack(rewards, nodes) for device in group.devices}
+    except NoRoomError:
         return 0
     return sum(node.gpus for node in nodes) - len(used)
-
-
-class _Space:
-    """CPUs and GPUs that are still free while actors are placed."""
-
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self._nodes = {node.name: node for node in nodes}
-        self._cpus = {node.name: node.cpus for node in nodes}
-        self._units = {node.name: [_UNITS] * node.gpus for node in nodes}
-
-    def take(self, actor: Actor, choose: Callable[..., Any]) -> _Spot | None:
-        """Reserve room for one actor; None if no node has it. ``choose``: max or min, by what is free."""
-        wanted, each = (-(-actor.units // _UNITS), _UNITS) if actor.units > _UNITS else (1, actor.units)
-        options: list[tuple[float, _Spot]] = []
-        for name, cpus in self._cpus.items():
-            gpus = [gpu for gpu, units in enumerate(self._units[name]) if units >= each]
-            if cpus < actor.cpus or (actor.units and len(gpus) < wanted):
-                continue
-            if actor.units == 0:
-                options.append((cpus, (name, ())))
-            elif wanted > 1:
-                options.append((cpus, (name, tuple(gpus[:wanted]))))
-            else:
-                options += [(self._units[name][gpu], (name, (gpu,))) for gpu in gpus]
-        if not options:
-            return None
-        name, gpus = choose(options, key=itemgetter(0))[1]
-        self._cpus[name] -= actor.cpus
-        for gpu in gpus:
-            self._units[name][gpu] -= each
-        return name, gpus
-
-    def describe(self) -> str:
-        """Return what is still free on each node, for an error message."""
-        lines = [
-            f"{name}: {', '.join([f'{self._cpus[name]:g} of {node.cpus:g} CPUs', *self._free_gpus(name)])}"
-            for name, node in list(self._nodes.items())[:_NODES_SHOWN]
-        ]
-        more = len(self._nodes) - len(lines)
-        return "; ".join(lines) + (f"; and {more} more nodes" if more else "")
-
-    def _free_gpus(self, name: str) -> list[str]:
-        return [f"{free / _UNITS:.4g} of GPU {gpu}" for gpu, free in enumerate(self._units[name])] or ["no GPU"]
-
-
-class _NoRoomError(Exception):
-    """One way to place the actors fails."""
-
-    def __init__(self, actor: Actor, actors: Sequence[Actor], space: _Space) -> None:
-        self.actor, self.actors, self.space = actor, actors, space
-
-    def explain(self) -> str:
-        kinds = Counter((actor.role, actor.cpus, actor.gpus) for actor in self.actors)
-        wanted = ", ".join(
-            f"{count} x {role} ({cpus:g} CPU, {gpus:.4g} GPU)" for (role, cpus, gpus), count in kinds.items()
-        )
-        return (
-            f"the actors of this run cannot be placed: {wanted}. For {self.actor.name} ({self.actor.cpus:g} CPU, "
-            f"{self.actor.gpus:.4g} GPU) there is no room; once the others are placed, this is left: "
-            f"{self.space.describe()}. An actor runs on one node, and a share of a GPU lies on one GPU. Leave "
-            "rollout.gpus_per_worker and learner.gpus out (the shares then follow from the GPUs), lower them, "
-            "rollout.workers, learner.ranks, rollout.cpus_per_worker or the gpus of a reward, or use a larger cluster"
-        )
-
-
-def _pack(actors: Sequence[Actor], nodes: Sequence[Node]) -> tuple[Group, ...]:
-    """Place the actors, the largest first, spread over the GPUs; if that fails, each where it leaves the least room.
-
-    Raises `_NoRoomError`.
-    """
-    try:
-        return _pack_by(actors, nodes, max)
-    except _NoRoomError:
-        return _pack_by(actors, nodes, min)
-
-
-def _pack_by(actors: Sequence[Actor], nodes: Sequence[Node], choose: Callable[..., Any]) -> tuple[Group, ...]:
-    space = _Space(nodes)
-    shared: dict[_Spot, list[Actor]] = {}
-    alone: list[Group] = []
-    for actor in sorted(actors, key=lambda actor: (-actor.units, -actor.cpus)):
-        found = space.take(actor, choose)
-        if found is None:
-            raise _NoRoomError(actor, actors, space)
-        if found[1]:
-            shared.setdefault(found, []).append(actor)
-        else:
-            alone.append(Group(node=found[0], devices=(), actors=(actor,)))
-    on_gpus = [Group(node=node, devices=gpus, actors=tuple(held)) for (node, gpus), held in shared.items()]
-    order = {node.name: number for number, node in enumerate(nodes)}
-    return (*sorted(on_gpus, key=lambda group: (order[group.node], group.devices)), *alone)
 
 
 def _check_shares(recipe: Recipe, nodes: Sequence[Node]) -> None:

@@ -107,6 +107,34 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sleeping_engines_get_all_weights(self) -> Recipe:
+        if self.rollout.placement == "colocated" and (problem := self._no_colocation()):
+            raise ValueError(f"rollout.placement = colocated: {problem}, or set rollout.placement: separate")
+        return self
+
+    def _no_colocation(self) -> str | None:
+        """Return why engines cannot take turns with the learner on its GPUs, and what to change; None if they can."""
+        if self.data.has_pairs:
+            return "with data.chosen_column nothing is sampled; leave it out"
+        if self.model.publishes_adapters:
+            return (
+                "an engine that sleeps forgets all weights, but with model.lora in bfloat16 only the adapters are "
+                "published; set model.dtype: float32, or leave model.lora out"
+            )
+        if self.weights.transport == "group" or self.rollout.tensor_parallel > 1:
+            key = "weights.transport = group" if self.weights.transport == "group" else "rollout.tensor_parallel > 1"
+            return (
+                f"{key} sends weights from GPU to GPU, and two processes on one GPU cannot be in a group; set "
+                "weights.transport: host and rollout.tensor_parallel: 1"
+            )
+        if self.learner.gpus not in (None, 0, 1):
+            return (
+                f"learner.gpus = {self.learner.gpus:g}, but each rank has one whole GPU, which an engine uses in "
+                "turns; leave learner.gpus out"
+            )
+        return None
+
     @field_validator("models", mode="after")
     @classmethod
     def _names_are_free(cls, models: dict[str, FrozenModelSection]) -> dict[str, FrozenModelSection]:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
-from rlkl.recipe.memory import MemoryEstimate, least_learner_gib
+from rlkl.recipe.memory import MemoryEstimate, least_learner_gib, resting_learner_gib
 from rlkl.recipe.placement import (
     LEARNER,
     WORKER,
@@ -46,7 +46,12 @@ def place_on_machine(recipe: Recipe, machine: Machine, memory: MemoryEstimate | 
         gpus=len(machine.gpus),
         gpu_memory_gib=machine.gpu_memory_gib,
     )
-    placement = place(recipe, [node], learner_gib=least_learner_gib(recipe, memory, on_gpu=True))
+    placement = place(
+        recipe,
+        [node],
+        learner_gib=least_learner_gib(recipe, memory, on_gpu=True),
+        resting_gib=resting_learner_gib(recipe, memory),
+    )
     _check_host_memory(recipe, machine, memory, placement)
     return placement
 
@@ -65,7 +70,7 @@ def check_number(actors: int, cause: str, machine: Machine) -> None:
 def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate | None, placement: Placement) -> None:
     """Raise `EnvironmentProblem` if the machine's memory cannot hold what the processes need at least."""
     workers, rewards = recipe.rollout.workers, len(reward_actors(recipe))
-    on_cpu = placement.gpus_of(WORKER) == 0
+    on_cpu = not placement.on_gpus(WORKER)
     weights = memory.engine_gib if memory is not None and on_cpu else 0.0
     cache = recipe.rollout.vllm.kv_cache_gib if on_cpu and recipe.rollout.engine == "vllm" else 0
     learner_on_cpu, ranks = placement.gpus_of(LEARNER) == 0, recipe.learner.ranks
@@ -96,14 +101,22 @@ def _offloaded_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float | Non
 
 
 def describe(recipe: Recipe, placement: Placement) -> list[str]:
-    """Return one line for each GPU with its actors and their shares; empty if no actor has a GPU."""
+    """Return one line for each GPU with its actors and their shares.
+
+    On several nodes also one line for each node with actors that have no GPU. Empty on one node without GPUs.
+    """
     several = len({group.node for group in placement.groups}) > 1
     fraction = memory_fraction(recipe, placement)
-    return [
+    lines = [
         (f"{group.node}, " if several else "") + f"GPU {', '.join(map(str, group.devices))}: " + _held(group, fraction)
         for group in placement.groups
         if group.devices
     ]
+    without = [group for group in placement.groups if several and not group.devices]
+    for node in dict.fromkeys(group.node for group in without):
+        names = [actor.name for group in without if group.node == node for actor in group.actors]
+        lines.append(f"{node}, without a GPU: {', '.join(names)}")
+    return lines
 
 
 def _held(group: Group, fraction: float) -> str:
@@ -113,9 +126,10 @@ def _held(group: Group, fraction: float) -> str:
 def _describe_actors(actors: Sequence[Actor], fraction: float) -> str:
     first = actors[0]
     vllm = f", vLLM memory {fraction:.3g}" if first.role == WORKER else ""
+    share = f"{first.gpus:.3g}" if first.units else "in turns"
     if len(actors) == 1:
-        return f"{first.name} ({first.gpus:.3g}{vllm})"
-    return f"{first.role}s {', '.join(str(actor.number) for actor in actors)} ({first.gpus:.3g}{vllm} each)"
+        return f"{first.name} ({share}{vllm})"
+    return f"{first.role}s {', '.join(str(actor.number) for actor in actors)} ({share}{vllm} each)"
 
 
 def warnings_about_gpus(placement: Placement, machine: Machine) -> Iterator[str]:
@@ -126,6 +140,12 @@ def warnings_about_gpus(placement: Placement, machine: Machine) -> Iterator[str]
         yield (
             f"{idle} of {len(machine.gpus)} GPUs stay idle: raise rollout.workers by {idle}, or hide them with "
             "CUDA_VISIBLE_DEVICES"
+        )
+    resting = [group for group in placement.groups if group.count(LEARNER) and not group.in_turns]
+    if placement.in_turns and resting:
+        yield (
+            f"{len(resting)} of {placement.count(LEARNER)} GPUs of the learner have no rollout worker and rest while "
+            f"the others sample: set rollout.workers={placement.count(WORKER) + len(resting)}"
         )
     held = [count for group in placement.groups if group.devices and (count := group.count(WORKER))]
     if held and max(held) != min(held):

@@ -94,6 +94,21 @@ class RolloutSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _gpus_follow_from_the_engine(self) -> RolloutSection:
+        gpus, size = self.gpus_per_worker, self.tensor_parallel
+        if gpus and size > 1 and gpus != size:
+            raise ValueError(
+                f"gpus_per_worker = {gpus:g}, but the engine of a worker has tensor_parallel = {size} GPUs; leave "
+                "gpus_per_worker out"
+            )
+        if gpus is not None and self.placement == "colocated":
+            raise ValueError(
+                f"gpus_per_worker = {gpus:g}, but with placement = colocated the engines use the learner's GPUs and "
+                "reserve none; leave gpus_per_worker out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engines_sleep_only_in_turns(self) -> RolloutSection:
         if self.placement == "colocated" and self.schedule != "alternate":
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -42,6 +42,8 @@ class EngineSettings:
     """Whether adapters leave out the vision tower."""
     image_token_id: int | None = None
     """The placeholder id, once for each token of a picture; None for a text model."""
+    sleeps: bool = False
+    """Whether the engine frees its memory while the learner uses its GPU (`SleepingEngine`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,19 @@ class SteppedEngine(Engine, Protocol):
 
     def begin_version(self, version: int) -> None:
         """Count tokens from here on as sampled by ``version``, which is loaded next; end a step that has begun."""
+        ...
+
+
+@runtime_checkable
+class SleepingEngine(Engine, Protocol):
+    """An engine that can free its memory and allocate it again. `rlkl.rollout.sleeping` has the order of the calls."""
+
+    def sleep(self) -> None:
+        """Free the memory of weights and key-value cache; their content is lost. No request is unfinished."""
+        ...
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Allocate the memory of one part again; its content is undefined."""
         ...
 
 

@@ -62,6 +62,7 @@ REFUSED = {
     "worker_cls": "rlkl's own worker extension takes in the published weights",
     "worker_extension_cls": "rlkl's own worker extension takes in the published weights",
     "weight_transfer_config": "rlkl's own worker extension takes in the published weights",
+    "enable_sleep_mode": "set rollout.placement",
     "disable_log_stats": "rlkl records its own metrics",
     "data_parallel_size": "each engine takes in weights by itself; set rollout.workers",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -206,6 +206,16 @@ class VllmEngine:
         self._forget_old_weights()
         return frozenset(name for names in stale for name in names)
 
+    def sleep(self) -> None:
+        """Free the GPU memory of weights and cache without a copy. On a CPU vLLM cannot, and nothing happens."""
+        if torch.cuda.is_available():
+            self._llm.sleep(level=2)
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """See `SleepingEngine.wake`. vLLM goes on with its requests once both parts are back."""
+        if torch.cuda.is_available():
+            self._llm.wake_up(tags=[part])
+
     def readable_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         if settings := self._settings.adapter:
             args = (self._adapters, settings.rank, settings.alpha)
@@ -256,6 +266,7 @@ def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
         "logprobs_mode": "processed_logprobs",
         "gpu_memory_utilization": settings.memory_fraction,
         "enforce_eager": on_cpu,
+        "enable_sleep_mode": settings.sleeps and not on_cpu,
         # A prompt that is taken in by parts draws once too often, and vLLM cannot set a CPU's generator back.
         "enable_chunked_prefill": False if on_cpu else None,
         "disable_chunked_mm_input": on_cpu,

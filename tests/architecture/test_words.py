@@ -15,12 +15,12 @@ OPENINGS = ("What ", "The same", "Where ", "How ", "Sentences ", "Which ", "Why 
 """A docstring that starts so makes the reader turn it around. It starts with a verb, or with the thing itself."""
 
 VERBS = """
-Accumulate Add Allow Answer Append Apply Arrange Ask Assign Average Await Become Begin Bring Build Call Cancel Change
-Check Choose Clear Clip Close Collect Compare Compute Connect Continue Convert Copy Count Create Cut Deal Decode Define
-Delete Derive Describe Detach Divide Do Draw Drop Dump Encode End Enter Escape Estimate Evaluate Exclude Expand Expect
-Explain Export Extend Feed Fetch Fill Find Finish Follow Forget Free Freeze Gather Generate Get Give Go Group Halve
-Handle Hash Have Ignore Import Initialise Insert Interpolate Invert Iterate Join Judge Keep Learn Leave Let Limit List
-Load Lock Log Look Lower Make Mark Maximise Measure Merge Minimise Mix Move Multiply Name Normalise Note Open Pack
+Accumulate Add Allocate Allow Answer Append Apply Arrange Ask Assign Average Await Become Begin Bring Build Call Cancel
+Change Check Choose Clear Clip Close Collect Compare Compute Connect Continue Convert Copy Count Create Cut Deal Decode
+Define Delete Derive Describe Detach Divide Do Draw Drop Dump Encode End Enter Escape Estimate Evaluate Exclude Expand
+Expect Explain Export Extend Feed Fetch Fill Find Finish Follow Forget Free Freeze Gather Generate Get Give Go Group
+Halve Handle Hash Have Ignore Import Initialise Insert Interpolate Invert Iterate Join Judge Keep Learn Leave Let Limit
+List Load Lock Log Look Lower Make Mark Maximise Measure Merge Minimise Mix Move Multiply Name Normalise Note Open Pack
 Parse Pass Pick Place Prepare Print Protect Prove Prune Publish Put Raise Rank Rate Re-initialise Read Rebuild Receive
 Recompute Record Reduce Refresh Refuse Register Reject Release Remove Rename Render Reorder Repeat Replace Reserve
 Reset Reshape Resolve Restore Restrict Resume Retry Return Reverse Round Run Sample Save Scale Scatter Score Search See

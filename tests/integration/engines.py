@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -79,6 +79,41 @@ class LosesOneAdapter(LosesOneTensor):
     """A real vLLM that never hands on one matrix of an adapter."""
 
     lost = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+
+
+def forget(worker: Any) -> int:
+    """Fill the parameters of a vLLM's model with NaN, those at least that it keeps as plain tensors; count them."""
+    held = [parameter for parameter in worker.model_runner.get_model().parameters() if parameter.numel() > 0]
+    for parameter in held:
+        parameter.data.fill_(float("nan"))
+    return len(held)
+
+
+class ForgetsAsleep(VllmEngine):
+    """A real vLLM whose weights are lost when it sleeps, as on a GPU. It writes its calls to a file of the model."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
+        self._calls = Path(settings.model_path) / "calls" / "calls"  # vLLM loads every file of the model's own folder
+        self._calls.parent.mkdir(exist_ok=True)
+
+    def sleep(self) -> None:
+        super().sleep()
+        assert min(self._llm.collective_rpc(forget)) > 0
+        self._note("sleep")
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        super().wake(part)
+        self._note(f"wake {part}")
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        unreached = super().load_weights(tensors)
+        self._note("load")
+        return unreached
+
+    def _note(self, call: str) -> None:
+        with self._calls.open("a") as file:
+            file.write(f"{call}\n")
 
 
 class Dies(HfEngine):

@@ -114,6 +114,69 @@ def test_actors_start_with_the_planned_shares_and_threads() -> None:
     assert_placed_as_planned(without)
 
 
+def test_ranks_are_numbered_by_node_and_gpu_and_each_engine_sees_the_gpu_of_its_rank() -> None:
+    """Engines take turns on the GPUs that Ray has given to the ranks, and reserve none."""
+    run = recipe(rollout={"workers": 3, "placement": "colocated"}, learner={"ranks": 3})
+    placement = place(run, cluster_nodes())
+    reservation = Reservation(placement, own_ray=False, timeout_s=DEADLINE_S)
+    handles: list[Any] = []
+
+    def report(of: list[Actor]) -> dict[Actor, tuple[str, str, int, int]]:
+        started = [ray.remote(Observer).options(**reservation.options(one, threads=1)).remote() for one in of]
+        handles.extend(started)
+        return dict(zip(of, ray.get([handle.report.remote() for handle in started], timeout=DEADLINE_S), strict=True))
+
+    try:
+        ranks = report([actor for actor in placement.actors if actor.role == LEARNER])
+        ordered = reservation.rank_order({actor: seen[1].split(",") for actor, seen in ranks.items()})
+        engines = report([actor for actor in placement.actors if actor.role == WORKER])
+    finally:
+        for handle in handles:
+            ray.kill(handle)
+        reservation.release()
+    places = [(ranks[actor][0], int(ranks[actor][1])) for actor in ordered]
+    assert places == sorted(places)
+    assert sorted(gpu for _, gpu in places) == [0, 0, 1]
+    for group in placement.groups:
+        rank, engine = group.actors
+        assert engines[engine][:2] == ranks[rank][:2], (rank, engine)
+
+
+def test_engines_are_spread_and_ranks_are_packed_by_ray_too() -> None:
+    placement = place(recipe(rollout={"workers": 1}, learner={"ranks": 2}), cluster_nodes())
+    reservation, actors = start(placement)
+    reports = ray.get([handle.report.remote() for handle in actors.values()], timeout=DEADLINE_S)
+    nodes = {actor.name: seen[0] for actor, seen in zip(actors, reports, strict=True)}
+    assert nodes["learner"] == nodes["learner rank 1"] != nodes["rollout worker 0"]
+    planned = {group.node for group in reservation.placement.groups if group.count(LEARNER)}
+    assert len(planned) == 1
+    for handle in actors.values():
+        ray.kill(handle)
+    reservation.release()
+
+
+def test_children_of_an_actor_are_not_bound_to_its_part_of_the_reservation() -> None:
+    placement = place(recipe(rollout={"gpus_per_worker": 0}, learner={"gpus": 0}), cluster_nodes())
+    reservation = Reservation(placement, own_ray=False, timeout_s=DEADLINE_S)
+    options = reservation.options(placement.actors[0])
+    assert options["scheduling_strategy"].placement_group_capture_child_tasks is False
+    reservation.release()
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"rollout": {"tensor_parallel": 3}},
+        {"learner": {"ranks": 4}},
+        {"rollout": {"cpus_per_worker": 9}},
+        {"rollout": {"placement": "colocated", "workers": 2}},
+    ],
+)
+def test_what_no_nodes_can_hold_is_refused_before_anything_is_reserved(sections: dict[str, Any]) -> None:
+    with pytest.raises(EnvironmentProblem):
+        place(recipe(**sections), cluster_nodes())
+
+
 def test_gpus_that_another_run_holds_are_waited_for_and_no_actor_sees_them() -> None:
     whole = place(recipe(rollout={"workers": 2}), cluster_nodes())
     held = Reservation(whole, own_ray=False, timeout_s=DEADLINE_S)

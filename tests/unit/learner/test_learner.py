@@ -377,3 +377,14 @@ def test_gradient_checkpointing_changes_memory_not_numbers(model_path: str):
     assert train(plain) == train(saving)
     after = weights(saving)
     assert all(torch.equal(after[name], tensor) for name, tensor in weights(plain).items())
+
+
+def test_a_learner_that_rests_between_steps_holds_no_gradient_and_learns_the_same(model_path: str):
+    resting, busy = build(model_path), build(model_path)
+    for step in range(3):
+        records = [learner.prepare(examples(), step=step) | learner.step(step) for learner in (resting, busy)]
+        assert records[0] == records[1]
+        resting.rest()
+        assert all(parameter.grad is None for parameter in resting.policy.parameters())
+        assert any(parameter.grad is not None for parameter in busy.policy.parameters())
+    assert all(torch.equal(tensor, weights(busy)[name]) for name, tensor in weights(resting).items())

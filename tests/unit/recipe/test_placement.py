@@ -15,6 +15,7 @@ from rlkl.recipe.placement import (
     Node,
     Placement,
     memory_fraction,
+    nodes_for,
     part,
     place,
     place_rewards,
@@ -208,3 +209,52 @@ def test_ranks_without_gpus_have_a_cpu_each():
 def test_ranks_that_would_share_a_gpu_are_refused(learner: dict[str, Any], there: list[Node], problem: str):
     with pytest.raises(EnvironmentProblem, match=problem):
         place(recipe(rollout={"workers": 1}, learner=learner), there)
+
+
+def nodes_of(placement: Placement, role: str) -> list[str]:
+    return sorted(group.node for group in placement.groups for actor in group.actors if actor.role == role)
+
+
+def test_ranks_lie_together_and_workers_apart():
+    placement = place(recipe(rollout={"workers": 4}, learner={"ranks": 4}), nodes(4, 4, 4))
+    assert nodes_of(placement, LEARNER) == ["n0"] * 4
+    assert nodes_of(placement, WORKER) == ["n1", "n1", "n2", "n2"]
+
+    on_cpus = place(recipe(rollout={"workers": 2}, learner={"ranks": 2}), nodes(0, 0, 0, cpus=2))
+    assert (nodes_of(on_cpus, LEARNER), nodes_of(on_cpus, WORKER)) == (["n0", "n0"], ["n1", "n2"])
+
+
+def test_an_actor_that_fits_one_node_only_goes_there_even_if_the_learner_would_like_it():
+    there = [*nodes(0, cpus=2), Node(name="large", cpus=3, gpus=0)]
+    placement = place(recipe(rollout={"cpus_per_worker": 3}, learner={"ranks": 2}), there)
+    assert (nodes_of(placement, LEARNER), nodes_of(placement, WORKER)) == (["n0", "n0"], ["large"])
+
+
+@pytest.mark.parametrize(("there", "fits"), [(nodes(5), True), (nodes(1, 4), True), (nodes(3, 2), True)])
+def test_an_engine_has_all_its_gpus_on_one_node(there: list[Node], fits: bool):
+    run = recipe(rollout={"workers": 2, "tensor_parallel": 2})
+    placement = place(run, there)
+    assert_sound(placement, there)
+    assert (placement.gpus_of(WORKER), placement.gpus_of(LEARNER)) == (2.0, 1.0)
+    assert memory_fraction(run, placement) == 0.9
+
+
+def test_an_engine_that_no_node_can_hold_is_refused_although_there_are_gpus_enough():
+    with pytest.raises(
+        EnvironmentProblem,
+        match=r"1 x rollout worker \(1 CPU, 4 GPU\).*An actor runs on one node.*rollout\.tensor_parallel",
+    ):
+        place(recipe(rollout={"tensor_parallel": 4}), nodes(3, 3, 3))
+
+
+def test_groups_go_to_nodes_that_have_room_now():
+    groups = place(recipe(rollout={"workers": 2}, learner={"ranks": 2}), nodes(2, 2)).groups
+    assert nodes_for(groups, nodes(2, 2)) == ["n0", "n0", "n1", "n1"]
+    assert nodes_for(groups, nodes(0, 3, 1)) == ["n1", "n1", "n2", "n1"]
+    assert nodes_for(groups, nodes(0, 3)) is None
+
+
+def test_a_part_of_a_gpu_that_another_run_leaves_is_used():
+    groups = place(recipe(rollout={"gpus_per_worker": 0.3}, learner={"gpus": 0.2}), nodes(1)).groups
+    assert nodes_for(groups, [Node(name="n", cpus=8, gpus=0.5)]) == ["n"]
+    assert nodes_for(groups, [Node(name="n", cpus=8, gpus=0.4)]) is None

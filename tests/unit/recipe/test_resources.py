@@ -14,7 +14,13 @@ from rlkl.system.machine import Machine
 
 SMALL = Machine(cpus=2, memory_gib=24.0)
 ONE_GIB = MemoryEstimate(
-    parameters=2**28, learner_gib=4.0, moments_gib=2.0, reference_gib=1.0, engine_gib=1.0, copy_gib=0.0
+    parameters=2**28,
+    learner_gib=4.0,
+    moments_gib=2.0,
+    gradients_gib=1.0,
+    reference_gib=1.0,
+    engine_gib=1.0,
+    copy_gib=0.0,
 )
 
 
