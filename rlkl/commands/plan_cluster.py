@@ -63,7 +63,7 @@ def keys_of(recipe: Recipe, layout: Layout) -> str:
     keys = [f"learner.ranks={layout.ranks}", f"rollout.workers={layout.engines}"]
     if layout.tensor_parallel != tensor_parallel_of(recipe):
         keys.append(f"rollout.tensor_parallel={layout.tensor_parallel}")
-    if recipe.rollout.placement == "colocated" and not layout.is_colocated:
+    if recipe.rollout.placement == "colocated" and not layout.in_turns:
         keys.append("rollout.placement=separate")
     return " ".join(keys)
 
@@ -141,8 +141,9 @@ def plan_cluster(
 def _check_ranks(scene: Scene) -> None:
     """Raise `EnvironmentProblem` if there are fewer GPUs than ranks and an engine."""
     ranks, workers = scene.recipe.learner.ranks, scene.recipe.rollout.workers
-    least = ranks + (tensor_parallel_of(scene.recipe) if workers else 0)
-    if ranks == 1 or least <= scene.gpus or scene.recipe.rollout.placement == "colocated":
+    apart = workers > 0 and scene.recipe.rollout.placement == "separate"
+    least = ranks + (tensor_parallel_of(scene.recipe) if apart else 0)
+    if ranks == 1 or least <= scene.gpus:
         return
     split = layout_balanced(scene, rewards=0)
     advice = (

@@ -98,10 +98,10 @@ def _described(layout: Layout) -> str:
     learner = "one learner process on 1 GPU" if layout.ranks == 1 else f"the learner sharded over {layout.ranks} GPUs"
     if not layout.engines:
         return f"{learner}, and no rollout worker"
-    if layout.is_colocated:
+    if layout.in_turns:
         idle = layout.gpus - layout.used
         rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
-        return f"{learner} and {workers} on {_gpus(layout.engine_gpus)} of it, in turns{rest}"
+        return f"{learner} and {workers}{size} on {_gpus(layout.engine_gpus)} of it, in turns{rest}"
     rewards = f", rewards on {_gpus(layout.rewards)}" if layout.rewards else ""
     idle = layout.gpus - layout.used
     rest = f"; {idle} stay{'s' if idle == 1 else ''} idle" if idle else ""
@@ -191,7 +191,7 @@ def _holds_one(plan: ClusterPlan, engine: EngineMemory) -> bool:
 
 
 def _split(layout: Layout) -> str:
-    if layout.is_colocated:
+    if layout.in_turns:
         return f"{layout.ranks}, in turns"
     return "1, shared" if layout.shares_a_gpu else f"{layout.ranks} + {layout.engine_gpus}"
 

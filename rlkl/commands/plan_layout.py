@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from rlkl.commands.plan_work import Work
-from rlkl.costs.gpus import GPUS_PER_NODE, Gpu
+from rlkl.costs.gpus import GPUS_PER_NODE
 from rlkl.costs.lengths import Lognormal
 from rlkl.costs.memory import (
     ASLEEP,
@@ -83,10 +83,10 @@ class Layout:
     transport: str
     """``host`` or ``group``: the way of the published weights."""
     resting: float | None = None
-    """Bytes of the learner on each of its GPUs while engines sample there; None if it has GPUs of its own."""
+    """Bytes of the learner on each of its GPUs while engines use them in turns; None if they have GPUs of their own."""
 
     @property
-    def is_colocated(self) -> bool:
+    def in_turns(self) -> bool:
         """Whether engines sleep on the learner's GPUs while it steps."""
         return self.resting is not None
 
@@ -98,13 +98,14 @@ class Layout:
     @property
     def takes_turns(self) -> bool:
         """Whether learner and engines use the same GPUs, so that no schedule lets them work at once."""
-        return self.shares_a_gpu or self.is_colocated
+        return self.shares_a_gpu or self.in_turns
 
     @property
     def used(self) -> int:
         """GPUs that have something to do."""
-        both = max(self.ranks, self.engine_gpus) if self.takes_turns else self.ranks + self.engine_gpus
-        return self.rewards + both
+        if self.shares_a_gpu:
+            return self.rewards + self.engine_gpus
+        return self.rewards + self.ranks + (0 if self.in_turns else self.engine_gpus)
 
     def holds(self, tokens: float) -> bool:
         """Return whether the cache of an engine holds a sequence of so many tokens."""
@@ -183,12 +184,13 @@ def _each(samples: int, groups: int) -> int:
 def layout_today(scene: Scene) -> Layout:
     """Compute the layout that `rlkl train` would have: the recipe's ranks, workers, and their placement."""
     recipe, gpu = scene.recipe, scene.chip.gpu
+    tensor_parallel = tensor_parallel_of(recipe)
     placement = place(recipe, _nodes(scene.gpus))
     fraction = memory_fraction(recipe, placement)
     with_learner = next(group for group in placement.groups if group.count(LEARNER))
     engine_groups = [group for group in placement.groups if group.count(WORKER)]
     taken = ASLEEP / gpu.bytes if placement.in_turns else with_learner.count(WORKER) * fraction
-    workers, tensor_parallel = placement.count(WORKER), tensor_parallel_of(recipe)
+    workers = placement.count(WORKER)
     engine = None
     if workers and placement.on_gpus(WORKER):
         engine = engine_memory(
@@ -238,7 +240,7 @@ def layout_balanced(scene: Scene, *, rewards: int) -> Layout | None:
     if gpus < 2 or not scene.recipe.rollout.workers or scene.chip.dtype != "bfloat16":
         return None
     engine = _useful_engine(scene)
-    least = least_ranks(scene.shape, scene.run, gpu, gpus)
+    least = least_ranks(scene.shape, scene.run, gpu.bytes, gpus)
     if engine is None or least is None or gpus - least < engine.tensor_parallel:
         return None
     size, most = engine.tensor_parallel, (gpus - least) // engine.tensor_parallel
@@ -288,6 +290,6 @@ def _useful_engine(scene: Scene) -> EngineMemory | None:
     return None
 
 
-def least_ranks(shape: ModelShape, run: Training, gpu: Gpu, most: int) -> int | None:
-    """Return the fewest GPUs over which the learner fits, at most ``most``; None if it does not."""
-    return next((ranks for ranks in range(1, most + 1) if peak_bytes(parts_of(shape, run, ranks)) <= gpu.bytes), None)
+def least_ranks(shape: ModelShape, run: Training, room: float, most: int) -> int | None:
+    """Return the fewest GPUs, of ``room`` bytes each, over which the learner fits; at most ``most``, else None."""
+    return next((ranks for ranks in range(1, most + 1) if peak_bytes(parts_of(shape, run, ranks)) <= room), None)

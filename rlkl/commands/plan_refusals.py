@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlkl.commands.plan_layout import USEFUL_SEQUENCES, Layout, Scene, least_ranks, parts_of
 from rlkl.costs.gpus import GPUS, GPUS_PER_NODE, NETWORK
-from rlkl.costs.memory import ASLEEP, GIB, Training, moment_bytes, peak_bytes
+from rlkl.costs.memory import GIB, Training, moment_bytes, peak_bytes
 from rlkl.costs.seconds import least_micro_batch
 
 _TRIED_RANK = 64
@@ -21,10 +21,10 @@ def refusals(scene: Scene, today: Layout) -> Iterator[str]:
     needed = peak_bytes(today.parts)
     if needed > today.room:
         beside = " beside the rollout workers on its GPU" if today.shares_a_gpu else ""
-        beside = " beside an engine that sleeps" if today.is_colocated else beside
+        beside = " beside an engine that sleeps" if today.in_turns else beside
         yield (
             f"the learner needs {needed / GIB:.0f} of {today.room / GIB:.0f} GiB{beside}. "
-            + _sentence([*_remedies(scene, today), *_sharding(scene, today)])
+            + _sentence([*_remedies(scene, today), *_more_ranks(scene, today)])
         )
     yield from _too_much_at_rest(scene, today)
     engine = today.engine
@@ -43,7 +43,7 @@ def _too_much_at_rest(scene: Scene, today: Layout) -> Iterator[str]:
     engine, whole = today.engine, scene.chip.gpu.bytes
     if today.resting is None or engine is None:
         return
-    taken = engine.weights + engine.graphs + engine.cache
+    taken = engine.allowed
     if today.resting + taken > whole:
         most = int(100 * (1 - today.resting / whole)) / 100
         lower = f"rollout.vllm.memory_fraction={most:g} or less, " if most > 0 else ""
@@ -56,7 +56,7 @@ def _too_much_at_rest(scene: Scene, today: Layout) -> Iterator[str]:
 
 def _sentence(remedies: list[str]) -> str:
     if not remedies:
-        return f"No single change of the recipe makes it fit, not even {_MOST_RANKS} learner.ranks."
+        return "No single change of the recipe, and no GPU of the table, makes it fit."
     return "Each of these makes it fit: " + "; ".join(remedies) + "."
 
 
@@ -81,7 +81,7 @@ def _remedies(scene: Scene, today: Layout) -> Iterator[str]:
         others = run.frozen[len(run.frozen) - len(recipe.models) :] if recipe.models else ()
         changes.append((f"model.lora='{{rank: {_TRIED_RANK}}}'", replace(run, adapters=adapters, frozen=own + others)))
     for change, changed in changes:
-        if needed_by(scene, changed, today) <= today.room:
+        if peak_bytes(parts_of(scene.shape, changed, today.ranks)) <= today.room:
             yield change
     share = today.room / scene.chip.gpu.bytes
     larger = [gpu for gpu in GPUS.values() if gpu.bytes * share >= peak_bytes(today.parts)]
@@ -91,20 +91,15 @@ def _remedies(scene: Scene, today: Layout) -> Iterator[str]:
         yield f"--gpus {scene.gpus + 1}, so that the learner has a GPU of its own"
 
 
-def needed_by(scene: Scene, run: Training, today: Layout) -> float:
-    """Return the bytes of a changed learner on each of its GPUs, beside an engine that sleeps there."""
-    sleeping = ASLEEP if today.is_colocated else 0
-    return peak_bytes(parts_of(scene.shape, run, today.ranks)) + sleeping
-
-
-def _sharding(scene: Scene, today: Layout) -> Iterator[str]:
+def _more_ranks(scene: Scene, today: Layout) -> Iterator[str]:
     """Yield the number of ranks over which the learner fits, if there is one."""
     if scene.chip.dtype != "bfloat16":
         return
-    least = least_ranks(scene.shape, scene.run, scene.chip.gpu, _MOST_RANKS)
+    room = today.room if today.in_turns else scene.chip.gpu.bytes
+    least = least_ranks(scene.shape, scene.run, room, _MOST_RANKS)
     if least is None or least <= today.ranks:
         return
-    engines = 0 if today.is_colocated or today.engine is None else today.tensor_parallel
+    engines = 0 if today.in_turns or today.engine is None else today.tensor_parallel
     more = f" with --gpus {least + engines} or more" if least + engines > scene.gpus else ""
     yield f"learner.ranks={least}{more}"
 

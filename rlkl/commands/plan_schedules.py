@@ -23,7 +23,7 @@ class Forecast:
     """Overrides that give this layout; empty for the recipe's own."""
     schedules: tuple[Simulated, ...]
     fits: bool = True
-    """Whether the learner fits in its memory."""
+    """Whether learner and engines fit in their memory."""
     ranks: int = 0
     engine_gpus: int = 0
     gpus: int = 0
@@ -51,7 +51,8 @@ def forecast(scene: Scene, layout: Layout, keys: str) -> Forecast | None:
     return Forecast(
         keys=keys,
         schedules=tuple(simulate(setting, schedule, steps=_STEPS) for schedule in able),
-        fits=peak_bytes(layout.parts) <= layout.room,
+        fits=peak_bytes(layout.parts) <= layout.room
+        and (layout.resting or 0.0) + (layout.engine.allowed if layout.in_turns else 0.0) <= scene.chip.gpu.bytes,
         ranks=layout.ranks,
         engine_gpus=layout.engine_gpus,
         gpus=layout.gpus,
