@@ -145,10 +145,7 @@ def layout_today(scene: Scene) -> Layout:
     with_learner = next(group for group in placement.groups if group.count(LEARNER))
     engine_groups = [group for group in placement.groups if group.count(WORKER)]
     taken = with_learner.count(WORKER) * fraction
-    workers, tensor_parallel = (
-        placement.count(WORKER),
-        int(recipe.rollout.vllm.arguments.get("tensor_parallel_size", 1)),
-    )
+    workers, tensor_parallel = placement.count(WORKER), recipe.rollout.tensor_parallel
     engine = None
     if workers and placement.gpus_of(WORKER):
         engine = engine_memory(

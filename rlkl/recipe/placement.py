@@ -198,6 +198,8 @@ def _candidates(recipe: Recipe, nodes: Sequence[Node]) -> Iterator[tuple[float, 
     worker, learner = recipe.rollout.gpus_per_worker, recipe.learner.gpus
     if worker is None and (not has_gpus or not recipe.rollout.workers):
         worker = 0.0
+    if worker is None and recipe.rollout.tensor_parallel > 1:
+        worker = float(recipe.rollout.tensor_parallel)
     if learner is None and (not has_gpus or recipe.learner.device == "cpu"):
         learner = 0.0
     if learner is None and recipe.learner.ranks > 1:
@@ -324,6 +326,12 @@ def _check_shares(recipe: Recipe, nodes: Sequence[Node]) -> None:
         raise EnvironmentProblem(
             f"learner.gpus = {recipe.learner.gpus:g} with learner.ranks = {recipe.learner.ranks}: two ranks cannot "
             "share a GPU. Leave learner.gpus out, so that each rank gets one, or set learner.ranks=1"
+        )
+    parallel, share = recipe.rollout.tensor_parallel, recipe.rollout.gpus_per_worker
+    if parallel > 1 and share not in (None, parallel) and any(node.gpus for node in nodes):
+        raise EnvironmentProblem(
+            f"rollout.gpus_per_worker = {share:g} with rollout.tensor_parallel = {parallel}: each process of an engine "
+            f"has a GPU of its own. Leave rollout.gpus_per_worker out, or set it to {parallel}"
         )
     check_cuda(recipe.learner.device, gpus=recipe.learner.gpus, has_cuda=any(node.gpus for node in nodes))
 

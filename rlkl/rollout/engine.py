@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from rlkl.errors import RecipeError
 from rlkl.recipe import LoraSection
 from rlkl.types import Completion, Image, Probe
+from rlkl.weights.buckets import Manifest
+from rlkl.weights.group import Arrival, Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class EngineSettings:
     stop: tuple[str, ...] = ()
     """A completion ends with the token that completes one of these texts (`rlkl.rollout.stopping`); it keeps its
     tokens."""
+    tensor_parallel: int = 1
+    """Processes that share the model."""
     vllm: Mapping[str, Any] = field(default_factory=dict)
     """Further engine arguments of vLLM, by name."""
     images_per_prompt: int = 0
@@ -83,6 +87,30 @@ class Engine(Protocol):
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Return the parameters that can be read back, to find the wrong one after a failed proof."""
+        ...
+
+
+@runtime_checkable
+class GroupEngine(Protocol):
+    """The methods that an engine needs for ``weights.transport: group``, beside those of `Engine`.
+
+    An engine whose model is in the worker's own process gets them from `rlkl.rollout.joining.JoinsGroup`.
+    """
+
+    @property
+    def processes(self) -> int:
+        """Processes of this engine; each is a member of the group."""
+        ...
+
+    def join_group(self, place: Place) -> None:
+        """Join a group with all processes, and leave an earlier one. ``place`` is that of the first process.
+
+        Raises `WeightSyncError`.
+        """
+        ...
+
+    def receive_from_group(self, manifest: Manifest) -> list[Arrival]:
+        """Receive a publish and load it; return a report for each process. Raises `WeightSyncError`."""
         ...
 
 
