@@ -20,7 +20,7 @@ from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.sampler import RaySampler
 from rlkl.actors.shells import LearnerWorker, RolloutWorker
 from rlkl.actors.weight_sync import RayWeightSync
-from rlkl.actors.weight_transport import GroupSettings, GroupTransport, HostTransport, Workers, WeightTransport
+from rlkl.actors.weight_transport import GroupSettings, GroupTransport, HostTransport, WeightTransport, Workers
 from rlkl.learner.learner import LearnerSpec
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER as LEARNER_ROLE

@@ -99,7 +99,7 @@ class RolloutWorker:
     def _group_engine(self) -> GroupEngine:
         if not isinstance(self._engine, GroupEngine):
             raise RecipeError(
-                f"weights.transport = group: rollout.engine {type(self._engine).__name__} has no methods join_group and "
+                f"weights.transport = group: rollout.engine {type(self._engine).__name__} lacks join_group or "
                 "receive_from_group. Derive it from rlkl.rollout.joining.JoinsGroup, or set weights.transport=host"
             )
         return self._engine

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlkl.actors.calls import wait_all
 from rlkl.actors.learner import RayLearner
-from rlkl.actors.weight_transport import Workers, WeightTransport
+from rlkl.actors.weight_transport import WeightTransport, Workers
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.learner.export import ExportScores
 from rlkl.recipe import Recipe
