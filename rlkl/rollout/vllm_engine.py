@@ -63,6 +63,7 @@ class VllmEngine(GroupPublishing):
                 f"vLLM cannot host the model at {settings.model_path!r} here ({str(error).rstrip('.')}). Set "
                 "rollout.engine=hf, which samples with transformers, or choose another model"
             ) from error
+        self.bind_processes()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))

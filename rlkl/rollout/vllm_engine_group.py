@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +23,7 @@ from rlkl.weights.group import Arrival, Place, PublishGroup, arrive, raise_first
 if TYPE_CHECKING:
     from vllm import LLM
 
+_PR_SET_PDEATHSIG = 1
 _ANSWER_S = 30.0
 """Seconds that a process has after its deadline to hand over its report."""
 
@@ -50,6 +53,13 @@ class GroupReceiver(WeightReloader, AdapterReceiver):
     rank: int
     device: torch.device
     _publish_group: PublishGroup | None = None
+
+    def end_with_engine(self) -> None:
+        """Let the kernel end this process at once if the process that started it ends.
+
+        vLLM's own watch takes many seconds, in which GPU memory stays taken, and does nothing while a publish waits.
+        """
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def join_publish_group(self, place: Place) -> list[WeightSyncError]:
         """Join a group; ``place`` is that of the engine's first process. Return the error, if there is one."""
@@ -107,6 +117,11 @@ class GroupPublishing:
     def processes(self) -> int:
         """Processes of this engine; each is a member of the group."""
         return self._settings.tensor_parallel
+
+    def bind_processes(self) -> None:
+        """Make the processes of a parallel engine end with this one, whatever ends it."""
+        if self.processes > 1:
+            self._ask("end_with_engine")
 
     def join_group(self, place: Place) -> None:
         """See `GroupEngine.join_group`."""

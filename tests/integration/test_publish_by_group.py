@@ -31,7 +31,7 @@ def check(report: dict[str, Any], *, processes: int = 1) -> None:
     shown, sums = report["shown"], report["sums"]
     assert shown["group 1"] == shown["host 1"]
     assert shown["group 2"] == shown["host 2"]
-    assert shown["start"]["scores"] != shown["host 1"]["scores"] != shown["host 2"]["scores"]
+    assert shown["host 1"]["scores"] != shown["host 2"]["scores"]
     assert len(sums) == 2 * (1 + processes)
     for sent, *arrived in (sums[: 1 + processes], sums[1 + processes :]):
         assert sent
@@ -48,3 +48,12 @@ def test_group_and_host_make_the_same_engine(
 ):
     model = request.getfixturevalue("tied_model" if tied else "untied_model")
     check(publish({"engine": engine, "model": str(model), "dtype": dtype, "lora": lora}, tmp_path))
+
+
+@pytest.mark.parametrize(("tied", "dtype", "lora"), [(True, "float32", False), (False, "bfloat16", True)])
+def test_the_processes_of_one_engine_get_their_parts(
+    tied: bool, dtype: str, lora: bool, request: pytest.FixtureRequest, tmp_path: Path
+):
+    model = request.getfixturevalue("tied_model" if tied else "untied_model")
+    case = {"engine": "vllm", "model": str(model), "dtype": dtype, "lora": lora, "tensor_parallel": 2}
+    check(publish(case, tmp_path), processes=2)
