@@ -1,4 +1,4 @@
-"""How weights travel from the learner's actors to the workers: through Ray's object store, or by broadcast."""
+"""Transports of weights from the learner's actors to the workers: Ray's object store, or a broadcast."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Arrival:
     unreached: tuple[str, ...] = ()
     """Parameters of this process that no tensor of any bucket reached."""
     problem: WeightSyncError | None = None
-    """Why this process could not take the weights in. Returned, because vLLM's processes pass on errors as text."""
+    """The reason if this process could not take the weights in. Returned, because vLLM's processes pass on errors as text."""
 
 
 class PublishGroup:
@@ -172,7 +172,7 @@ class PublishGroup:
         self._data = self._control = None  # gloo closes its connections with the last reference
 
     def _report(self, bucket: Bucket, *, failed: bool) -> None:
-        """Tell all members whether this process has taken in a bucket, and wait for what they tell.
+        """Share with all members whether this process has taken in a bucket, and wait for their reports.
 
         Raises `PeerFailedError` if another one has failed. Nobody goes on to the next bucket before all are done.
         """

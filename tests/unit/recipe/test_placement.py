@@ -208,3 +208,16 @@ def test_ranks_without_gpus_have_a_cpu_each():
 def test_ranks_that_would_share_a_gpu_are_refused(learner: dict[str, Any], there: list[Node], problem: str):
     with pytest.raises(EnvironmentProblem, match=problem):
         place(recipe(rollout={"workers": 1}, learner=learner), there)
+
+
+def test_a_parallel_engine_reserves_a_gpu_for_each_process():
+    placement = place(recipe(rollout={"workers": 2, "tensor_parallel": 2}), nodes(4, 4))
+    assert (placement.gpus_of(WORKER), placement.gpus_of(LEARNER)) == (2.0, 1.0)
+    assert sorted(len(group.devices) for group in placement.groups) == [1, 2, 2]
+    assert place(recipe(rollout={"tensor_parallel": 2}), nodes(0)).gpus_of(WORKER) == 0
+    with pytest.raises(
+        EnvironmentProblem, match=r"gpus_per_worker = 1 with rollout.tensor_parallel = 2: .* set it to 2"
+    ):
+        place(recipe(rollout={"tensor_parallel": 2, "gpus_per_worker": 1}), nodes(4))
+    with pytest.raises(EnvironmentProblem, match="cannot be placed"):
+        place(recipe(rollout={"tensor_parallel": 4}), nodes(3, 3))  # an engine is on one node
