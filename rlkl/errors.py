@@ -75,6 +75,10 @@ class WeightSyncError(RlklError, RuntimeError):
     """Published weights did not arrive, arrived changed, or did not change although the learner stepped."""
 
 
+class PeerFailedError(WeightSyncError):
+    """Another process that takes part in a publish failed. If its own error is known, that one is raised instead."""
+
+
 class ExportError(RlklError, RuntimeError):
     """The exported policy is not what the learner holds. The run's checkpoint is complete."""
 

@@ -20,11 +20,13 @@ from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.sampler import RaySampler, start_worker
 from rlkl.actors.turns import MemoryTurns
 from rlkl.actors.weight_sync import RayWeightSync
+from rlkl.actors.weight_transport import GroupSettings, GroupTransport, HostTransport, WeightTransport, Workers
 from rlkl.learner.learner import LearnerSpec
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER as LEARNER_ROLE
 from rlkl.recipe.placement import WORKER, Actor, Placement, memory_fraction, place, reserved_cpus
 from rlkl.recipe.resources import describe
+from rlkl.recipe.transport import decided_transport, have_own_gpus
 from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rollout.engine import EngineSettings
 
@@ -82,7 +84,16 @@ class RayHands:
         wait_all(refs, who=[*waiting, *rank_names(len(learners))], what="start", timeout_s=timeout_s)
         self.sampler = RaySampler(rollout_actors, names, timeout_s=call_timeout_s)
         self.learner = RayLearner(ranks, turns)
-        self.weights = RayWeightSync(self.learner, rollout_actors, names, recipe, turns)
+        hosts = Workers(actors=rollout_actors, names=names, timeout_s=call_timeout_s)
+        transport: WeightTransport = HostTransport(ranks, hosts, turns)
+        if decided_transport(recipe, placement) == "group":
+            settings = GroupSettings(
+                host=reserved.address(learners[0]),
+                processes=recipe.rollout.tensor_parallel,
+                backend="nccl" if have_own_gpus(placement) else "gloo",
+            )
+            transport = GroupTransport(ranks, hosts, settings)
+        self.weights = RayWeightSync(self.learner, hosts, transport, recipe, turns)
 
     def _spawn(
         self, start: Callable[[Mapping[str, Any]], Any], actors: Sequence[Actor], threads: int | None

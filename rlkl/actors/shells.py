@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkl.errors import RecipeError
 from rlkl.learner.device import learner_device
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
@@ -19,12 +20,13 @@ from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
-from rlkl.rollout.engine import Engine, EngineSettings, Request, engine_class
+from rlkl.rollout.engine import Engine, EngineSettings, GroupEngine, Request, engine_class
 from rlkl.rollout.engine_loop import EngineLoop
 from rlkl.rollout.sleeping import EngineInTurns, in_turns
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
+    GroupReceipt,
     HostMemoryChannel,
     Outbox,
     Probes,
@@ -35,6 +37,8 @@ from rlkl.weights import (
     differing_weights,
     receive,
 )
+from rlkl.weights.buckets import Manifest
+from rlkl.weights.group import Place, PublishGroup, send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +89,34 @@ class RolloutWorker:
     def differing_weights(self, package: WeightPackage) -> list[str]:
         return self._loop.call(lambda engine: differing_weights(engine, self._channel, package))
 
+    def join_group(self, place: Place) -> None:
+        """See `GroupEngine.join_group`."""
+        self._loop.call(lambda engine: _in_group(engine).join_group(place))
+
+    def receive_from_group(self, manifest: Manifest, probes: Probes) -> GroupReceipt:
+        """Take in a publish that the learner broadcasts, and score the probes. See `receive`."""
+
+        def load(engine: Engine) -> GroupReceipt:
+            arrivals = _in_group(engine).receive_from_group(manifest)
+            current, kept = engine.score(probes.current), engine.score(probes.kept) if probes.kept else ()
+            scores = ProbeScores(current=current, kept=kept)
+            return GroupReceipt(version=manifest.version, arrivals=tuple(arrivals), scores=scores)
+
+        return self._loop.update(manifest.version, load)
+
 
 def _build_engine(name: str, settings: EngineSettings) -> Any:
     engine = engine_class(name)(settings)
     return in_turns(engine, name=name) if settings.sleeps else engine
+
+
+def _in_group(engine: Engine) -> GroupEngine:
+    if not isinstance(engine, GroupEngine):
+        raise RecipeError(
+            f"weights.transport = group: rollout.engine {type(engine).__name__} lacks join_group or "
+            "receive_from_group. Derive it from rlkl.rollout.joining.JoinsGroup, or set weights.transport=host"
+        )
+    return engine
 
 
 def _sleeping(engine: Engine) -> EngineInTurns:
@@ -128,6 +156,8 @@ class LearnerWorker:
         self._outbox = Outbox(HostMemoryChannel(), patience=_UNCHANGED_VERSIONS)
         self._before: Scores | None = None
         self._store: Any = None
+        self._group: PublishGroup | None = None
+        self._group_store: Any = None
 
     def open_store(self, host: str, size: int, timeout_s: float) -> int:
         """Open the store that the ranks meet at on this machine, of address ``host``; return its port."""
@@ -183,6 +213,44 @@ class LearnerWorker:
                 pass
             return WeightPackage(version=version, tensors=())
         return self._outbox.pack(self._learner.policy.published(), version=version, must_change=must_change)
+
+    def pack_again(self, version: int) -> WeightPackage:
+        """Pack the weights as they are now, to compare them; see `pack`."""
+        tensors = self._learner.policy.published()
+        package = HostMemoryChannel().pack(tensors, version)  # all ranks: it gathers the weights
+        return package if self._learner.ranks.rank == 0 else WeightPackage(version=version, tensors=())
+
+    def open_group(self, host: str, timeout_s: float) -> int:
+        """Open the store that the members of publishing groups meet at, on rank 0; return its port."""
+        if self._learner.ranks.rank > 0:
+            return 0
+        self._group_store = open_store(host, size=1, timeout_s=timeout_s)
+        return self._group_store.port
+
+    def join_group(self, place: Place) -> None:
+        """Join the engines in a group for publishing, and leave an earlier one. Only rank 0 is a member."""
+        if self._learner.ranks.rank > 0:
+            return
+        if self._group is not None:
+            self._group.leave()
+        self._group = PublishGroup(place, device=self._learner.policy.device, store=self._group_store)
+
+    def manifest(self, version: int) -> Manifest:
+        """List what the coming `send` sends."""
+        return Manifest(version=version, tensors=tuple(self._learner.policy.outlines()))
+
+    def send(self, manifest: Manifest) -> dict[str, int]:
+        """Send the weights as they are now to all engines, and return the checksum of each tensor on rank 0.
+
+        Raises `WeightSyncError` when steps leave them unchanged or an engine does not take them in.
+        """
+        ranks = self._learner.ranks
+        must_change, self._learner.moved = self._learner.moved, False
+        sums = send(self._learner.policy.published(), manifest, group=self._group, sum_=ranks.sum_)
+        if ranks.rank == 0:
+            dtypes = {outline.dtype for outline in manifest.tensors}
+            self._outbox.check(sums, dtypes=dtypes, version=manifest.version, must_change=must_change)
+        return sums
 
     def expect(self, probes: Probes) -> Expected:
         """Return the log-probs that an engine with the weights as they are now must give."""

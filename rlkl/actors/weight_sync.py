@@ -1,4 +1,7 @@
-"""Publishing weights from the learner's actor to the workers, and the proof of it."""
+"""Publishing weights from the learner's actor to the workers, and the proof of it.
+
+`rlkl.actors.weight_transport` is how they travel.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from rlkl.actors.calls import wait_all
 from rlkl.actors.learner import RayLearner
 from rlkl.actors.turns import MemoryTurns
+from rlkl.actors.weight_transport import WeightTransport, Workers
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.learner.export import ExportScores
 from rlkl.recipe import Recipe
@@ -20,20 +24,22 @@ from rlkl.weights.movement import rounding_between
 
 
 class RayWeightSync:
-    """Sends packages of weights through Ray's object store, and keeps the `Proof` of the run."""
+    """Sends the learner's weights to the workers, and keeps the `Proof` of the run."""
 
     def __init__(
         self,
         learner: RayLearner,
-        workers: Sequence[Any],
-        names: Sequence[str],
+        workers: Workers,
+        transport: WeightTransport,
         recipe: Recipe,
         turns: MemoryTurns | None = None,
     ) -> None:
         """Publish from ``learner`` to ``workers``; with ``turns``, they sleep until there is something to publish."""
         self._turns = turns
-        self._ranks, self._workers, self._names = learner.ranks, workers, names
-        self._timeout_s = recipe.cluster.call_timeout_s
+        self._ranks, self._workers, self._names = learner.ranks, workers.actors, workers.names
+        self._timeout_s = workers.timeout_s
+        self._transport = transport
+        self._is_shared = recipe.rollout.tensor_parallel > 1
         layers, width = learner.ranks.call("name its size", "size")
         self._bounds_for = partial(bounds_for, layers=layers, width=width)
         self._proof = Proof(self._bounds_for(recipe.model.dtype, tolerance=recipe.weights.tolerance))
@@ -58,18 +64,15 @@ class RayWeightSync:
         if self._proof.wants_rounding:
             rounded = self._ranks.call("measure its rounding", "probe_rounded", probes)
             self._proof.allow(rounding_between(expected.after.current, rounded))
-        package = self._ranks.send("pack", version)
-        if self._turns is not None:
-            self._turns.to_engines(self._ranks)
-        answers = [worker.receive.remote(package, asked) for worker in self._workers]
+        self._transport.send(version, asked)
         scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
-        receipts: list[Receipt] = wait_all(answers, who=self._names, what="take in weights", timeout_s=self._timeout_s)
+        receipts: list[Receipt] = self._transport.receipts()
         try:
             if keep and expected.before is not None:
                 self._proof.keep(probes, expected.before, dict(zip(self._names, scores, strict=True)))
             return self._proof.check(expected.after, dict(zip(self._names, receipts, strict=True)), version=version)
         except WeightSyncError as error:
-            raise WeightSyncError(f"{error} {self._diagnosis(package)}") from None
+            raise WeightSyncError(f"{error} {self._diagnosis(self._transport.package())}") from None
 
     def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
         """Load the policy that was saved to ``folder`` and prove that it is the learner's; the learner ends with it.
@@ -101,4 +104,7 @@ class RayWeightSync:
         found = [f"{name}: {', '.join(report)}" for name, report in zip(self._names, reports, strict=True) if report]
         if found:
             return f"Read back, these are not what was published: {'; '.join(found)}."
-        return "All parameters that can be read back are what was published; suspect those the engine packs or fuses."
+        packed = "those the engine packs or fuses"
+        if self._is_shared:
+            packed += ", and those that its processes divide (rollout.tensor_parallel): only the first process is read"
+        return f"All parameters that can be read back are what was published; suspect {packed}."

@@ -17,6 +17,7 @@ from rlkl.recipe.memory import MemoryEstimate, estimate_memory
 from rlkl.recipe.placement import LEARNER, WORKER, Placement, actors_of
 from rlkl.recipe.resources import place_on_machine, warnings_about_gpus
 from rlkl.recipe.run_dir import new_run_dir
+from rlkl.recipe.transport import decided_transport
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.system.machine import Machine, this_machine
 
@@ -153,7 +154,8 @@ def make_plan(recipe: Recipe, machine: Machine) -> Plan:
         micro_batch_tokens=recipe.learner.micro_batch_tokens,
         steps=recipe.steps,
     )
-    resolved = recipe.model_copy(update={"update": recipe.decided_update.resolved()})
+    transport = recipe.weights.model_copy(update={"transport": decided_transport(recipe, placement)})
+    resolved = recipe.model_copy(update={"update": recipe.decided_update.resolved(), "weights": transport})
     return Plan(
         recipe=resolved,
         run_dir=new_run_dir(recipe),

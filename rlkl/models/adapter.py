@@ -123,18 +123,22 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     they are, bit for bit. Shards are gathered, one tensor at a time, so every rank must take all of them.
     """
     adapted = dict(_adapted_weights(model))
-    shared: set[int] = set()
-    for full_name, tensor in model.state_dict(keep_vars=True).items():
-        key = id(tensor) if isinstance(tensor, DTensor) else tensor.data_ptr()
-        if key in shared:
-            continue
-        shared.add(key)
-        name = _without_levels(full_name)
+    for name, tensor in base_weights(model):
         if name in adapted:
             with gathered_adapters(adapted[name]):
                 yield name, whole(tensor.detach()).float() + _change(adapted[name])
-        elif ".lora_" not in full_name:
+        else:
             yield name, whole(tensor.detach())
+
+
+def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of the weights of `merged_weights` without their adapters; nothing is gathered."""
+    shared: set[int] = set()
+    for full_name, tensor in model.state_dict(keep_vars=True).items():
+        key = id(tensor) if isinstance(tensor, DTensor) else tensor.data_ptr()
+        if key not in shared and ".lora_" not in full_name:
+            shared.add(key)
+            yield _without_levels(full_name), tensor
 
 
 def _change(layer: Any) -> Tensor:

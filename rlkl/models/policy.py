@@ -15,12 +15,13 @@ from rlkl.batch import ImageInputs
 from rlkl.functional.linear_scores import LinearHead
 from rlkl.functional.logprobs import Head
 from rlkl.functional.packing import Packing
-from rlkl.models.adapter import adapter_parameters, add_adapter, merged_weights, save_adapter
+from rlkl.models.adapter import adapter_parameters, add_adapter, base_weights, merged_weights, save_adapter
 from rlkl.models.language_model import LanguageModel, model_class
 from rlkl.models.scattering import META
 from rlkl.models.sharding import reshard, unshard, whole
 from rlkl.recipe import ModelSection
 from rlkl.seeds import derive_seed
+from rlkl.weights.buckets import Outline
 
 ADAPTER_FOLDER = "adapter"
 """The folder within a saved policy that holds its adapters in peft's format."""
@@ -88,6 +89,13 @@ class Policy(LanguageModel):
         tensors = adapter_parameters(self.model) if self._publishes_adapters else merged_weights(self.model)
         for name, tensor in tensors:
             yield name, whole(tensor.detach()).to(self.dtype)
+
+    def outlines(self) -> list[Outline]:
+        """List what `published` yields, in its order; nothing is gathered."""
+        reshard(self)
+        dtype = str(self.dtype).removeprefix("torch.")
+        tensors = adapter_parameters(self.model) if self._publishes_adapters else base_weights(self.model)
+        return [Outline(name=name, dtype=dtype, shape=tuple(tensor.shape)) for name, tensor in tensors]
 
     @property
     def export_dtype(self) -> torch.dtype:

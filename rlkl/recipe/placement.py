@@ -225,6 +225,12 @@ def _check_shares(recipe: Recipe, nodes: Sequence[Node]) -> None:
             f"learner.gpus = {recipe.learner.gpus:g} with learner.ranks = {recipe.learner.ranks}: two ranks cannot "
             "share a GPU. Leave learner.gpus out, so that each rank gets one, or set learner.ranks=1"
         )
+    parallel, share = recipe.rollout.tensor_parallel, recipe.rollout.gpus_per_worker
+    if parallel > 1 and share not in (None, parallel) and any(node.gpus for node in nodes):
+        raise EnvironmentProblem(
+            f"rollout.gpus_per_worker = {share:g} with rollout.tensor_parallel = {parallel}: each process of an engine "
+            f"has a GPU of its own. Leave rollout.gpus_per_worker out, or set it to {parallel}"
+        )
     check_cuda(recipe.learner.device, gpus=recipe.learner.gpus, has_cuda=any(node.gpus for node in nodes))
 
 

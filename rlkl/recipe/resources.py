@@ -76,6 +76,8 @@ def _check_host_memory(recipe: Recipe, machine: Machine, memory: MemoryEstimate 
     learner_on_cpu, ranks = placement.gpus_of(LEARNER) == 0, recipe.learner.ranks
     learner = least_learner_gib(recipe, memory, on_gpu=False) if learner_on_cpu else _offloaded_gib(recipe, memory)
     process = VLLM_PROCESS_GIB if on_cpu and recipe.rollout.engine == "vllm" else PROCESS_GIB
+    if (parallel := recipe.rollout.tensor_parallel) > 1:  # they divide the weights; one more process schedules
+        process, cache = process * (parallel + 1), cache * parallel
     worker_gib, learner_gib = process + weights + cache, PROCESS_GIB + (learner or 0.0)
     # Rank 0 loads the whole weights into host memory. The shares of all ranks, if known and on a CPU, are larger.
     is_counted = learner_on_cpu and learner is not None

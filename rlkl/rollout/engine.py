@@ -12,6 +12,8 @@ import torch
 from rlkl.errors import RecipeError
 from rlkl.recipe import LoraSection
 from rlkl.types import Completion, Image, Probe
+from rlkl.weights.buckets import Manifest
+from rlkl.weights.group import Arrival, Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class EngineSettings:
     stop: tuple[str, ...] = ()
     """A completion ends with the token that completes one of these texts (`rlkl.rollout.stopping`); it keeps its
     tokens."""
+    tensor_parallel: int = 1
+    """Processes that share the model."""
     vllm: Mapping[str, Any] = field(default_factory=dict)
     """Further engine arguments of vLLM, by name."""
     images_per_prompt: int = 0
@@ -126,6 +130,30 @@ class SleepingEngine(Engine, Protocol):
 
     def wake(self, part: Literal["weights", "kv_cache"]) -> None:
         """Allocate the memory of one part again; its content is undefined."""
+        ...
+
+
+@runtime_checkable
+class GroupEngine(Protocol):
+    """The methods that an engine needs for ``weights.transport: group``, beside those of `Engine`.
+
+    An engine whose model is in the worker's own process gets them from `rlkl.rollout.joining.JoinsGroup`.
+    """
+
+    @property
+    def processes(self) -> int:
+        """Processes of this engine; each is a member of the group."""
+        ...
+
+    def join_group(self, place: Place) -> None:
+        """Join a group with all processes, and leave an earlier one. ``place`` is that of the first process.
+
+        Raises `WeightSyncError`.
+        """
+        ...
+
+    def receive_from_group(self, manifest: Manifest) -> list[Arrival]:
+        """Receive a publish and load it; return a report for each process. Raises `WeightSyncError`."""
         ...
 
 

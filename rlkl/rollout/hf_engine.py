@@ -11,9 +11,11 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from rlkl.batch import ImageInputs
 from rlkl.data.vision import image_inputs, load_picture_processor
+from rlkl.errors import WeightSyncError
 from rlkl.models.adapter import adapter_parameters, add_adapter
 from rlkl.models.language_model import LanguageModel
 from rlkl.rollout.engine import EngineSettings, Request
+from rlkl.rollout.joining import JoinsGroup
 from rlkl.rollout.stopping import StopWatch, stop_watch
 from rlkl.types import Completion, Image, Probe
 
@@ -65,7 +67,7 @@ class StopTexts(StoppingCriteria):
         return torch.tensor([row in self.lengths for row in range(len(input_ids))], device=input_ids.device)
 
 
-class HfEngine:
+class HfEngine(JoinsGroup):
     """``transformers.generate`` inside this process, on the GPU where there is one."""
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -159,7 +161,10 @@ class HfEngine:
         reached = set()
         with torch.no_grad():
             for name, tensor in tensors:
-                self._parameters[name].copy_(tensor)
+                held = self._parameters[name]
+                if held.shape != tensor.shape:  # a copy would repeat a smaller tensor
+                    raise WeightSyncError(f"{name} has shape {tuple(tensor.shape)}, and {tuple(held.shape)} here")
+                held.copy_(tensor)
                 reached.add(name)
         return frozenset(self._parameters) - reached
 

@@ -65,6 +65,9 @@ REFUSED = {
     "enable_sleep_mode": "set rollout.placement",
     "disable_log_stats": "rlkl records its own metrics",
     "data_parallel_size": "each engine takes in weights by itself; set rollout.workers",
+    "tensor_parallel_size": "set rollout.tensor_parallel, which also reserves the GPUs",
+    "pipeline_parallel_size": "rlkl divides an engine by tensors only; set rollout.tensor_parallel",
+    "distributed_executor_backend": "it follows from rollout.tensor_parallel",
 }
 """Engine arguments that rlkl sets itself, or that would make a run wrong, with the reason or the key to set."""
 

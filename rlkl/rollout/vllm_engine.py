@@ -1,4 +1,4 @@
-"""The vLLM engine, on a GPU or on a plain CPU. Only this file and `rlkl.rollout.vllm_engine_adapters` import vllm."""
+"""The vLLM engine, on a GPU or on a plain CPU. Only this file and those whose names go on from its own import vllm."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlkl.errors import EnvironmentProblem, RolloutError
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.stopping import stop_watch
 from rlkl.rollout.vllm_engine_adapters import (
-    AdapterReceiver,
     adapter_arguments,
     adapter_request,
     names_of,
     refused,
     without_halves,
 )
+from rlkl.rollout.vllm_engine_group import GroupPublishing, GroupReceiver, parallel_arguments, set_parallel_environment
 from rlkl.rollout.vllm_engine_requests import Ended, RunningRequests
 from rlkl.types import Completion, Image, Probe
 
@@ -31,53 +31,13 @@ if TYPE_CHECKING:
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 
 
-class WeightReceiver(AdapterReceiver):
+class WeightReceiver(GroupReceiver):
     """Methods that vLLM mixes into its worker (``worker_extension_cls``), where the model lives."""
-
-    model_runner: Any
-    vllm_config: Any
 
     def receive_weights(self, tensors: list[tuple[str, torch.Tensor]]) -> list[str]:
         """Load checkpoint-named tensors in place; returns the engine's parameters that none of them reached."""
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-        from vllm.platforms import current_platform
-
-        model = self.model_runner.get_model()
-        expected = {name for name, _ in model.named_parameters()}
-        if current_platform.is_cpu():
-            self._forget_packed_experts(model)
-        initialize_layerwise_reload(model)
-        loaded = model.load_weights(iter(tensors))
-        finalize_layerwise_reload(model, self.vllm_config.model_config)
-        self.model_runner.reset_lora_state()
-        if current_platform.is_cpu():
-            self._repack_tied_head(model)
-        return sorted(expected - set(loaded))
-
-    def _forget_packed_experts(self, model: torch.nn.Module) -> None:
-        """Make the coming reload pack the experts of mixture layers again, as the first load did.
-
-        On a CPU vLLM multiplies by a packed and padded copy of the experts, and packs only when it builds the layer's
-        kernel. A reload keeps the kernel, so it would write plain weights into packed storage.
-        """
-        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
-
-        for module in model.modules():
-            method = getattr(module, "quant_method", None)
-            if isinstance(method, FusedMoEMethodBase):
-                method.moe_kernel = None
-
-    def _repack_tied_head(self, model: torch.nn.Module) -> None:
-        """Pack the LM head again.
-
-        On a CPU vLLM multiplies by a packed copy, which a reload leaves stale if the head is tied.
-        """
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-        for module in model.modules():
-            if isinstance(module, ParallelLMHead):
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        with self.reloading() as load:
+            return sorted(load(tensors))
 
     def readable_weights(self) -> list[tuple[str, torch.Tensor]]:
         """Return the parameters that still exist as plain tensors: a CPU engine packs and frees its linear weights."""
@@ -85,7 +45,7 @@ class WeightReceiver(AdapterReceiver):
         return [(name, tensor.detach().cpu()) for name, tensor in parameters if tensor.numel() > 0]
 
 
-class VllmEngine:
+class VllmEngine(GroupPublishing):
     """vLLM inside this process. One request a completion, each with its own seed; no tokenizer, no text."""
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -105,6 +65,7 @@ class VllmEngine:
         self._waiting: dict[int, tuple[tuple[int, ...], tuple[Image, ...]]] = {}
         """Prompts of the completions that `step` has not returned yet, by number."""
         self._sampled: list[Ended] = []
+        self.bind_processes()
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         completions = dict(self.stream(requests))
@@ -203,7 +164,7 @@ class VllmEngine:
             stale = [sorted(missing)]
         else:
             stale = self._llm.collective_rpc("receive_weights", args=(received,))
-        self._forget_old_weights()
+        self._forget_computed()
         return frozenset(name for names in stale for name in names)
 
     def sleep(self) -> None:
@@ -223,7 +184,7 @@ class VllmEngine:
         else:
             yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def _forget_old_weights(self) -> None:
+    def _forget_computed(self) -> None:
         """Drop all caches that the old weights have filled; running completions read their tokens again."""
         if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RolloutError(
@@ -272,6 +233,7 @@ def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
         "disable_chunked_mm_input": on_cpu,
         "worker_extension_cls": _EXTENSION,
         "disable_log_stats": True,
+        **parallel_arguments(settings),
     }
     return LLM(**{**own, **more, **settings.vllm})
 
@@ -317,6 +279,7 @@ def _set_environment(settings: EngineSettings) -> None:
         "VLLM_DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
+    set_parallel_environment(settings)
 
 
 def _completion(ended: Ended) -> Completion:

@@ -79,13 +79,16 @@ class AdapterReceiver:
         manager.remove_adapter(ADAPTER_ID)
         manager.add_adapter(adapter)
         manager.activate_adapter(ADAPTER_ID)
-        held = dict(self._held(rank))
+        held = {name: (part, shard) for name, part, shard in self._held(rank)}
         scale = alpha / rank
         return [name for name, tensor in tensors if not _same(held.get(self._own_name(name)), tensor, scale, name)]
 
     def readable_adapters(self, names: list[str], rank: int, alpha: float) -> list[tuple[str, Tensor]]:
-        """Return the adapter as vLLM holds it, named as in a peft file; ``names`` are those to look for."""
-        held = dict(self._held(rank))
+        """Return the adapter as vLLM holds it, named as in a peft file; ``names`` are those to look for.
+
+        With several processes to an engine, some matrices are this process's part.
+        """
+        held = {name: part for name, part, _ in self._held(rank)}
         found = [(name, held.get(self._own_name(name))) for name in names]
         return [
             (name, (tensor / (alpha / rank) if ".lora_B" in name else tensor).cpu())
@@ -93,16 +96,21 @@ class AdapterReceiver:
             if tensor is not None
         ]
 
-    def _held(self, rank: int) -> Iterator[tuple[tuple[str, bool], Tensor]]:
-        """Yield the matrices that vLLM multiplies by, under its module's name and whether it is the first matrix."""
+    def _held(self, rank: int) -> Iterator[tuple[tuple[str, bool], Tensor, int]]:
+        """Yield the matrices that vLLM multiplies by, under its module's name and whether it is the first matrix.
+
+        The last value is the number of this process's part, if several processes divide the matrix.
+        """
         manager = self.model_runner.lora_manager._adapter_manager
         for name, module in manager.modules.items():
             parts = manager.packed_modules.get(name, [name])
             if len(parts) != len(module.lora_a_stacked):
                 parts = [name]
-            for part, a, b in zip(parts, module.lora_a_stacked, module.lora_b_stacked, strict=False):
-                yield (part, True), a[0, 0, :rank]
-                yield (part, False), b[0, 0, :, :rank]
+            own = getattr(module, "tp_rank", 0)
+            shards = getattr(module, "output_ids", [own] * len(parts))
+            for part, a, b, shard in zip(parts, module.lora_a_stacked, module.lora_b_stacked, shards, strict=False):
+                yield (part, True), a[0, 0, :rank], own
+                yield (part, False), b[0, 0, :, :rank], shard
 
     def _own_name(self, name: str) -> tuple[str, bool]:
         from vllm.lora.utils import parse_fine_tuned_lora_name
@@ -146,14 +154,23 @@ def _room(rank: int) -> int:
     return min(rooms)
 
 
-def _same(held: Tensor | None, tensor: Tensor, scale: float, name: str) -> bool:
-    """Return whether vLLM holds the tensor bit for bit; it multiplies the second matrix by the scale."""
+def _same(held: tuple[Tensor, int] | None, tensor: Tensor, scale: float, name: str) -> bool:
+    """Return whether vLLM holds the tensor, or its part of it, bit for bit; it multiplies B by the scale.
+
+    Several processes divide the rows of B or the columns of A.
+    """
     if held is None:
         return False
-    wanted = tensor.to(held.dtype)
-    if ".lora_B" in name and scale != 1:
+    part, shard = held
+    is_second = ".lora_B" in name
+    wanted = tensor.to(part.dtype)
+    if is_second and scale != 1:
         wanted = wanted * scale
-    return held.shape == wanted.shape and torch.equal(held.cpu(), wanted.cpu())
+    divided = 0 if is_second else 1
+    size, whole = part.shape[divided], wanted.shape[divided]
+    if size < whole and (shard + 1) * size <= whole:
+        wanted = wanted.narrow(divided, shard * size, size)
+    return part.shape == wanted.shape and torch.equal(part.cpu(), wanted.cpu())
 
 
 def _add_one_adapter(y: Tensor, x: Tensor, lora_a_stacked: Any, lora_b_stacked: Any, *rest: Any, **more: Any) -> None:

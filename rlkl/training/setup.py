@@ -261,6 +261,7 @@ def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, image
         temperature=recipe.rollout.temperature,
         stop_token_ids=_stop_token_ids(model.path, tokenizer, recipe.data.chat_template_kwargs),
         stop=tuple(recipe.rollout.stop),
+        tensor_parallel=recipe.rollout.tensor_parallel,
         vllm=recipe.rollout.vllm.arguments,
         # The placement lowers it later if several actors share a GPU.
         memory_fraction=recipe.rollout.vllm.memory_fraction or USABLE_GPU_MEMORY,

@@ -1,6 +1,7 @@
-"""Publishing weights to the rollout engines, and proving what arrived: `channels`, `proof`, `movement`."""
+"""Publishing weights to the rollout engines, and proving what arrived: `channels`, `group`, `proof`, `movement`."""
 
 from rlkl.weights.channels import (
+    GroupReceipt,
     HostMemoryChannel,
     Outbox,
     PackedTensor,
@@ -21,6 +22,7 @@ __all__ = [
     "TOLERANCE",
     "Bounds",
     "Expected",
+    "GroupReceipt",
     "HostMemoryChannel",
     "Outbox",
     "PackedTensor",

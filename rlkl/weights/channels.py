@@ -1,12 +1,12 @@
 """Sending weights to the rollout engines: packing, checksums, and each engine's report of what reached it.
 
-`WeightChannel` is the place for other transports (NCCL, CUDA IPC): it turns tensors into something that travels.
+`HostMemoryChannel` turns tensors into something that Ray carries. `rlkl.weights.group` broadcasts them instead.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from rlkl.errors import WeightSyncError
 from rlkl.types import Probe
+from rlkl.weights.bits import bits_of, checksum
+from rlkl.weights.group import Arrival, damaged
 from rlkl.weights.movement import Scores
 
 
@@ -67,6 +69,30 @@ class Receipt:
     scores: ProbeScores
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupReceipt:
+    """An engine's report after it took in a version by group. The checksums are yet to be compared."""
+
+    version: int
+    arrivals: tuple[Arrival, ...]
+    """One for each process of the engine."""
+    scores: ProbeScores
+
+    def compared(self, sent: Mapping[str, int]) -> Receipt:
+        """Compare with the checksums of what the learner sent, in every process of the engine."""
+        several = len(self.arrivals) > 1
+        return Receipt(
+            version=self.version,
+            damaged=damaged(sent, self.arrivals),
+            unreached=tuple(
+                f"{name} at {arrival.process}" if several else name
+                for arrival in self.arrivals
+                for name in arrival.unreached
+            ),
+            scores=self.scores,
+        )
+
+
 class Receiver(Protocol):
     """The part of `rlkl.rollout.engine.Engine` that a publish needs."""
 
@@ -91,9 +117,9 @@ class HostMemoryChannel:
     def pack(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> WeightPackage:
         packed = []
         for name, tensor in tensors:
-            bits = _bits(tensor.detach().contiguous())
+            bits = bits_of(tensor.detach().contiguous())
             dtype = str(tensor.dtype).removeprefix("torch.")
-            packed.append(PackedTensor(name=name, dtype=dtype, data=bits.cpu().numpy(), checksum=_checksum(bits)))
+            packed.append(PackedTensor(name=name, dtype=dtype, data=bits.cpu().numpy(), checksum=int(checksum(bits))))
         return WeightPackage(version=version, tensors=tuple(packed))
 
     def unpack(self, package: WeightPackage) -> Iterator[tuple[str, Tensor]]:
@@ -125,23 +151,30 @@ class Outbox:
         is used up.
         """
         package = self._channel.pack(tensors, version)
-        checksums = {packed.name: packed.checksum for packed in package.tensors}
+        self.check(
+            {packed.name: packed.checksum for packed in package.tensors},
+            dtypes={packed.dtype for packed in package.tensors},
+            version=version,
+            must_change=must_change,
+        )
+        return package
+
+    def check(self, checksums: Mapping[str, int], *, dtypes: Set[str], version: int, must_change: bool) -> None:
+        """Compare the checksums of a version that is published with those of the version before; see `pack`."""
         if checksums != self._checksums:
             self._unchanged = 0
         elif must_change:
             self._unchanged += 1
             if self._unchanged > self._patience:
-                raise WeightSyncError(self._no_change(package))
-        self._checksums = checksums
-        return package
+                raise WeightSyncError(self._no_change(version, dtypes))
+        self._checksums = dict(checksums)
 
-    def _no_change(self, package: WeightPackage) -> str:
-        dtypes = sorted({packed.dtype for packed in package.tensors})
+    def _no_change(self, version: int, dtypes: Set[str]) -> str:
         before = "the version" if self._unchanged == 1 else f"the {self._unchanged} versions"
         return (
-            f"version {package.version} would publish the same {len(package.tensors)} tensors as {before} before, "
+            f"version {version} would publish the same {len(self._checksums)} tensors as {before} before, "
             "although the learner stepped with a learning rate and a gradient above zero. Either the trained "
-            f"parameters are not the published ones, or the step is too small for {'/'.join(dtypes)}: raise "
+            f"parameters are not the published ones, or the step is too small for {'/'.join(sorted(dtypes))}: raise "
             "learner.lr, or set model.dtype=float32."
         )
 
@@ -152,7 +185,7 @@ def receive(engine: Receiver, channel: WeightChannel, package: WeightPackage, pr
     damaged = [
         packed.name
         for packed, (_, tensor) in zip(package.tensors, tensors, strict=True)
-        if _checksum(_bits(tensor)) != packed.checksum
+        if int(checksum(bits_of(tensor))) != packed.checksum
     ]
     unreached = engine.load_weights(tensors)
     return Receipt(
@@ -175,13 +208,3 @@ def differing_weights(engine: Receiver, channel: WeightChannel, package: WeightP
         if worst > 0:
             report.append(f"{name} (off by {worst:.3g})")
     return report
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return the tensor's bits as integers, without a copy."""
-    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-
-
-def _checksum(bits: Tensor) -> int:
-    """Add up the bits as integers: this runs at memory speed on the device that holds them."""
-    return int(bits.sum(dtype=torch.int64))

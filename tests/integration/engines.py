@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.hf_engine import HfEngine
 from rlkl.rollout.vllm_engine import VllmEngine
-from rlkl.types import Completion
+from rlkl.types import Completion, Probe
+from rlkl.weights.buckets import Bucket
+from rlkl.weights.group import Place, PublishGroup
 
 LOST = "model.layers.1.mlp.down_proj.weight"
 STALE = "model.embed_tokens.weight"
@@ -129,3 +131,61 @@ class Hangs(HfEngine):
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         time.sleep(3600)
         yield from ()
+
+
+class DiesInPublish(HfEngine):
+    """Its process ends while it takes in the weights of the first step."""
+
+    loads = 0
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        self.loads += 1
+        if self.loads > 1:
+            os._exit(3)
+        return super().load_weights(tensors)
+
+
+class NeverJoins(HfEngine):
+    """Does not come to the group."""
+
+    def join_group(self, place: Place) -> None:
+        time.sleep(3600)
+
+
+class KeepsOneMatrix(HfEngine):
+    """Never changes one matrix, and says that all is well."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        kept = (name for name in self._parameters if name == LOST)
+        return super().load_weights((name, tensor) for name, tensor in tensors if name != LOST) - set(kept)
+
+
+class _Flips(PublishGroup):
+    def _receive_bytes(self, bucket: Bucket, version: int) -> torch.Tensor:
+        buffer_N = super()._receive_bytes(bucket, version)
+        if version > 0:
+            dict(bucket.views(buffer_N))[LOST].view(torch.int32)[3, 2] ^= 1
+        return buffer_N
+
+
+class FlipsOneBit(HfEngine):
+    """Receives the last bit of one number wrong."""
+
+    def join_group(self, place: Place) -> None:
+        self._publish_group = _Flips(place)
+
+
+class WithoutGroup:
+    """An engine of a user's own, written for weights from host memory."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._engine = HfEngine(settings)
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        return self._engine.stream(requests)
+
+    def score(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
+        return self._engine.score(probes)
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        return self._engine.load_weights(tensors)

@@ -155,6 +155,11 @@ def test_recipe_is_resolved() -> None:
         assert settings.clip_high == clip_high
 
 
+def test_the_transport_of_weights_is_decided() -> None:
+    assert plan().recipe.weights.transport == "host"
+    assert plan("rollout.tensor_parallel=2").recipe.weights.transport == "group"
+
+
 def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     header = json.dumps(
         {

@@ -258,3 +258,7 @@ def test_a_part_of_a_gpu_that_another_run_leaves_is_used():
     groups = place(recipe(rollout={"gpus_per_worker": 0.3}, learner={"gpus": 0.2}), nodes(1)).groups
     assert nodes_for(groups, [Node(name="n", cpus=8, gpus=0.5)]) == ["n"]
     assert nodes_for(groups, [Node(name="n", cpus=8, gpus=0.4)]) is None
+
+
+def test_a_parallel_engine_reserves_nothing_more_on_cpus():
+    assert place(recipe(rollout={"tensor_parallel": 2}), nodes(0)).gpus_of(WORKER) == 0

@@ -11,7 +11,7 @@ from rlkl.rollout.vllm_arguments import REFUSED, check_vllm_arguments, engine_ar
 
 
 def test_arguments_of_the_installed_vllm_pass_and_others_do_not():
-    check_vllm_arguments({"max_num_seqs": 8, "enable_prefix_caching": False, "tensor_parallel_size": 2})
+    check_vllm_arguments({"max_num_seqs": 8, "enable_prefix_caching": False, "max_num_batched_tokens": 512})
     with pytest.raises(RecipeError, match=r"max_num_seq: vLLM has no such .* did you mean 'max_num_seqs'"):
         check_vllm_arguments({"max_num_seq": 8})
 
@@ -32,6 +32,8 @@ def test_what_rlkl_sets_itself_is_refused_with_the_reason():
             ["rollout.kv_cache_gib=2", "rollout.vllm.kv_cache_gib=3"],
             "rollout.kv_cache_gib = 2 and rollout.vllm.kv_cache_gib = 3 set the same; leave rollout.kv_cache_gib out",
         ),
+        (["rollout.vllm.tensor_parallel_size=2"], "tensor_parallel_size is not allowed: set rollout.tensor_parallel"),
+        (["rollout.vllm.distributed_executor_backend=ray"], "it follows from rollout.tensor_parallel"),
         (["rollout.vllm.model=x"], "rollout.vllm.model is not allowed: set model.path"),
         (["rollout.vllm=8"], "rollout.vllm = 8: expected a section with the keys memory_fraction, kv_cache_gib"),
         (["rollout.engine=hf", "rollout.vllm.max_num_seqs=8"], "engine = hf reads no vLLM arguments"),

@@ -1,0 +1,184 @@
+"""Transports of weights from the learner's actors to the workers: Ray's object store, or a broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import ray
+
+from rlkl.actors.calls import wait, wait_all
+from rlkl.actors.learners import LEARNER, LearnerRanks
+from rlkl.actors.turns import MemoryTurns
+from rlkl.errors import PeerFailedError, RlklError
+from rlkl.weights import GroupReceipt, Probes, Receipt
+from rlkl.weights.buckets import Manifest
+from rlkl.weights.group import Place
+
+_SHARE = 0.9
+"""Members of a group give up after this share of the driver's deadline, so that their own errors arrive."""
+_GRACE_S = 15.0
+"""After the learner has failed to send: what the engines report until then may be the cause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """The actors of the rollout workers, `rlkl.actors.shells.RolloutWorker`, and their names in messages."""
+
+    actors: Sequence[Any]
+    names: Sequence[str]
+    timeout_s: float
+    """Deadline of each call."""
+
+
+class WeightTransport(Protocol):
+    """One way for weights to travel."""
+
+    def send(self, version: int, probes: Probes) -> None:
+        """Send the learner's weights to every worker, which then scores the probes."""
+        ...
+
+    def receipts(self) -> list[Receipt]:
+        """Return what the workers report on the weights that were sent last, in order."""
+        ...
+
+    def package(self) -> Any:
+        """Return a reference to a package of these weights, to compare them with those of the workers."""
+        ...
+
+
+class HostTransport:
+    """Through the memory of the machines: Ray's object store holds one copy on each node."""
+
+    def __init__(self, ranks: LearnerRanks, workers: Workers, turns: MemoryTurns | None = None) -> None:
+        """Send from ``ranks`` to ``workers``; with ``turns``, engines wake once the weights are packed."""
+        self._ranks, self._workers, self._turns = ranks, workers, turns
+        self._package: Any = None
+        self._answers: list[Any] = []
+
+    def send(self, version: int, probes: Probes) -> None:
+        """See `WeightTransport.send`."""
+        self._package = self._ranks.send("pack", version)
+        if self._turns is not None:
+            self._turns.to_engines(self._ranks)
+        self._answers = [worker.receive.remote(self._package, probes) for worker in self._workers.actors]
+
+    def receipts(self) -> list[Receipt]:
+        """See `WeightTransport.receipts`."""
+        workers = self._workers
+        return wait_all(self._answers, who=workers.names, what="take in weights", timeout_s=workers.timeout_s)
+
+    def package(self) -> Any:
+        """See `WeightTransport.package`."""
+        return self._package
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSettings:
+    """The members of a group."""
+
+    host: str
+    """Address of the machine of the learner's rank 0."""
+    processes: int
+    """Of each engine (``rollout.tensor_parallel``)."""
+    backend: str
+    """``nccl`` or ``gloo``; see `rlkl.weights.group.Place`."""
+
+
+class GroupTransport:
+    """By broadcast from the learner's rank 0 to every process of every engine (`rlkl.weights.group`).
+
+    The group is built at the first publish. It is built anew, under another name, at the publish after a failure.
+    """
+
+    def __init__(self, ranks: LearnerRanks, workers: Workers, settings: GroupSettings) -> None:
+        self._ranks, self._workers, self._settings = ranks, workers, settings
+        self._port: int | None = None
+        self._built = 0
+        self._is_joined = False
+        self._sums: dict[str, int] = {}
+        self._answers: list[Any] = []
+        self._version = 0
+
+    def send(self, version: int, probes: Probes) -> None:
+        """See `WeightTransport.send`. Raises the error of the process that failed first, if it is known."""
+        if not self._is_joined:
+            self._join()
+        manifest: Manifest = self._ranks.call("list the weights", "manifest", version)
+        self._is_joined = False  # until all have received: a group does not survive a failure
+        self._answers = [worker.receive_from_group.remote(manifest, probes) for worker in self._workers.actors]
+        self._sums = self._call_ranks("send weights", "send", manifest)
+        self._version = version
+
+    def receipts(self) -> list[Receipt]:
+        """See `WeightTransport.receipts`."""
+        answers: list[GroupReceipt] = self._wait("take in weights")
+        self._is_joined = True
+        return [answer.compared(self._sums) for answer in answers]
+
+    def package(self) -> Any:
+        """See `WeightTransport.package`. The learner packs its weights again, in host memory."""
+        return self._ranks.send("pack_again", self._version)
+
+    def rebuild(self) -> None:
+        """Build the group anew at the next publish, for example because a worker was replaced."""
+        self._is_joined = False
+
+    def _join(self) -> None:
+        """Let the learner and all engines join a new group."""
+        settings, timeout_s = self._settings, self._workers.timeout_s * _SHARE
+        if self._port is None:
+            self._port = self._ranks.call("open a store", "open_group", settings.host, timeout_s)
+        assert self._port is not None
+        size, count = settings.processes, len(self._workers.actors)
+        engines = [name if size == 1 else f"{name}, process {n}" for name in self._workers.names for n in range(size)]
+        places = [
+            Place(
+                host=settings.host,
+                port=self._port,
+                name=f"publish-{self._built}",
+                members=(LEARNER, *engines),
+                rank=rank,
+                timeout_s=timeout_s,
+                backend=settings.backend,
+            )
+            for rank in (0, *accumulate([size] * (count - 1), initial=1))
+        ]
+        self._built += 1
+        joined = zip(self._workers.actors, places[1:], strict=True)
+        self._answers = [worker.join_group.remote(place) for worker, place in joined]
+        self._call_ranks("join the group", "join_group", places[0])
+        self._wait("join the group")
+        self._is_joined = True
+
+    def _call_ranks(self, what: str, method: str, argument: Any) -> Any:
+        """Make a call on the learner while the workers do their part; raise the cause rather than its effect."""
+        try:
+            return self._ranks.call(what, method, argument)
+        except RlklError as error:
+            raise self._cause(what, error) from None
+
+    def _wait(self, what: str) -> list[Any]:
+        """Wait for the workers' part; raise the cause rather than its effect."""
+        workers = self._workers
+        try:
+            return wait_all(self._answers, who=workers.names, what=what, timeout_s=workers.timeout_s)
+        except RlklError as error:
+            raise self._cause(what, error) from None
+
+    def _cause(self, what: str, error: RlklError) -> RlklError:
+        """Return the error of a worker that failed by itself, or ``error`` if there is none."""
+        if not isinstance(error, PeerFailedError):
+            return error
+        done, _ = ray.wait(self._answers, num_returns=len(self._answers), timeout=_GRACE_S)
+        for ref, name in zip(self._answers, self._workers.names, strict=True):
+            if ref in done:
+                try:
+                    wait(ref, who=name, what=what, timeout_s=1.0)
+                except PeerFailedError:
+                    continue
+                except RlklError as cause:
+                    return cause
+        return error
