@@ -3,6 +3,7 @@
 #
 #   PYTHON=python3.12    the Python to make .venv from (default: python3)
 #   ACCELERATOR=cpu      cpu or cuda (default: cuda where nvidia-smi lists a GPU, else cpu)
+#   EXTRAS=8bit          further optional dependencies of pyproject.toml (default: dev; empty: none)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -55,5 +56,6 @@ cpu) install_cpu_torch ;;
 cuda) ;;
 *) fail "ACCELERATOR is '$accelerator'; it can be cpu or cuda." ;;
 esac
-pip install --editable ".[$accelerator,dev]"
+extras=${EXTRAS-dev}
+pip install --editable ".[$accelerator${extras:+,$extras}]"
 [[ $accelerator == cuda ]] || remove_cuda_audio

@@ -92,13 +92,23 @@ def _parser() -> argparse.ArgumentParser:
         trainer.add_argument("overrides", nargs="*", metavar="section.key=value")
         trainer.set_defaults(command=name.replace("-", "_"))
 
-    doctor = commands.add_parser("doctor", help="report versions and hardware, and what works here")
-    doctor.set_defaults(command="doctor")
+    _add_doctor(commands)
 
     keys = commands.add_parser("keys", help="list the keys of a recipe with type, default and meaning")
     keys.add_argument("prefix", nargs="?", default="", help="only keys that start so, such as learner")
     keys.set_defaults(command="keys")
     return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser("doctor", help="report versions and hardware, and what works here or on a cluster")
+    doctor.add_argument(
+        "--cluster", action="store_true", help="compare the nodes of a Ray cluster, and time its network"
+    )
+    doctor.add_argument("--address", metavar="HOST:PORT", help="the cluster; default: RAY_ADDRESS, or this machine")
+    doctor.add_argument("--run-dir", type=Path, metavar="DIR", help="a folder that all nodes must share")
+    doctor.add_argument("--mib", type=int, metavar="N", help="size of the tensor that nodes exchange; default: 64")
+    doctor.set_defaults(command="doctor")
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
+from rlkl.errors import InputError
 from rlkl.system.machine import Machine, this_machine
 
 IMPORT_DEADLINE_S = 180
@@ -35,6 +36,9 @@ PROBES = {
     "engine hf": "import rlkl.rollout.hf_engine; print('works')",
     "engine vllm": (
         "import rlkl.rollout.vllm_engine, vllm; from vllm import LLM; from vllm.platforms import current_platform\n"
+        "current_platform.import_kernels(); import torch\n"
+        "if current_platform.is_cpu() and not hasattr(torch.ops._C, 'init_cpu_memory_env'):\n"
+        "    raise ImportError('its kernels for CPUs do not load; is libnuma there (apt-get install libnuma1)?')\n"
         "sleeps = current_platform.is_sleep_mode_available()\n"
         "print('works', '' if sleeps else ' (rollout.placement=colocated frees no memory here)', sep='')"
     ),
@@ -54,18 +58,25 @@ class Check:
     """One line of the report."""
 
     name: str
-    status: Literal["ok", "note", "missing"]
+    status: Literal["ok", "note", "missing", "wrong"]
     detail: str
     remedy: str = ""
 
     @property
     def blocks(self) -> bool:
-        """Whether the quickstart cannot run."""
-        return self.status == "missing"
+        """Whether a run cannot start, or cannot be trusted."""
+        return self.status in ("missing", "wrong")
 
 
 def run(options: Namespace) -> int:
-    """Print the report; return 1 if the quickstart cannot run here, else 0."""
+    """Print the report; return 1 if the quickstart cannot run here, else 0. ``--cluster``: report on a Ray cluster."""
+    if options.cluster:
+        from rlkl.commands import doctor_cluster
+
+        return doctor_cluster.run(options)
+    given = [name for name in ("address", "run_dir", "mib") if getattr(options, name) is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} goes with --cluster: rlkl doctor --cluster ...")
     checks = examine()
     show(checks)
     return 1 if any(check.blocks for check in checks) else 0
@@ -89,14 +100,19 @@ def examine() -> list[Check]:
 def show(checks: list[Check]) -> None:
     """Print the report and its verdict."""
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140)
-    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
-    for check in checks:
-        table.add_row(check.status, check.name, check.detail, check.remedy)
-    console.print(table)
+    console.print(table_of(checks))
     blocking = [check.name for check in checks if check.blocks]
     console.print(
         f"The quickstart cannot run here yet: {', '.join(blocking)}" if blocking else "The quickstart can run here"
     )
+
+
+def table_of(checks: list[Check]) -> Table:
+    """Return the checks as a table with a line for each."""
+    table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
+    for check in checks:
+        table.add_row(check.status, check.name, check.detail, check.remedy)
+    return table
 
 
 def check_versions(requirements: list[str]) -> Iterator[Check]:
@@ -104,7 +120,7 @@ def check_versions(requirements: list[str]) -> Iterator[Check]:
     if not requirements:
         yield Check(name="rlkl", status="note", detail="not installed, versions not compared", remedy=_REINSTALL)
     for requirement in map(Requirement, requirements):
-        extras = re.findall(r'extra == "(\w+)"', str(requirement.marker))
+        extras = re.findall(r'extra == "([\w-]+)"', str(requirement.marker))
         if not _is_installed(requirement.name):
             if not extras:
                 yield Check(

@@ -34,6 +34,26 @@ def open_store(host: str, *, size: int, timeout_s: float) -> Any:
     return TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
 
 
+def join_group(place: Rendezvous, device: torch.device, store: Any = None) -> None:
+    """Make the default process group, which serves tensors in host memory and on ``device``.
+
+    Waits until all ranks have joined; raises RuntimeError of torch.distributed at the deadline. ``store``: what
+    `open_store` returned, on rank 0.
+    """
+    timeout = timedelta(seconds=place.timeout_s)
+    if place.host == LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if store is None:
+        store = TCPStore(place.host, place.port, place.size, is_master=False, timeout=timeout)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timeout,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
     """This process's place among the ranks. One rank alone has no process group, and its sums are the numbers."""
@@ -50,18 +70,7 @@ class Ranks:
         ``store``: what `open_store` returned, on rank 0. Waits until all ranks have joined; raises RuntimeError of
         torch.distributed at the deadline.
         """
-        timeout = timedelta(seconds=place.timeout_s)
-        if place.host == LOOPBACK:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if store is None:
-            store = TCPStore(place.host, place.port, place.size, is_master=False, timeout=timeout)
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=place.rank,
-            world_size=place.size,
-            timeout=timeout,
-        )
+        join_group(place, device, store)
         mesh = init_device_mesh(device.type, (place.size,))
         return Ranks(rank=place.rank, size=place.size, mesh=mesh)
 

@@ -17,6 +17,7 @@ def test_versions_are_held_against_the_ranges() -> None:
                 "pydantic<2",
                 "no-such-package>=1",
                 'no-such-engine>=1; extra == "cpu"',
+                'no-such-gym>=1; extra == "reasoning-gym"',
             ]
         )
     )
@@ -46,6 +47,10 @@ def test_probe_reports_the_last_line_of_what_happened() -> None:
 def test_probe_does_not_wait_for_ever() -> None:
     check = probe("x", "import time; time.sleep(60)", deadline_s=0.5)
     assert (check.status, check.detail) == ("missing", "no answer within 0.5 s")
+
+
+def test_probe_of_vllm_loads_its_kernels() -> None:
+    assert probe("engine vllm", PROBES["engine vllm"]) == Check(name="engine vllm", status="ok", detail="works")
 
 
 def test_probe_of_the_rules_names_them() -> None:
