@@ -22,11 +22,11 @@ Expect Explain Export Extend Feed Fetch Fill Find Finish Follow Forget Free Free
 Halve Handle Hash Have Ignore Import Initialise Insert Interpolate Invert Iterate Join Judge Keep Learn Leave Let Limit
 List Load Lock Log Look Lower Make Mark Maximise Measure Merge Minimise Mix Move Multiply Name Normalise Note Open Pack
 Parse Pass Pick Place Prepare Print Protect Prove Prune Publish Put Raise Rank Rate Re-initialise Read Rebuild Receive
-Recompute Record Reduce Refresh Refuse Register Reject Release Remove Rename Render Reorder Repeat Replace Reserve
-Reset Reshape Resolve Restore Restrict Resume Retry Return Reverse Round Run Sample Save Scale Scatter Score Search See
-Select Send Separate Serialise Serve Set Share Shift Shorten Show Shuffle Shut Signal Simulate Skip Sleep Smooth Sort
-Split Spread Stack Start Steer Stop Strip Subtract Sum Summarise Switch Sync Take Teach Time Tokenize Train Transform
-Trim Truncate Try Turn Unfreeze Unlock Unpack Update Validate Verify Visit Wait Warn Weigh Whiten Work Wrap Write Yield
+Recompute Record Reduce Refresh Refuse Register Reject Release Remove Rename Render Reorder Repeat Replace Reserve Reset
+Reshape Resolve Restore Restrict Resume Retry Return Reverse Round Run Sample Save Scale Scatter Score Search See Select
+Send Separate Serialise Serve Set Share Shift Shorten Show Shuffle Shut Signal Simulate Skip Sleep Smooth Sort Split
+Spread Stack Start Steer Stop Strip Subtract Sum Summarise Switch Sync Take Teach Time Tokenize Train Transform Trim
+Truncate Try Turn Unfreeze Unlock Unpack Update Validate Verify Visit Wait Warn Weigh Whiten Work Wrap Write Yield
 """
 """First words of the docstrings of functions: imperative verbs. If yours is missing, add it."""
 
