@@ -404,6 +404,11 @@ def test_engines_that_take_turns_have_one_schedule_and_the_way_through_host_memo
     assert re.search(r"learner.ranks=\d rollout.workers=\d rollout.placement=separate", text(planned))
 
 
+def test_engines_without_ranks_to_take_turns_with_are_refused():
+    with pytest.raises(EnvironmentProblem, match=r"rollout.workers = 8 engines .* Set learner.ranks=8"):
+        plan(8, rollout={"workers": 8, "placement": "colocated"}, learner={"ranks": 4})
+
+
 def test_batches_smaller_than_a_micro_batch_need_less():
     tokens = {"micro_batch_tokens": 1_000_000}
     large, small = (
