@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from vllm import LLM, RequestOutput
 
+_FIRST = -1
+"""vLLM's priority of probes; completions have 0, and small numbers go first."""
 _EXTENSION = "rlkl.rollout.vllm_engine.WeightReceiver"
 
 
@@ -138,6 +140,7 @@ class VllmEngine(GroupPublishing):
             ],
             scored,
             adapter=self._request,
+            priority=_FIRST if self._settings.probes_first else None,
         )
         while len(scored) < len(probes):
             self._requests.step()
@@ -232,6 +235,7 @@ def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
         "enable_chunked_prefill": False if on_cpu else None,
         "disable_chunked_mm_input": on_cpu,
         "worker_extension_cls": _EXTENSION,
+        "scheduling_policy": "priority" if settings.probes_first else "fcfs",
         "disable_log_stats": True,
         **parallel_arguments(settings),
     }

@@ -51,13 +51,14 @@ class RunningRequests:
         *,
         adapter: Any = None,
         watch: StopWatch | None = None,
+        priority: int | None = None,
     ) -> None:
         """Put in requests, each with a number, vLLM's input and sampling parameters; they go to ``ended`` at their end.
 
-        ``watch`` ends a completion early.
+        ``watch`` ends a completion early. For a ``priority``, vLLM must schedule by priority.
         """
         inputs, parameters = [one[1] for one in requests], [one[2] for one in requests]
-        identifiers = self.llm.enqueue(inputs, parameters, lora_request=adapter, use_tqdm=False)
+        identifiers = self.llm.enqueue(inputs, parameters, lora_request=adapter, priority=priority, use_tqdm=False)
         if watch is not None:
             _report_every_token(self.llm.llm_engine, identifiers)
         for (number, _, _), identifier in zip(requests, identifiers, strict=True):

@@ -1,6 +1,8 @@
 """Run as a script: a vLLM gets new weights while it samples. Write what it sampled, and the learners' log-probs of it.
 
 python -m tests.integration.update_while_sampling MODEL_FOLDER STOP_TEXT ANSWERS.json
+
+The engine samples 4 completions at one time, so most of them wait. Probes must not wait with them.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +21,7 @@ from rlkl.types import Completion, Probe
 from tests.integration.publish_to_vllm import move, policy_of
 
 REQUESTS = 12
-STEPS_BEFORE = (3, 9, 15)
+STEPS_BEFORE = (3, 40, 45)
 """Steps of the engine before each version of the weights."""
 
 
@@ -34,6 +37,8 @@ def main(folder: str, stop: str, answers: str) -> None:
         memory_fraction=0.3,
         kv_cache_gib=1,
         stop=(stop,) if stop else (),
+        probes_first=True,
+        vllm={"max_num_seqs": 4},
     )
     engine = VllmEngine(settings)
     policies = [_moved(folder, times) for times in range(len(STEPS_BEFORE) + 1)]
@@ -42,20 +47,25 @@ def main(folder: str, stop: str, answers: str) -> None:
     requests = [Request(prompt_token_ids=prompt, seed=n) for n, prompt in enumerate(prompts)]
     probe = prompts[10] + prompts[11]
 
+    calls = Counted(engine._llm.llm_engine)
     engine.add(list(enumerate(requests)))
     found: dict[int, Completion] = {}
     gaps: list[float] = []
+    waited: list[int] = []
     for version, steps in enumerate(STEPS_BEFORE, start=1):
         for _ in range(steps):
             found |= dict(engine.step())
         engine.begin_version(version)
         assert not engine.load_weights(list(policies[version].published()))
+        steps_before = calls.count
         (sampler,) = engine.score([Probe(token_ids=probe)])
+        waited.append(calls.count - steps_before)
         gaps.append(max(abs(a - b) for a, b in zip(sampler, _scores(policies[version], probe), strict=True)))
     while engine.is_busy:
         found |= dict(engine.step())
     report = {
         "gaps": gaps,
+        "waited": waited,
         "completions": [
             {
                 "tokens": found[n].token_ids,
@@ -69,6 +79,19 @@ def main(folder: str, stop: str, answers: str) -> None:
         "again": [completion.token_ids for completion in engine.generate(requests)],
     }
     Path(answers).write_text(json.dumps(report))
+
+
+class Counted:
+    """Counts the steps of a vLLM."""
+
+    def __init__(self, engine: Any) -> None:
+        self.count = 0
+        self._step = engine.step
+        engine.step = self
+
+    def __call__(self) -> Any:
+        self.count += 1
+        return self._step()
 
 
 def _moved(folder: str, times: int) -> Policy:
