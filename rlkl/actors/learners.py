@@ -89,15 +89,22 @@ class LearnerRanks:
 
     def call_all(self, what: str, method: str, *arguments: Any, calls: int = 1) -> list[Any]:
         """Make a `call` and return the answers of all ranks."""
-        self._check()
-        waiting = [*self._sent, self._refs(method, arguments)]
-        self._sent = []
+        self.send(method, *arguments)
+        return self.collect(what, calls=calls)
+
+    def collect(self, what: str, *, calls: int = 1) -> list[Any]:
+        """Wait for all that was sent, and return the answers of all ranks to the last call; see `call`."""
+        waiting, self._sent = self._sent, []
         refs = [ref for one in waiting for ref in one]
         try:
             answers = wait_all(refs, who=self._names * len(waiting), what=what, timeout_s=self._timeout_s * calls)
         except RlklError as error:
             raise self._failure(error, refs) from error.__cause__
         return answers[-len(self._actors) :]
+
+    def forget(self) -> None:
+        """Leave the calls that were sent to themselves; nobody waits for their answers."""
+        self._sent = []
 
     def _refs(self, method: str, arguments: tuple[Any, ...]) -> list[Any]:
         several = len(self._actors) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,10 +16,12 @@ from rlkl.actors.turns import MemoryTurns
 from rlkl.errors import PeerFailedError, RlklError
 from rlkl.weights import GroupReceipt, Probes, Receipt
 from rlkl.weights.buckets import Manifest
-from rlkl.weights.group import Place
+from rlkl.weights.group import Place, abandon
 
 _SHARE = 0.9
 """Members of a group give up after this share of the driver's deadline, so that their own errors arrive."""
+_FETCH_S = 10.0
+"""An answer that is there may still have to travel."""
 _GRACE_S = 15.0
 """After the learner has failed to send: what the engines report until then may be the cause."""
 
@@ -149,14 +152,31 @@ class GroupTransport:
         self._built += 1
         joined = zip(self._workers.actors, places[1:], strict=True)
         self._answers = [worker.join_group.remote(place) for worker, place in joined]
-        self._call_ranks("join the group", "join_group", places[0])
-        self._wait("join the group")
+        try:
+            self._call_ranks("join the group", "join_group", places[0])
+            self._wait("join the group")
+        except RlklError:
+            abandon(places[0])  # the learner would wait for the others until its deadline
+            raise
         self._is_joined = True
 
     def _call_ranks(self, what: str, method: str, argument: Any) -> Any:
-        """Make a call on the learner while the workers do their part; raise the cause rather than its effect."""
+        """Make a call on the learner while the workers do their part; raise the cause rather than its effect.
+
+        A worker that fails by itself is not waited out: the learner may wait for it until its deadline.
+        """
+        ours = self._ranks.send(method, argument)
+        end = time.monotonic() + self._workers.timeout_s
+        theirs = dict(zip(self._answers, self._workers.names, strict=True))
+        while theirs:
+            done, _ = ray.wait([ours, *theirs], timeout=max(end - time.monotonic(), 0.0))
+            if not done or ours in done:
+                break
+            if (error := _own_error(done[0], theirs.pop(done[0]), what)) is not None:
+                self._ranks.forget()
+                raise error
         try:
-            return self._ranks.call(what, method, argument)
+            return self._ranks.collect(what)[0]
         except RlklError as error:
             raise self._cause(what, error) from None
 
@@ -173,12 +193,17 @@ class GroupTransport:
         if not isinstance(error, PeerFailedError):
             return error
         done, _ = ray.wait(self._answers, num_returns=len(self._answers), timeout=_GRACE_S)
-        for ref, name in zip(self._answers, self._workers.names, strict=True):
-            if ref in done:
-                try:
-                    wait(ref, who=name, what=what, timeout_s=1.0)
-                except PeerFailedError:
-                    continue
-                except RlklError as cause:
-                    return cause
+        names = dict(zip(self._answers, self._workers.names, strict=True))
+        causes = (_own_error(ref, names[ref], what) for ref in self._answers if ref in done)
+        return next((cause for cause in causes if cause is not None), error)
+
+
+def _own_error(ref: Any, name: str, what: str) -> RlklError | None:
+    """Return the error of a call that has ended, unless it is the effect of a failure elsewhere."""
+    try:
+        wait(ref, who=name, what=what, timeout_s=_FETCH_S)
+    except PeerFailedError:
+        return None
+    except RlklError as error:
         return error
+    return None

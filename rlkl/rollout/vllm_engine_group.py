@@ -79,8 +79,12 @@ class GroupReceiver(WeightReloader, AdapterReceiver):
     def receive_from_publish_group(self, manifest: Manifest) -> Arrival:
         """Load a publish bucket by bucket, and report on it."""
         assert self._publish_group is not None
-        with self.reloading() as load:
-            return arrive(self._publish_group, manifest, load)
+        try:
+            with self.reloading() as load:
+                return arrive(self._publish_group, manifest, load)
+        except BaseException:
+            self.leave_publish_group()  # so that the others need not wait for their deadline
+            raise
 
     def receive_adapters_from_publish_group(
         self, manifest: Manifest, names: list[str], rank: int, alpha: float

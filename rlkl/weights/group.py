@@ -32,6 +32,8 @@ from rlkl.weights.buckets import Bucket, Manifest
 
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.001
+_LOOK_AGAIN_S = 0.02
+_ABANDONED = "abandoned"
 _ROUNDED_S = 0.05
 """Waits of torch.distributed may end so much before their deadline."""
 _LOOK_S = 5.0
@@ -68,7 +70,7 @@ class Arrival:
     unreached: tuple[str, ...] = ()
     """Parameters of this process that no tensor of any bucket reached."""
     problem: WeightSyncError | None = None
-    """The reason if this process could not take the weights in. vLLM would pass on a raised error as text only."""
+    """Set if this process could not take the weights in. vLLM's processes pass on raised errors only as text."""
 
 
 class PublishGroup:
@@ -98,14 +100,16 @@ class PublishGroup:
     def _await_members(self) -> None:
         keys = {f"joined-{rank}": name for rank, name in enumerate(self.place.members)}
         self._store.set(f"joined-{self.place.rank}", "yes")
-        try:
-            self._store.wait(list(keys), self._left())
-        except RuntimeError as error:
-            missing = [name for key, name in keys.items() if not self._store.check([key])]
-            raise PeerFailedError(
-                f"{self.me} waited {self.place.timeout_s:g} s (cluster.call_timeout_s) for all members of the group "
-                f"{self.place.name}; missing: {', '.join(missing) or 'none'}"
-            ) from error
+        while not self._store.check(list(keys)):
+            if self._store.check([_ABANDONED]):
+                raise PeerFailedError(f"{self.me} left the group {self.place.name}: another member cannot join it")
+            if time.monotonic() > self._end:
+                missing = [name for key, name in keys.items() if not self._store.check([key])]
+                raise PeerFailedError(
+                    f"{self.me} waited {self.place.timeout_s:g} s (cluster.call_timeout_s) for all members of the "
+                    f"group {self.place.name}; missing: {', '.join(missing) or 'none'}"
+                )
+            time.sleep(_LOOK_AGAIN_S)
 
     def send(self, bucket: Bucket, buffer_N: Tensor, *, version: int, problem: str | None = None) -> None:
         """Send one bucket to all engines and wait until they have taken it in; with a ``problem``, make them give up.
@@ -241,6 +245,13 @@ class PublishGroup:
         except BaseException:
             self.leave()
             raise
+
+
+def abandon(place: Place) -> None:
+    """Make the members that wait for others to join this group give up; it has no effect on a complete group."""
+    with suppress(RuntimeError):  # the store may be gone, and its members with it
+        store = TCPStore(place.host, place.port, None, is_master=False, timeout=timedelta(seconds=_LOOK_S))
+        PrefixStore(place.name, store).set(_ABANDONED, "yes")
 
 
 def send(
