@@ -40,6 +40,9 @@ from rlkl.weights import (
 from rlkl.weights.buckets import Manifest
 from rlkl.weights.group import Place, PublishGroup, send
 
+_AT_ONCE = 64
+"""Completions that an engine without steps samples together under ``stream``: weights wait for their end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandOver:
@@ -61,7 +64,8 @@ class RolloutWorker:
 
     def start(self, engine: str, settings: EngineSettings) -> None:
         """Start the engine. Not done in the constructor: Ray passes on a constructor's errors as text only."""
-        self._loop = EngineLoop(lambda: _build_engine(engine, settings))
+        at_once = _AT_ONCE if settings.streams else None
+        self._loop = EngineLoop(lambda: _build_engine(engine, settings), at_once=at_once)
 
     def sleep(self) -> None:
         """See `EngineInTurns.sleep`."""

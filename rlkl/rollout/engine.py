@@ -36,8 +36,8 @@ class EngineSettings:
     """Processes that share the model."""
     vllm: Mapping[str, Any] = field(default_factory=dict)
     """Further engine arguments of vLLM, by name."""
-    probes_first: bool = False
-    """Whether probes are scored before completions that wait, because completions are sampled all the time."""
+    streams: bool = False
+    """Whether completions are sampled all the time (``rollout.schedule: stream``): probes go before those that wait."""
     images_per_prompt: int = 0
     """The most pictures that a prompt has; 0 leaves the vision tower idle."""
     pixels: tuple[int | None, int | None] = (None, None)

@@ -28,8 +28,12 @@ class EngineLoop:
     An error in sampling ends the loop, and every later call raises it. An error of a call is the caller's alone.
     """
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
-        """Start the thread and make the engine on it; raises what ``make`` raises."""
+    def __init__(self, make: Callable[[], Engine], *, at_once: int | None = None) -> None:
+        """Start the thread and make the engine on it; raises what ``make`` raises.
+
+        ``at_once``: requests that an engine which only streams begins together; None: all that are there.
+        """
+        self._at_once = at_once
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any] | None]] = queue.SimpleQueue()
         """Work to do between two steps, each with the result that its sender waits for, or None."""
         self._finished: Finished = []
@@ -48,7 +52,13 @@ class EngineLoop:
 
     def call(self, function: Callable[[Engine], T]) -> T:
         """Run ``function`` with the engine between two steps and return its result."""
-        return self._ask(lambda: function(self._plain))
+
+        def job() -> T:
+            if isinstance(self._engine, _Streamed):
+                self._engine.end_begun()
+            return function(self._plain)
+
+        return self._ask(job)
 
     def update(self, version: int, load: Callable[[Engine], T]) -> T:
         """Run ``load`` as `call` does; tokens that are sampled afterwards count as sampled by ``version``."""
@@ -77,8 +87,8 @@ class EngineLoop:
     @property
     def idle_s(self) -> float:
         """Seconds in which the engine had no request, since its start."""
-        since = self._idle_since
-        return self._idle_s + (0.0 if since is None else time.monotonic() - since)
+        with self._changed:
+            return self._idle_s + (0.0 if self._idle_since is None else time.monotonic() - self._idle_since)
 
     def _ask(self, job: Callable[[], T]) -> T:
         done: Future[T] = Future()
@@ -97,7 +107,8 @@ class EngineLoop:
     def _run(self, make: Callable[[], Engine], started: Future[None]) -> None:
         try:
             self._plain = make()
-            self._engine = self._plain if isinstance(self._plain, SteppedEngine) else _Streamed(self._plain)
+            streamed = _Streamed(self._plain, self._at_once)
+            self._engine = self._plain if isinstance(self._plain, SteppedEngine) else streamed
         except (Exception, SystemExit) as error:
             started.set_exception(error)
             return
@@ -124,9 +135,10 @@ class EngineLoop:
                 done.set_result(job())
             except (Exception, SystemExit) as error:
                 done.set_exception(error)
-        if self._idle_since is not None:
-            self._idle_s += time.monotonic() - self._idle_since
-            self._idle_since = None
+        with self._changed:
+            if self._idle_since is not None:
+                self._idle_s += time.monotonic() - self._idle_since
+                self._idle_since = None
 
     def _hand_over(self, finished: Finished) -> None:
         if finished:
@@ -146,8 +158,8 @@ class EngineLoop:
 class _Streamed:
     """Makes a `SteppedEngine` of an engine that only streams: a step ends with the next finished completion."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, at_once: int | None) -> None:
+        self._engine, self._at_once = engine, at_once
         self._version = 0
         self._added: list[tuple[int, Request]] = []
         self._numbers: list[int] = []
@@ -166,16 +178,21 @@ class _Streamed:
         return kept or self._next()
 
     def begin_version(self, version: int) -> None:
+        """See `SteppedEngine.begin_version`."""
+        self.end_begun()
+        self._version = version
+
+    def end_begun(self) -> None:
         """End the completions that have begun, and keep them for `step`."""
         while self._stream is not None:
             self._kept += self._next()
-        self._version = version
 
     def _next(self) -> Finished:
         if self._stream is None:
-            self._numbers = [number for number, _ in self._added]
-            self._stream = self._engine.stream([request for _, request in self._added])
-            self._added = []
+            begun = self._added[: self._at_once]
+            del self._added[: len(begun)]
+            self._numbers = [number for number, _ in begun]
+            self._stream = self._engine.stream([request for _, request in begun])
         for index, completion in self._stream:
             return [(self._numbers[index], replace(completion, weights_version=self._version))]
         self._stream = None

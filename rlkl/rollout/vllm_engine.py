@@ -140,7 +140,7 @@ class VllmEngine(GroupPublishing):
             ],
             scored,
             adapter=self._request,
-            priority=_FIRST if self._settings.probes_first else None,
+            priority=_FIRST if self._settings.streams else None,
         )
         while len(scored) < len(probes):
             self._requests.step()
@@ -235,7 +235,7 @@ def _start(settings: EngineSettings, more: Mapping[str, Any]) -> LLM:
         "enable_chunked_prefill": False if on_cpu else None,
         "disable_chunked_mm_input": on_cpu,
         "worker_extension_cls": _EXTENSION,
-        "scheduling_policy": "priority" if settings.probes_first else "fcfs",
+        "scheduling_policy": "priority" if settings.streams else "fcfs",
         "disable_log_stats": True,
         **parallel_arguments(settings),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Pending:
 def write_pending(folder: Path, pending: Pending) -> None:
     """Write the groups into a checkpoint's folder, as JSON; nothing if there are none. Prompts stay in the data."""
     if pending.groups:
-        groups = [[asdict(rollout) for rollout in group.rollouts] for group in pending.groups]
+        groups = [[_plain(rollout) for rollout in group.rollouts] for group in pending.groups]
         (folder / _FILE).write_text(json.dumps({"rounds": pending.rounds, "groups": groups}) + "\n")
 
 
@@ -44,6 +44,13 @@ def read_pending(folder: Path, source: PromptSource, *, position: int) -> Pendin
         return Pending(position=position, groups=groups, rounds=values["rounds"])
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); remove {folder} to use an older checkpoint") from error
+
+
+def _plain(rollout: Rollout) -> dict[str, Any]:
+    """Return the values by name, without copies of them: there may be millions of tokens."""
+    values = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+    completion = {field.name: getattr(rollout.completion, field.name) for field in fields(rollout.completion)}
+    return values | {"completion": completion}
 
 
 def _group(rows: list[dict[str, Any]], source: PromptSource) -> RolloutGroup:

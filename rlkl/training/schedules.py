@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
-from rlkl.errors import RlklError
 from rlkl.training.clock import Clock
 from rlkl.training.collect import SampledGroups
 from rlkl.training.pending import Pending
@@ -126,7 +126,6 @@ class OneStepOff:
     """The one that the learner has."""
     _next: Selection | None = None
     _sampling: Future[tuple[Selection, Clock]] | None = None
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "sampling"))
 
     def collect(self, step: int, clock: Clock) -> Selection:
         """Return the batch that was sampled during the step before, and begin to sample the next one."""
@@ -135,7 +134,7 @@ class OneStepOff:
         self._batch, self._next = batch, None
         following = step_number(step)
         if following < self.steps:
-            self._sampling = self._thread.submit(self._sample, batch.position, following)
+            self._sampling = self._begin(batch.position, following)
         return batch
 
     def before_publish(self, clock: Clock) -> None:
@@ -165,7 +164,7 @@ class OneStepOff:
             return
         try:
             self.before_publish(Clock())
-        except (RlklError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        except (Exception, SystemExit) as error:
             logger.warning("the batch of the next step was not sampled to its end (%s); a resume samples it", error)
 
     def pending(self) -> Pending:
@@ -183,9 +182,18 @@ class OneStepOff:
             self._next = self.selector.select(pending.groups, step=step, rounds=pending.rounds, position=position)
 
     def close(self) -> None:
-        """Start no further batch; one that is being sampled ends with its actors."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Do nothing: a batch that is being sampled ends with its actors."""
 
-    def _sample(self, position: int, step: int) -> tuple[Selection, Clock]:
-        clock = Clock()
-        return self.selector.collect(position, step=step, clock=clock), clock
+    def _begin(self, position: int, step: int) -> Future[tuple[Selection, Clock]]:
+        """Sample a batch on a thread of its own, which does not keep the process from ending."""
+        done: Future[tuple[Selection, Clock]] = Future()
+
+        def sample() -> None:
+            clock = Clock()
+            try:
+                done.set_result((self.selector.collect(position, step=step, clock=clock), clock))
+            except (Exception, SystemExit) as error:
+                done.set_exception(error)
+
+        threading.Thread(target=sample, name="sampling", daemon=True).start()
+        return done

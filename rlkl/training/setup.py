@@ -266,7 +266,7 @@ def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, image
         # The placement lowers it later if several actors share a GPU.
         memory_fraction=recipe.rollout.vllm.memory_fraction or USABLE_GPU_MEMORY,
         kv_cache_gib=recipe.rollout.vllm.kv_cache_gib,
-        probes_first=recipe.rollout.schedule == "stream",
+        streams=recipe.rollout.schedule == "stream",
         images_per_prompt=images,
         pixels=recipe.data.pixels,
         adapter=recipe.model.lora if recipe.model.publishes_adapters else None,

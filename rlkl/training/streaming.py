@@ -31,6 +31,8 @@ class _Slot:
     """One group on its way: it is sampled, then scored, then trained on or rejected."""
 
     draw: Draw
+    step: int = 0
+    """Index of the step in which its sampling began."""
     scoring: Round | None = None
     completions: dict[int, Completion] = field(default_factory=dict)
     """By sample, from 0."""
@@ -193,10 +195,8 @@ class Stream:
                     return
                 (draw,) = self._selector.draw(self._drawn, 1)
                 self._drawn += 1
-                slot = self._slots[draw.position] = _Slot(draw=draw)
-            slot.scoring = self._collector.open_round(
-                [draw], step=self._step, tolerated_of=self._wanted * self._samples
-            )
+                slot = self._slots[draw.position] = _Slot(draw=draw, step=self._step)
+            slot.scoring = self._collector.open_round([draw], step=slot.step, tolerated_of=self._wanted * self._samples)
             self._sampler.submit_together(self._collector.requests([draw]), first=draw.position * self._samples)
 
     def _take(self, finished: Sequence[tuple[int, Completion]]) -> None:
@@ -219,7 +219,7 @@ class Stream:
         start = time.perf_counter()
         done = scoring.finish()
         completions = [slot.completions[sample] for sample in range(self._samples)]
-        (group,) = self._collector.assemble([slot.draw], completions, done, step=self._step)
+        (group,) = self._collector.assemble([slot.draw], completions, done, step=slot.step)
         self._check_failures(Counter(failure.reward for failure in done.failures))
         rejected = not self._selector.accepts(group)
         with self._changed:
@@ -244,11 +244,16 @@ class Stream:
 
     def _check_rejections(self) -> None:
         """Raise `RolloutError` if a batch cannot be filled."""
-        waiting = [self._slots[draw] for draw in sorted(self._slots) if draw not in self._batch]
-        rejected = sum(slot.rejected for slot in waiting)
+        rejected = accepted = 0
+        for draw in sorted(self._slots.keys() - set(self._batch)):
+            slot = self._slots[draw]
+            accepted += slot.group is not None and not slot.rejected
+            rejected += slot.rejected
+            if accepted == self._wanted:
+                return
         if rejected >= _REJECTED_BATCHES * self._wanted:
             raise RolloutError(
-                f"the rule trains on none of {rejected} groups that were sampled for one step of "
+                f"the rule trains on {accepted} of {rejected + accepted} groups that were sampled for one step of "
                 f"rollout.prompts_per_step = {self._wanted}. Look at the rewards: does every completion of a prompt "
                 "get the same?"
             )

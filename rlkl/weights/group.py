@@ -8,6 +8,7 @@ member leaves it, and the next publish builds another under a new name.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -236,6 +237,9 @@ class PublishGroup:
             ]
         except (RuntimeError, AttributeError):  # the store is gone, or was never reached
             return f"The store of {self.place.members[0]} at {self.place.host}:{self.place.port} does not answer"
+        finally:
+            with suppress(RuntimeError, AttributeError):
+                self._tcp.set_timeout(timedelta(seconds=self.place.timeout_s))
         return "Last, " + "; ".join(notes)
 
     @contextmanager
@@ -351,8 +355,11 @@ def _checksums(named: Iterable[Named]) -> dict[str, int]:
 
 def _gloo(store: Any, place: Place, timeout: timedelta) -> Any:
     options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
-    own = place.host == _LOOPBACK
-    device = ProcessGroupGloo.create_device(interface="lo") if own else ProcessGroupGloo.create_default_device()
+    named = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    interface = "lo" if place.host == _LOOPBACK else named
+    # Torch itself reads the variable for the default group only.
+    make = ProcessGroupGloo
+    device = make.create_device(interface=interface) if interface else make.create_default_device()
     options._devices, options._timeout = [device], timeout
     return ProcessGroupGloo(store, place.rank, len(place.members), options)
 

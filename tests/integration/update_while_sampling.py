@@ -37,7 +37,7 @@ def main(folder: str, stop: str, answers: str) -> None:
         memory_fraction=0.3,
         kv_cache_gib=1,
         stop=(stop,) if stop else (),
-        probes_first=True,
+        streams=True,
         vllm={"max_num_seqs": 4},
     )
     engine = VllmEngine(settings)

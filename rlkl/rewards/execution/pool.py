@@ -113,6 +113,7 @@ class WorkerPool:
         self._on_close = on_close
         self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
+        """The error of all further calls."""
         self._whole, self._lock = len(workers), threading.Lock()
         self._started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
@@ -138,7 +139,8 @@ class WorkerPool:
 
     def close(self) -> None:
         """Drop waiting calls, end running ones (threads cannot be ended), stop the workers."""
-        self._refuse(CancelledError())
+        self._broken = self._broken or CancelledError()
+        self._refuse(self._broken)
         for _ in self._threads:
             self._calls.put(None)
         for worker in self._workers:

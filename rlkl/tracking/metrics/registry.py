@@ -282,7 +282,10 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="time/rollout_idle_s",
         unit="seconds",
-        formula="Time since the last step in which an engine had no request, mean over the workers.",
+        formula=(
+            "Time in which an engine had no request, as of its last report, mean over the workers. Without stream "
+            "that is the time of the step before."
+        ),
         bad="More than a tenth of the step under one_step_off or stream: the learner is the bottleneck.",
         timing=True,
     ),

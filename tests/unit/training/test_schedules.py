@@ -236,7 +236,7 @@ def test_failed_scores_are_tolerated_as_a_fraction_of_a_step(fraction: float, st
 def test_a_rule_that_rejects_everything_stops_a_streaming_run(tmp_path: Path):
     sections = {"rollout": {"schedule": "stream", "samples_per_prompt": 1}, "update": {"variant": "dapo"}}
     run = build(tmp_path, Delays(), **sections)
-    with pytest.raises(RolloutError, match="trains on none of 200 groups"):
+    with pytest.raises(RolloutError, match="trains on 0 of 200 groups"):
         run.run()
 
 

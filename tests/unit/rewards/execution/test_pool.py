@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from rlkl.cli import main
 from rlkl.errors import RewardError
 from rlkl.recipe import reward_section
 from rlkl.rewards import load_rewards
+from rlkl.rewards.execution.call import CallResult
+from rlkl.rewards.execution.pool import WorkerPool
+from rlkl.rewards.function.arguments import Call
 from tests.unit.rewards.score_texts import loaded, score, values
 
 REWARDS = """
@@ -95,3 +100,26 @@ def test_rewards_start_side_by_side(tmp_path: Path):
         start = time.monotonic()
         rewards.start()
         assert time.monotonic() - start < 8
+
+
+def test_a_closed_pool_refuses_calls():
+    """A thread that still scores when a run ends with an error must not wait for ever."""
+
+    class Answers:
+        broken = None
+
+        def start(self) -> None: ...
+
+        def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
+            yield from (CallResult() for _ in calls)
+
+        def close(self) -> None: ...
+
+        def abandon(self) -> None: ...
+
+    pool = WorkerPool([Answers()])
+    call = Call(unit="sample", arguments={}, tokens=(1,))
+    assert pool.submit(call).result(10) == CallResult()
+    pool.close()
+    with pytest.raises(CancelledError):
+        pool.submit(call).result(10)
