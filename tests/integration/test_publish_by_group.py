@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def publish(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         text=True,
         timeout=300,
     )
-    assert child.returncode == 0, child.stderr
+    assert child.returncode == (-signal.SIGKILL if case.get("is_killed") else 0), child.stderr
     return json.loads((folder / "answers.json").read_text())
 
 
@@ -51,9 +53,24 @@ def test_group_and_host_make_the_same_engine(
 
 
 @pytest.mark.parametrize(("tied", "dtype", "lora"), [(True, "float32", False), (False, "bfloat16", True)])
-def test_the_processes_of_one_engine_get_their_parts(
+def test_the_processes_of_one_engine_get_their_parts_and_end_with_it(
     tied: bool, dtype: str, lora: bool, request: pytest.FixtureRequest, tmp_path: Path
 ):
     model = request.getfixturevalue("tied_model" if tied else "untied_model")
     case = {"engine": "vllm", "model": str(model), "dtype": dtype, "lora": lora, "tensor_parallel": 2}
-    check(publish(case, tmp_path), processes=2)
+    report = publish(case | {"is_killed": True}, tmp_path)
+    check(report, processes=2)
+
+    assert len(report["children"]) == 2
+    end = time.monotonic() + 5  # vLLM's own watch took 10 s and more
+    while any(is_running(child) for child in report["children"]):
+        assert time.monotonic() < end, "the engine's processes have outlived it"
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process is there and has not ended yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
