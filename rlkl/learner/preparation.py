@@ -210,6 +210,7 @@ class Preparer:
             sampled=sampled,
             reference_BT=batch.signals[Signal.REFERENCE_LOGPROBS] if has_kl else None,
             left_out=self._left_out(left_out) if has_kl and left_out else None,
+            stale=self.recipe.rollout.schedule != "alternate",
         )
 
     def _left_out(self, examples: Sequence[Example]) -> LeftOut:

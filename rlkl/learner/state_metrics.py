@@ -11,6 +11,9 @@ from torch import Tensor
 from rlkl.batch import Batch
 from rlkl.types import Example
 
+_MOST_LAG = 20.0
+"""Largest log-ratio (nats) of a token, so that one token cannot overflow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
@@ -33,6 +36,8 @@ class StateMetrics:
     reference_BT: Tensor | None
     """The reference's log-probs; None: no reference is kept."""
     left_out: LeftOut | None = None
+    stale: bool = False
+    """Whether older weights sampled the tokens (``rollout.schedule``)."""
 
     def compute(self, proximal_BT: Tensor, entropy_BT: Tensor) -> dict[str, float]:
         """Return the metrics. Both arguments are ``[B, T]``, of the weights at the start of the step."""
@@ -50,10 +55,15 @@ class StateMetrics:
     def _reference_kl(self, proximal_BT: Tensor, reference_BT: Tensor) -> dict[str, float]:
         """Return the mean of log pi - log pi_ref over all samples; an empty response does not count.
 
-        For rollouts that are not trained on, log pi is the sampler's.
+        For rollouts that are not trained on, log pi is the sampler's. A token that older weights sampled counts pi
+        over their probability times, so that its expectation is the KL of pi at its place.
         """
         mask_BT = self.batch.response_BT
-        gap = float((proximal_BT - reference_BT)[mask_BT].sum())
+        gap_N = (proximal_BT - reference_BT)[mask_BT]
+        if self.stale:
+            lag_N = (proximal_BT - self.batch.rollout_logprobs_BT)[mask_BT]
+            gap_N = gap_N * lag_N.clamp(-_MOST_LAG, _MOST_LAG).exp()
+        gap = float(gap_N.sum())
         lengths_B = mask_BT.sum(dim=1)
         if self.left_out is not None:
             gap += self.left_out.gap

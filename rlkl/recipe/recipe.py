@@ -90,10 +90,12 @@ class Recipe(Section):
                 f"rollout.schedule = {self.rollout.schedule}, but with data.chosen_column nothing is sampled; "
                 "leave it out"
             )
-        if self.rollout.schedule == "stream" and self.scoring.normalize == "batch":
+        normalized = [reward.normalize for reward in self.rewards]
+        if self.rollout.schedule == "stream" and "batch" in [self.scoring.normalize, *normalized]:
+            key = "scoring.normalize" if self.scoring.normalize == "batch" else "rewards[].normalize"
             raise ValueError(
-                "scoring.normalize = batch needs all rewards of a step at once, but with rollout.schedule = stream "
-                "each group is scored when it is finished; set scoring.normalize: group, or rollout.schedule: "
+                f"{key} = batch needs all rewards of a step at once, but with rollout.schedule = stream "
+                "each group is scored when it is finished; set it to group, or rollout.schedule: "
                 "one_step_off"
             )
         return self

@@ -41,6 +41,8 @@ class EngineLoop:
         self._failure: BaseException | None = None
         self._idle_s = 0.0
         self._idle_since: float | None = None
+        self._has_sampled = False
+        """Idle time counts from the first completions on."""
         self._handed_over = 0.0
         started: Future[None] = Future()
         threading.Thread(target=self._run, args=(make, started), name="engine", daemon=True).start()
@@ -116,13 +118,14 @@ class EngineLoop:
         try:
             while True:
                 self._do_jobs()
+                self._has_sampled = True
                 self._hand_over(self._engine.step())
         except (Exception, SystemExit) as error:
             self._fail(error)
 
     def _do_jobs(self) -> None:
         """Do what has been sent; without requests in the engine, wait for more."""
-        if not self._engine.is_busy:
+        if not self._engine.is_busy and self._has_sampled:
             with self._changed:
                 self._idle_since = time.monotonic()
                 self._changed.notify_all()

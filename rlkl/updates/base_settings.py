@@ -114,7 +114,7 @@ class CorrectedSettings(RuleSettings):
 
     correction: Literal["auto", "none", "token_truncate", "token_mask", "sequence_mask"] = Field(
         default="auto",
-        description="Weights for the difference of sampler and learner; auto: token_truncate in bfloat16, else none.",
+        description="Weights for stale or rounded samples; auto: none in float32 under alternate, else token_truncate.",
     )
     correction_low: float | None = Field(
         default=None, ge=0, description="Smallest ratio that is kept; left out: the usual one of the correction."

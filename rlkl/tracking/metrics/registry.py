@@ -84,7 +84,8 @@ METRICS: tuple[MetricDefinition, ...] = (
         formula=(
             "Mean over all rollouts of the step, trained on or not, of the sum over their response tokens of "
             "log policy - log reference, weights at the start of the step, tokens sampled by the policy (k1, "
-            "unclipped; KL(policy || reference))."
+            "unclipped; KL(policy || reference)). Under one_step_off and stream each token counts policy / sampler "
+            "times."
         ),
         bad="Growing faster than the reward; clearly below 0 means that tokens and weights do not belong together.",
     ),
@@ -240,7 +241,10 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="time/rollout_s",
         unit="seconds",
-        formula="Sampling of the batch that this step collected; under stream: time/step_s - time/rollout_idle_s.",
+        formula=(
+            "Sampling in this step: of its batch; under one_step_off of the next one; under stream: time/step_s - "
+            "time/rollout_idle_s."
+        ),
         bad="The bulk of the step is normal; add rollout workers to shorten it.",
         timing=True,
     ),
