@@ -37,11 +37,11 @@ class Delays:
 
     seed: int = 0
     step: float = 0.0
-    """Of an engine."""
+    """Pause of an engine in each step."""
     learn: float = 0.0
     reward: float = 0.0
     longest: int = 6
-    """Tokens of a completion at most."""
+    """Most tokens of a completion."""
 
     def pause(self, most_s: float, *of: Any) -> None:
         if most_s:

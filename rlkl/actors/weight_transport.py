@@ -85,7 +85,7 @@ class GroupSettings:
     host: str
     """Address of the machine of the learner's rank 0."""
     processes: int
-    """Of each engine (``rollout.tensor_parallel``)."""
+    """Processes of each engine (``rollout.tensor_parallel``)."""
     backend: str
     """``nccl`` or ``gloo``; see `rlkl.weights.group.Place`."""
 

@@ -167,7 +167,7 @@ def read_run(run_dir: Path) -> Measured:
         reward_s=_mean(rows, "time/reward_s"),
         other_s=fmean(_other(row) for row in rows),
         step_s=_mean(rows, "time/step_s"),
-        # Of several rounds some groups are left over that the rule would take.
+        # With several rounds a step may have sampled more accepted groups than it trained on.
         selected=_mean([row for row in rows if row.get("rollout/rounds") == 1] or rows, "update/selected_fraction"),
     )
 

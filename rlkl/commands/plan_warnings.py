@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlkl.recipe import Recipe
+from rlkl.recipe.rollout_section import REJECTED_BATCHES
 from rlkl.system.machine import Machine
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.checks import warnings_about_terms
@@ -32,10 +33,11 @@ def _facts(recipe: Recipe) -> RunFacts:
         has_rewards=bool(recipe.rewards),
         prompts_per_step=recipe.rollout.prompts_per_step,
         samples_per_prompt=recipe.rollout.samples_per_prompt,
-        max_rounds=recipe.rollout.max_rounds,
+        max_rounds=REJECTED_BATCHES if recipe.rollout.schedule == "stream" else recipe.rollout.max_rounds,
         epochs=recipe.learner.epochs,
         minibatches=recipe.learner.minibatches,
         tracks_reference_kl=recipe.learner.track_reference_kl,
+        samples_ahead=recipe.rollout.schedule != "alternate",
     )
 
 
@@ -59,6 +61,16 @@ def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:
         yield (
             f"rollout.temperature = {rollout.temperature}: log-probabilities, KL and entropy are those of the tempered "
             "policy, and it is what gets trained; sample the final policy at the same temperature"
+        )
+    if rollout.schedule == "stream" and rollout.max_rounds > 1:
+        yield (
+            f"rollout.max_rounds = {rollout.max_rounds} has no effect with rollout.schedule = stream: a step samples "
+            "until it is full. Leave it out"
+        )
+    if rollout.schedule != "stream" and rollout.max_staleness != type(rollout).model_fields["max_staleness"].default:
+        yield (
+            f"rollout.max_staleness = {rollout.max_staleness} has no effect with rollout.schedule = "
+            f"{rollout.schedule}. Leave it out, or set rollout.schedule: stream"
         )
     if rollout.placement == "colocated" and not machine.gpus and recipe.cluster.resolved_address is None:
         yield (

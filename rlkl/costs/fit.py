@@ -19,7 +19,7 @@ class SampledBatch:
     rounds: Sequence[Sequence[Sequence[int]]]
     """Rounds one after the other, of each the engines, of each the lengths of its completions in order."""
     seconds: float
-    """Of all rounds."""
+    """Sum over all rounds."""
 
 
 def fit_iterations(batches: Sequence[SampledBatch], *, slots: int) -> LinearLaw:

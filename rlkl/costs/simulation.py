@@ -40,7 +40,7 @@ def shared_out(work: Sequence[T], engines: int) -> list[Sequence[T]]:
 class _Batch:
     trained: tuple[Group, ...]
     seconds: float
-    """Of sampling and scoring."""
+    """Seconds of sampling and scoring."""
     busy_s: float
     """Seconds in which an engine decodes, mean over engines."""
     decoded: int

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from rlkl.recipe.engine_sections import VllmSection, with_engine_settings
 from rlkl.schema import Section
 
+REJECTED_BATCHES = 50
+"""Under ``schedule: stream`` the run stops if the rule rejects so many batches of groups for one step."""
+
 _NEUTRAL = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
 """Settings of truncated sampling that do nothing. They are no keys of a recipe."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlkl.errors import RewardError, RolloutError
+from rlkl.recipe.rollout_section import REJECTED_BATCHES
 from rlkl.rewards.scoring.reward_set import Round
 from rlkl.rollout.collect import Draw, with_text
 from rlkl.training.clock import Clock
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.02
 """Seconds between two looks at rewards that are being computed elsewhere."""
-_REJECTED_BATCHES = 50
-"""The run stops after so many batches of groups in a row that the rule does not train on."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class Stream:
     At most (max_staleness + 1) batches of groups are active. A group stops being active if the rule rejects it, or when
     the weights that were trained on it are in all engines. So fewer than (max_staleness + 1) batches are ahead of a new
     group, and it is trained on before the weights that began it are more than ``max_staleness`` versions old. Nothing
-    is dropped, and the timing does not change which prompts a batch holds.
+    is dropped. If the rule rejects nothing, the timing does not change which prompts a batch holds.
 
     One thread feeds the engines and the rewards; the loop's thread takes batches. `_changed` guards what both use.
     """
@@ -251,7 +250,7 @@ class Stream:
             rejected += slot.rejected
             if accepted == self._wanted:
                 return
-        if rejected >= _REJECTED_BATCHES * self._wanted:
+        if rejected >= REJECTED_BATCHES * self._wanted:
             raise RolloutError(
                 f"the rule trains on {accepted} of {rejected + accepted} groups that were sampled for one step of "
                 f"rollout.prompts_per_step = {self._wanted}. Look at the rewards: does every completion of a prompt "

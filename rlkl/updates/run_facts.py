@@ -19,3 +19,5 @@ class RunFacts:
     epochs: int
     minibatches: int
     tracks_reference_kl: bool
+    samples_ahead: bool = False
+    """Older weights than those of the step have sampled its tokens (``rollout.schedule``)."""

@@ -49,7 +49,7 @@ class Place:
 
     host: str
     port: int
-    """Of the store that the members meet at, on the learner's rank 0."""
+    """Port of the store where the members meet, on the learner's rank 0."""
     name: str
     """Name of the group: no two groups of a run have the same."""
     members: tuple[str, ...]

@@ -112,6 +112,11 @@ class KlSettings(TermSettings):
                 f"estimator = {self.estimator} estimates a KL from tokens that the policy sampled; with {source} it "
                 f"trains on {kind}, so the estimate is biased. Take estimator: exact"
             )
+        elif self.estimator != "exact" and run.samples_ahead:
+            yield (
+                f"estimator = {self.estimator} estimates a KL from tokens that the policy sampled; with this "
+                "rollout.schedule an older policy has sampled them, so the estimate is biased. Take estimator: exact"
+            )
 
 
 class MaskedKlSettings(TermSettings):

@@ -208,6 +208,8 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
         (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt = 1: "),
         (["rollout.samples_per_prompt=2"], "rollout.samples_per_prompt = 2 with update.advantage = group_std"),
         (["update.variant=dapo"], "update.drop_uniform_groups with rollout.max_rounds = 1"),
+        (["rollout.schedule=stream", "rollout.max_rounds=3"], "rollout.max_rounds = 3 has no effect"),
+        (["rollout.schedule=one_step_off", "rollout.max_staleness=4"], "rollout.max_staleness = 4 has no effect"),
         (["update.clip_low=0.1"], "update.clip_low and clip_high: with one optimizer step"),
         (["update.variant=rloo", "learner.epochs=2"], "update.variant = rloo with 2 optimizer steps per batch"),
         (["update.variant=cispo", "learner.minibatches=4"], "update.variant = cispo with 4 optimizer steps per batch"),

@@ -27,7 +27,7 @@ NAMES = [f"layer.{number}.weight" for number in range(6)]
 
 
 def tensors(version: int) -> dict[str, Tensor]:
-    """What the learner holds: odd sizes, two precisions, one number alone, one tensor larger than a bucket."""
+    """Weights of the learner: odd sizes, two precisions, one number alone, one tensor larger than a bucket."""
     generator = torch.Generator().manual_seed(version)
     shapes = [(3, 5), (7,), (), (40, 30), (2, 2), (9, 3)]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,12 @@ def test_a_custom_term_can_warn(tmp_path: Path):
         "update.terms[0]: coef = 0: the term costs its computation and does nothing",
         "update.terms[0]: floor = -5, 8 samples, update.rule = grpo",
     ]
+
+
+def test_estimators_warn_where_older_weights_sample():
+    def warned(estimator: str, **facts: Any) -> list[str]:
+        update = {"rule": "grpo", "terms": [{"term": "kl", "estimator": estimator}]}
+        return list(warnings_about_terms(recipe(update).update, replace(FACTS, **facts)))
+
+    assert any("older policy" in warning for warning in warned("k1", samples_ahead=True))
+    assert not any("older policy" in warning for warning in [*warned("exact", samples_ahead=True), *warned("k1")])
