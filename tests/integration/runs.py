@@ -61,6 +61,19 @@ def untimed(run_dir: Path) -> list[dict[str, Any]]:
     return [without_timings(record) for record in records(run_dir)]
 
 
+def run_script(module: str, *arguments: str) -> None:
+    """Run a module of the tests as a process of its own, and fail with its errors if it fails."""
+    child = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert child.returncode == 0, child.stderr
+
+
 def start_cli(*arguments: str) -> subprocess.Popen[str]:
     """The command line in a process group of its own, as a terminal starts it; no service of this process is shared."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}

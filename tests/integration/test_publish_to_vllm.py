@@ -1,14 +1,11 @@
 """Each publish packs again the weights that vLLM packs for its kernels: experts, a tied head, fused projections."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.runs import REPOSITORY
+from tests.integration.runs import run_script
 from tests.models import random_model
 
 
@@ -22,15 +19,7 @@ from tests.models import random_model
 def test_the_engine_has_the_learners_log_probs_after_each_publish(architecture: str, settings: dict, tmp_path: Path):
     answers = tmp_path / "answers.json"
     folder = random_model(architecture, tmp_path / "model", seed=0, **settings)
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.integration.publish_to_vllm", str(folder), "float32", str(answers)],
-        cwd=REPOSITORY,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert child.returncode == 0, child.stderr
+    run_script("tests.integration.publish_to_vllm", str(folder), "float32", str(answers))
     report = json.loads(answers.read_text())
 
     assert list(report) == ["start", "unmoved", "moved", "adapters"]

@@ -1,14 +1,11 @@
 """Weights that arrive while vLLM samples: each token is of the version that it is labelled with, to the last digits."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.runs import REPOSITORY
+from tests.integration.runs import run_script
 from tests.models import tiny_qwen3
 
 
@@ -17,15 +14,7 @@ from tests.models import tiny_qwen3
 def test_tokens_have_the_log_probs_of_the_version_that_sampled_them(tied: bool, stop: str, tmp_path: Path):
     answers = tmp_path / "answers.json"
     folder = tiny_qwen3(tmp_path / "model", tied=tied, seed=0)
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.integration.update_while_sampling", str(folder), stop, str(answers)],
-        cwd=REPOSITORY,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert child.returncode == 0, child.stderr
+    run_script("tests.integration.update_while_sampling", str(folder), stop, str(answers))
     report = json.loads(answers.read_text())
 
     assert max(report["gaps"]) < 5e-5
