@@ -36,6 +36,7 @@ from rlkl.weights import (
     WeightPackage,
     differing_weights,
     receive,
+    scores_of,
 )
 from rlkl.weights.buckets import Manifest
 from rlkl.weights.group import Place, PublishGroup, send
@@ -102,9 +103,7 @@ class RolloutWorker:
 
         def load(engine: Engine) -> GroupReceipt:
             arrivals = _in_group(engine).receive_from_group(manifest)
-            current, kept = engine.score(probes.current), engine.score(probes.kept) if probes.kept else ()
-            scores = ProbeScores(current=current, kept=kept)
-            return GroupReceipt(version=manifest.version, arrivals=tuple(arrivals), scores=scores)
+            return GroupReceipt(version=manifest.version, arrivals=tuple(arrivals), scores=scores_of(engine, probes))
 
         return self._loop.update(manifest.version, load)
 

@@ -13,6 +13,7 @@ from rlkl.weights.channels import (
     WeightPackage,
     differing_weights,
     receive,
+    scores_of,
 )
 from rlkl.weights.movement import Scores
 from rlkl.weights.proof import PROBE_TOKENS, TOLERANCE, Bounds, Expected, Proof, bounds_for, build_probes, check_export
@@ -39,4 +40,5 @@ __all__ = [
     "check_export",
     "differing_weights",
     "receive",
+    "scores_of",
 ]

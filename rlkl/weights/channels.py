@@ -192,8 +192,13 @@ def receive(engine: Receiver, channel: WeightChannel, package: WeightPackage, pr
         version=package.version,
         damaged=tuple(damaged),
         unreached=tuple(sorted(unreached)),
-        scores=ProbeScores(current=engine.score(probes.current), kept=engine.score(probes.kept) if probes.kept else ()),
+        scores=scores_of(engine, probes),
     )
+
+
+def scores_of(engine: Receiver, probes: Probes) -> ProbeScores:
+    """Score the probes with an engine; each set is a batch of its own."""
+    return ProbeScores(current=engine.score(probes.current), kept=engine.score(probes.kept) if probes.kept else ())
 
 
 def differing_weights(engine: Receiver, channel: WeightChannel, package: WeightPackage) -> list[str]:
