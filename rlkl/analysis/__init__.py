@@ -1,0 +1,1 @@
+"""Numbers and pictures from the folders of runs. Nothing here changes a run."""
