@@ -1,4 +1,4 @@
-"""The Weights & Biases side of a run. The only file that imports wandb, and only if the recipe uses it."""
+"""The Weights & Biases side of a run. wandb is imported only if the recipe uses it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ import pyarrow.parquet as pq
 
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
+from rlkl.recipe.arm import arm_of, rule_of, variant_of
 from rlkl.tracking.records.pictures import picture_columns, side_by_side
 from rlkl.tracking.records.reading import TOKEN_COLUMN, sample_files, sample_path
+from rlkl.tracking.sinks.rows import COLUMNS
+from rlkl.tracking.sinks.sink import AlertLevel
+from rlkl.types import SHARED_TOKEN_COLUMNS
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +28,13 @@ START_TIMEOUT_S = 30.0
 """Seconds that W&B may take to answer when a run starts."""
 FINISH_TIMEOUT_S = 60.0
 """Seconds that the last upload may take; what is left stays on disk for ``wandb sync``."""
-SAMPLE_COLUMNS = ("step", "prompt_id", "prompt", "completion", "finish_reason", "reward")
+SUMMARIES = {"reward/mean": "max,last", "monitor/": "max,last", "eval/": "max,last", "watch/": "max"}
+"""Metrics, or families of them, and the values of a run that tables of runs show and sort by; else the last value.
+
+The name of such a value is ``reward/mean.max`` or ``reward/mean.last``.
+"""
+TAG_LENGTH = 64
+"""Characters of a tag that W&B takes."""
 
 
 def new_run_id() -> str:
@@ -51,6 +61,7 @@ class WandbRun:
         self._rows_kept = settings.samples_kept
         self._staging = _StagingFolder(run_dir)
         self._run = self._start(recipe)
+        self._summarised: set[str] = set()
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         self._tables: dict[tuple[str, ...], tuple[str, Any]] = {}
@@ -77,7 +88,10 @@ class WandbRun:
                 project=settings.project,
                 entity=settings.entity,
                 name=recipe.run.name,
-                config=recipe.model_dump(mode="json"),
+                group=settings.group,
+                job_type="train",
+                tags=_tags(recipe),
+                config=_config(recipe),
                 reinit="create_new",
                 settings=wandb.Settings(
                     console="off", silent=True, init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
@@ -94,13 +108,41 @@ class WandbRun:
             ) from error
 
     @property
+    def run_id(self) -> str:
+        """The id that W&B gave the run: another one than asked for inside a W&B sweep, which chooses it."""
+        return self._run.id
+
+    @property
     def folder(self) -> Path:
         """The folder that W&B writes this part of the run to."""
         return Path(self._run.settings.sync_dir)
 
     def log(self, finished: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of a step, under their own keys; ``step`` is the x axis of every curve."""
+        for key in metrics.keys() - self._summarised:
+            self._summarise(key)
         self._run.log({"step": finished, **metrics}, step=finished)
+
+    def log_evaluation(self, finished: int, metrics: Mapping[str, float]) -> None:
+        """Log an evaluation; W&B adds it to the metrics of the same step."""
+        self.log(finished, metrics)
+
+    def _summarise(self, key: str) -> None:
+        """Define the values of a new metric in tables of runs.
+
+        Each metric is defined by its full name: of two patterns that match, W&B takes any.
+        """
+        self._summarised.add(key)
+        for name, summary in SUMMARIES.items():
+            if key == name or (name.endswith("/") and key.startswith(name)):
+                self._run.define_metric(key, step_metric="step", summary=summary)
+
+    def alert(self, title: str, text: str, *, level: AlertLevel) -> None:
+        """Send an alert: by mail or Slack, as the user has set it up at W&B; of an offline run after its upload."""
+        self._run.alert(title=title, text=text, level=level)
+
+    def flush(self) -> None:
+        """Do nothing: W&B's own process writes at once."""
 
     def log_samples(self, finished: int) -> None:
         """Add the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
@@ -108,15 +150,16 @@ class WandbRun:
         self._run.log({key: table}, step=finished)
 
     def _add_rows(self, path: Path) -> tuple[str, Any]:
-        """Add the file's first rows: `SAMPLE_COLUMNS`, pictures, and numbers a token.
+        """Add the file's first rows: `COLUMNS`, pictures, and numbers a token.
 
         Return the table that they went to and its key. A table has one set of columns. When a later step brings new
         ones, ``samples_2`` takes its rows and those of the steps after it.
         """
         schema = pq.read_schema(path)
         pictures = picture_columns(schema.names)
-        tokens = [f.name for f in schema if f.type == TOKEN_COLUMN and f.name != "logprobs"]
-        columns = (*SAMPLE_COLUMNS, *pictures, *tokens)
+        left_out = ("logprobs", *SHARED_TOKEN_COLUMNS)  # a cell with three numbers a token hides the text beside it
+        tokens = [f.name for f in schema if f.type == TOKEN_COLUMN and f.name not in left_out]
+        columns = (*COLUMNS, *pictures, *tokens)
         if columns not in self._tables:
             key = f"samples_{len(self._tables) + 1}" if self._tables else "samples"
             self._tables[columns] = key, _new_table(columns)
@@ -142,7 +185,27 @@ class WandbRun:
         if not self._run.offline:
             return self._run.url
         parts = glob.escape(str(self._run_dir / "wandb"))
-        return f"wandb sync {shlex.quote(parts)}/offline-run-*-{self._run_id}"
+        return f"wandb sync {shlex.quote(parts)}/offline-run-*-{self.run_id}"
+
+    def places(self) -> Mapping[str, Path | str]:
+        """Return the folder and the address; of an online run also the command that makes a dashboard."""
+        places: dict[str, Path | str] = {"W&B folder": self.folder, "W&B": self.sync_hint()}
+        if not self._run.offline:
+            places["dashboard by"] = f"rlkl dashboard {self._run.entity}/{self._run.project}"
+        return places
+
+
+def _tags(recipe: Recipe) -> list[str]:
+    """Return rule, variant, model and the recipe's own tags."""
+    model = Path(recipe.model.path).name if Path(recipe.model.path).exists() else recipe.model.path
+    tags = (rule_of(recipe), variant_of(recipe), model, *recipe.tracking.tags)
+    return list(dict.fromkeys(tag[:TAG_LENGTH] for tag in tags if tag))
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe, with rule, variant and arm also at the top: W&B groups runs by names without a dot."""
+    flat = {"rule": rule_of(recipe), "variant": variant_of(recipe), "arm": arm_of(recipe)}
+    return {**recipe.model_dump(mode="json"), **flat}
 
 
 def _online_problem() -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from PIL import Image
 
 from rlkl.data.images import encode_image
@@ -20,8 +21,10 @@ from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.tracking.records.pictures import save_pictures
 from rlkl.tracking.records.reading import sample_path, write_samples
-from rlkl.tracking.wandb.run import SAMPLE_COLUMNS, WandbRun
-from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+from rlkl.tracking.sinks.rows import COLUMNS
+from rlkl.tracking.wandb.run import WandbRun
+from rlkl.types import SHARED_TOKEN_COLUMNS, Completion, Prompt, Rollout, RolloutGroup
+from tests.unit.tracking.wandb.graphql_server import serve
 
 RUN_ID = "0123456789ab"
 
@@ -83,7 +86,7 @@ def _read_back(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _table_rows(folder: Path, history: dict[str, Any]) -> list[list[Any]]:
     table = json.loads((folder / "files" / history["samples.path"]).read_text())
-    assert table["columns"] == list(SAMPLE_COLUMNS)
+    assert table["columns"] == list(COLUMNS)
     return table["data"]
 
 
@@ -92,7 +95,8 @@ def test_pictures_and_numbers_a_token_stand_in_the_table(tmp_path: Path):
     prompt = Prompt(id="row-7", text="?", token_ids=(3,), images=(clean, clean))
     groups = [replace(_groups(1)[0], prompt=prompt)]
     pictures = save_pictures(tmp_path, groups, {"corrupted": {0: (spoiled, spoiled)}}, kept=2)
-    write_samples(sample_path(tmp_path, 1), 1, groups, {"perception_kl": [[0.25], None, [0.5]]}, pictures)
+    numbers = {name: [[0.25], None, [0.5]] for name in ("perception_kl", *SHARED_TOKEN_COLUMNS)}
+    write_samples(sample_path(tmp_path, 1), 1, groups, numbers, pictures)
     run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
 
     run.log_samples(1)
@@ -100,7 +104,7 @@ def test_pictures_and_numbers_a_token_stand_in_the_table(tmp_path: Path):
 
     staged = [file.read_bytes() for file in (tmp_path / "wandb" / "data").rglob("*") if file.is_file()]
     table, *_ = [json.loads(data) for data in staged if b'"image-file"' in data and b'"data"' in data]
-    assert table["columns"] == [*SAMPLE_COLUMNS, "images", "corrupted_images", "perception_kl"]
+    assert table["columns"] == [*COLUMNS, "images", "corrupted_images", "perception_kl"]
     assert [row[-1] for row in table["data"]] == ["0.25", ""]
     assert {cell["_type"] for row in table["data"] for cell in row[-3:-1]} == {"image-file"}
     shown = [Image.open(io.BytesIO(data)) for data in staged if data.startswith(b"\x89PNG")]
@@ -128,7 +132,7 @@ def test_a_column_that_comes_up_later_has_a_table_of_its_own_until_a_resume(tmp_
 
     (history,) = [record["history"]["item"] for record in _read_back(again.folder)["history"]]
     table = json.loads((again.folder / "files" / history["samples.path"]).read_text())
-    assert table["columns"] == [*SAMPLE_COLUMNS, "mask"]
+    assert table["columns"] == [*COLUMNS, "mask"]
     assert [row[-1] for row in table["data"]] == ["", "", "1", "0.5", "", "", "1", "0.5"], "two rows of each step"
 
 
@@ -203,3 +207,77 @@ def test_tables_wait_for_their_upload_inside_the_run_folder(tmp_path: Path):
     staged = [file.read_text() for file in (tmp_path / "wandb" / "data").rglob("*") if file.is_file()]
     assert any("answer 1 of step 1" in text for text in staged)
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """The records of a run of two steps with all that a sink is given but samples."""
+    recipe = _recipe(group="rules of reviews", tags=["paper", "grpo"], arm="GRPO 0.2")
+    run = WandbRun(tmp_path_factory.mktemp("shown"), recipe, run_id=RUN_ID, first_step=0)
+    run.log_evaluation(0, {"eval/mean": 0.25})
+    run.log(1, {"reward/mean": 1.5, "monitor/gold": -1.0, "watch/length": 1.5, "kl/policy_to_reference": 1.5})
+    run.log(2, {"reward/mean": 0.5, "monitor/gold": -0.5, "watch/length": 0.5, "kl/policy_to_reference": 0.5})
+    run.log_evaluation(2, {"eval/mean": 0.125})
+    run.alert("hacking watch: length", "step 2, hacking watch, length: longer", level="WARN")
+    run.finish()
+    return _read_back(run.folder)
+
+
+def test_group_job_type_tags_and_flat_names_are_in_the_run(shown: dict[str, list[dict[str, Any]]]):
+    run = shown["run"][0]["run"]
+    assert (run["run_group"], run["job_type"]) == ("rules of reviews", "train")
+    assert run["tags"] == ["grpo", "task:arithmetic", "paper"]
+    config = run["config"]["update"]
+    assert [config[name] for name in ("rule", "variant", "arm")] == ["grpo", "grpo", "GRPO 0.2"]
+
+
+def test_tables_of_runs_sort_by_the_largest_and_the_last_value(shown: dict[str, list[dict[str, Any]]]):
+    summary: dict[str, Any] = {}
+    for record in shown["summary"]:
+        summary |= record["summary"]["update"]
+    assert summary["reward/mean"] == {"max": 1.5, "last": 0.5}
+    assert summary["monitor/gold"] == {"max": -0.5, "last": -0.5}
+    assert summary["eval/mean"] == {"max": 0.25, "last": 0.125}
+    assert summary["watch/length"] == {"max": 1.5}
+    assert summary["kl/policy_to_reference"] == 0.5
+
+
+def test_an_evaluation_stands_at_its_step(shown: dict[str, list[dict[str, Any]]]):
+    history = [record["history"]["item"] for record in shown["history"]]
+    assert [item["step"] for item in history] == [0, 1, 2]
+    assert [item.get("eval/mean") for item in history] == [0.25, None, 0.125]
+    assert [item.get("reward/mean") for item in history] == [None, 1.5, 0.5]
+
+
+def test_an_alert_is_in_the_offline_record(shown: dict[str, list[dict[str, Any]]]):
+    (alert,) = [record["alert"] for record in shown["alert"]]
+    assert (alert["title"], alert["level"]) == ("hacking watch: length", "WARN")
+    assert alert["text"] == "step 2, hacking watch, length: longer"
+
+
+def test_a_run_inside_a_sweep_keeps_the_id_of_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    monkeypatch.setenv("WANDB_RUN_ID", "fromsweep")
+    wandb.teardown()  # it has read the environment already
+    run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
+    run.log(1, {"reward/mean": 0.5})
+    run.finish()
+    wandb.teardown()
+    assert run.run_id == "fromsweep"
+    assert run.folder.name.endswith("-fromsweep")
+    assert run.sync_hint().endswith("offline-run-*-fromsweep")
+
+
+def test_an_online_run_sends_its_alert_and_names_the_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serve(monkeypatch) as server:
+        run = WandbRun(tmp_path, _recipe(wandb="online", group="rules"), run_id=RUN_ID, first_step=0)
+        run.log(1, {"reward/mean": 0.5})
+        run.alert("run quickstart failed", "RewardError: no", level="ERROR")
+        run.finish(failed=True)
+        places = run.places()
+    assert places["W&B"] == f"{server.address}/team/rlkl/runs/{RUN_ID}"
+    assert places["dashboard by"] == "rlkl dashboard team/rlkl"
+    bucket = server.requests("UpsertBucket")[0]
+    assert (bucket["name"], bucket["groupName"], bucket["jobType"]) == (RUN_ID, "rules", "train")
+    (alert,) = server.requests("NotifyScriptableRunAlert")
+    assert (alert["title"], alert["severity"]) == ("run quickstart failed", "ERROR")
