@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from rlkl.actors import stacks
 from rlkl.actors.calls import wait_all
 from rlkl.actors.cluster import connect
 from rlkl.actors.learner import RayLearner
@@ -20,7 +21,8 @@ from rlkl.actors.rewards import RayRewardWorker, worker_maker
 from rlkl.actors.sampler import RaySampler, start_worker
 from rlkl.actors.turns import MemoryTurns
 from rlkl.actors.weight_sync import RayWeightSync
-from rlkl.actors.weight_transport import GroupSettings, GroupTransport, HostTransport, WeightTransport, Workers
+from rlkl.actors.weight_transport import GroupSettings, GroupTransport, HostTransport, WeightTransport
+from rlkl.actors.workers import Starting, Workers
 from rlkl.learner.learner import LearnerSpec
 from rlkl.recipe import Recipe
 from rlkl.recipe.placement import LEARNER as LEARNER_ROLE
@@ -44,6 +46,8 @@ class RayHands:
         """Raise `EnvironmentProblem` if the cluster has no room, or if the learner does not share ``run_dir``."""
         self._actors: list[Any] = []
         self._reservation: Reservation | None = None
+        self._workers: Workers | None = None
+        stacks.keep_in(run_dir)
         self._own_ray = connect(recipe.cluster, cpus=math.ceil(reserved_cpus(recipe)))
         try:
             self._start(recipe, spec, engine, place(recipe, cluster_nodes()))
@@ -62,7 +66,7 @@ class RayHands:
         sleeps = recipe.rollout.placement == "colocated"
         engine = replace(engine, memory_fraction=memory_fraction(recipe, placement), sleeps=sleeps)
         workers = sorted((actor for actor in placement.actors if actor.role == WORKER), key=lambda actor: actor.number)
-        names = [f"rollout worker {actor.number}" for actor in workers]
+        names = _worker_names(workers)
         rollout_actors = [] if placement.in_turns else self._spawn(start_worker, workers, recipe.rollout.threads)
         learners = [actor for actor in placement.actors if actor.role == LEARNER_ROLE]
         handles = dict(zip(learners, self._spawn(start_rank, learners, recipe.learner.threads), strict=True))
@@ -82,11 +86,13 @@ class RayHands:
             waiting = names
         refs += ranks.start(spec, reserved.address(learners[0]), timeout_s=timeout_s)
         wait_all(refs, who=[*waiting, *rank_names(len(learners))], what="start", timeout_s=timeout_s)
-        self.sampler = RaySampler(rollout_actors, names, timeout_s=call_timeout_s)
+        by_group = decided_transport(recipe, placement) == "group"
+        starting = None if by_group or sleeps else self._starting(recipe, engine, workers, rollout_actors)
+        hosts = self._workers = Workers(rollout_actors, names, timeout_s=call_timeout_s, starting=starting)
+        self.sampler = RaySampler(hosts)
         self.learner = RayLearner(ranks, turns)
-        hosts = Workers(actors=rollout_actors, names=names, timeout_s=call_timeout_s)
         transport: WeightTransport = HostTransport(ranks, hosts, turns)
-        if decided_transport(recipe, placement) == "group":
+        if by_group:
             settings = GroupSettings(
                 host=reserved.address(learners[0]),
                 processes=recipe.rollout.tensor_parallel,
@@ -94,6 +100,19 @@ class RayHands:
             )
             transport = GroupTransport(ranks, hosts, settings)
         self.weights = RayWeightSync(self.learner, hosts, transport, recipe, turns)
+
+    def _starting(
+        self, recipe: Recipe, engine: EngineSettings, planned: Sequence[Actor], actors: Sequence[Any]
+    ) -> Starting:
+        """Return how to start a rollout worker anew in its place. ``actors``: the first ones, as ``planned``."""
+        timeout_s = recipe.cluster.start_timeout_s
+        refs = [actor.log_file.remote() for actor in actors]
+        return Starting(
+            spawn=lambda number: self._spawn(start_worker, [planned[number]], recipe.rollout.threads)[0],
+            start=lambda actor: actor.start.remote(recipe.rollout.engine, engine),
+            timeout_s=timeout_s,
+            logs=wait_all(refs, who=_worker_names(planned), what="name their logs", timeout_s=timeout_s),
+        )
 
     def _spawn(
         self, start: Callable[[Mapping[str, Any]], Any], actors: Sequence[Actor], threads: int | None
@@ -108,7 +127,9 @@ class RayHands:
         return spawned
 
     def close(self) -> None:
-        """End the actors; safe to call twice."""
+        """End the actors, and let no other thread start further ones; safe to call twice."""
+        if self._workers is not None:
+            self._workers.close()
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
@@ -117,3 +138,8 @@ class RayHands:
             self._reservation = None
         if self._own_ray and ray.is_initialized():
             ray.shutdown()
+
+
+def _worker_names(workers: Sequence[Actor]) -> list[str]:
+    """Return the names of rollout workers in messages."""
+    return [f"rollout worker {worker.number}" for worker in workers]

@@ -9,7 +9,7 @@ from rlkl.actors.learners import LearnerRanks, rank_names
 from rlkl.actors.turns import MemoryTurns
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import token_in
-from rlkl.types import Learned, Probe, Selection
+from rlkl.types import Example, Learned, Probe, Selection
 
 
 class RayLearner:
@@ -26,6 +26,16 @@ class RayLearner:
             self._turns.to_learner(probes)
         arguments = (selection.examples, selection.left_out, probes, (step, samples))
         return self.ranks.call("learn", "learn", *arguments, calls=2)  # the frozen passes, and the training
+
+    def keeps_reference(self) -> bool:
+        """See `rlkl.training.hands.LearnerHandle.keeps_reference`."""
+        return self.ranks.call("name its models", "keeps_reference")
+
+    def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        """See `rlkl.training.hands.LearnerHandle.reference_gaps`."""
+        if self._turns is not None:
+            self._turns.to_learner()
+        return self.ranks.call("measure the KL of an evaluation", "reference_gaps", examples)
 
     def finished_steps(self) -> int:
         """See `Learner.finished_steps`. An earlier call that still runs ends first."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from rlkl.actors.calls import wait_all
+from rlkl.actors import stacks
+from rlkl.actors.calls import tail, wait_all
 from rlkl.actors.shells import LearnerWorker
 from rlkl.errors import ActorDiedError, DeadlineError, RlklError
 from rlkl.learner.learner import LearnerSpec
@@ -19,8 +19,6 @@ LEARNER = "the learner"
 
 _GRACE_S = 15.0
 """After the first failure: the others are taken to have failed by then, or wait for a rank that has failed."""
-_SHOWN_LINES = 12
-_SHOWN_BYTES = 20_000
 
 
 def start_rank(options: Mapping[str, Any]) -> Any:
@@ -50,6 +48,8 @@ class LearnerRanks:
         ``host``: the address of rank 0's machine. Raises the errors of `wait_all`.
         """
         size = len(self._actors)
+        refs = [actor.log_file.remote() for actor in self._actors]
+        self._logs = wait_all(refs, who=self._names, what="name their logs", timeout_s=timeout_s)
         if size == 1:
             return [self._actors[0].start.remote(spec)]
         port = wait_all(
@@ -58,12 +58,6 @@ class LearnerRanks:
             what="open the store of the ranks",
             timeout_s=timeout_s,
         )[0]
-        self._logs = wait_all(
-            [actor.log_file.remote() for actor in self._actors],
-            who=self._names,
-            what="name their logs",
-            timeout_s=timeout_s,
-        )
         shared = ray.put(spec)
         return [
             actor.start.remote(
@@ -83,7 +77,8 @@ class LearnerRanks:
         """Make a call on all ranks, wait for all, and return rank 0's answer.
 
         ``calls``: the deadline is multiplied by this. Raises `DeadlineError`, `ActorDiedError`, or the error that
-        the ranks raised; a rank that ended is named with the last lines of its log, and every later call raises that.
+        the ranks raised; a rank that ended is named with the last lines of its log. After a rank has ended or missed a
+        deadline, every later call raises that error at once.
         """
         return self.call_all(what, method, *arguments, calls=calls)[0]
 
@@ -92,12 +87,17 @@ class LearnerRanks:
         self.send(method, *arguments)
         return self.collect(what, calls=calls)
 
-    def collect(self, what: str, *, calls: int = 1) -> list[Any]:
-        """Wait for all that was sent, and return the answers of all ranks to the last call; see `call`."""
+    def collect(self, what: str, *, calls: int = 1, spent_s: float = 0.0) -> list[Any]:
+        """Wait for all that was sent, and return the answers of all ranks to the last call; see `call`.
+
+        ``spent_s``: seconds of the deadline that the caller has waited already.
+        """
         waiting, self._sent = self._sent, []
         refs = [ref for one in waiting for ref in one]
         try:
-            answers = wait_all(refs, who=self._names * len(waiting), what=what, timeout_s=self._timeout_s * calls)
+            limit_s = self._timeout_s * calls
+            left_s = max(limit_s - spent_s, 0.0)
+            answers = wait_all(refs, who=self._names * len(waiting), what=what, timeout_s=left_s, limit_s=limit_s)
         except RlklError as error:
             raise self._failure(error, refs) from error.__cause__
         return answers[-len(self._actors) :]
@@ -117,19 +117,22 @@ class LearnerRanks:
 
     def _failure(self, error: RlklError, refs: Sequence[Any]) -> RlklError:
         """Return the error to raise. Ranks that failed together can go on; otherwise no later call can succeed."""
+        if isinstance(error, DeadlineError):
+            self._broken = error  # a later call would wait behind the one that hangs
         if len(self._actors) == 1:
-            return error
+            ended = isinstance(error, ActorDiedError) and not isinstance(error.__cause__, RayTaskError)
+            return ActorDiedError(f"{error}{tail(LEARNER, self._logs[0])}") if ended else error
         _, waiting = ray.wait(list(refs), num_returns=len(refs), timeout=_GRACE_S)
         ended = [rank for rank, actor in enumerate(self._actors) if not _lives(actor)]
         if ended:
             names = " and ".join(self._names[rank] for rank in ended)
-            tails = "".join(_tail(self._names[rank], self._logs[rank]) for rank in ended)
+            tails = "".join(tail(self._names[rank], self._logs[rank]) for rank in ended)
             self._broken = ActorDiedError(f"{names} ended, and the other ranks cannot go on without it: {error}{tails}")
             return self._broken
         if waiting and not isinstance(error, DeadlineError):
-            self._broken = ActorDiedError(
-                f"one rank of the learner failed, and the others cannot continue without it: {error}"
-            )
+            problem = f"one rank of the learner failed, and the others cannot continue without it: {error}"
+            unanswered = {self._names[refs.index(ref) % len(self._names)]: ref for ref in waiting}
+            self._broken = ActorDiedError(f"{problem}{stacks.keep(problem, unanswered)}")
             return self._broken
         return error
 
@@ -143,15 +146,3 @@ def _lives(actor: Any) -> bool:
     except RayActorError:
         return False
     return True
-
-
-def _tail(name: str, log: str) -> str:
-    """Return the last lines that a process wrote, if its log can be read from this machine."""
-    path = Path(log)
-    if not log or not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - _SHOWN_BYTES, 0))
-        lines = file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
-    shown = "\n".join(f"  {line}" for line in lines)
-    return f"\nThe last lines of {name} ({path}):\n{shown}" if lines else ""

@@ -20,9 +20,10 @@ from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure
-from rlkl.rollout.engine import Engine, EngineSettings, GroupEngine, Request, engine_class
+from rlkl.rollout.engine import Engine, EngineSettings, ForgettingEngine, GroupEngine, Request, engine_class
 from rlkl.rollout.engine_loop import EngineLoop
 from rlkl.rollout.sleeping import EngineInTurns, in_turns
+from rlkl.system.stacks import answer_signal
 from rlkl.types import Completion, Example, Learned, Probe
 from rlkl.weights import (
     Expected,
@@ -61,12 +62,17 @@ class RolloutWorker:
     _loop: EngineLoop
 
     def __init__(self) -> None:
+        answer_signal()
         self._channel = HostMemoryChannel()
 
     def start(self, engine: str, settings: EngineSettings) -> None:
         """Start the engine. Not done in the constructor: Ray passes on a constructor's errors as text only."""
         at_once = _AT_ONCE if settings.streams else None
         self._loop = EngineLoop(lambda: _build_engine(engine, settings), at_once=at_once)
+
+    def log_file(self) -> str:
+        """See `_log_file`."""
+        return _log_file()
 
     def sleep(self) -> None:
         """See `EngineInTurns.sleep`."""
@@ -75,6 +81,10 @@ class RolloutWorker:
     def wake_weights(self) -> None:
         """See `EngineInTurns.wake_weights`. The next `receive` brings the key-value cache back."""
         self._loop.call(lambda engine: _sleeping(engine).wake_weights())
+
+    def forget(self) -> None:
+        """See `ForgettingEngine.forget`; other engines keep nothing."""
+        self._loop.call(lambda engine: engine.forget() if isinstance(engine, ForgettingEngine) else None)
 
     def submit(self, requests: Sequence[tuple[int, Request]]) -> None:
         """See `EngineLoop.submit`."""
@@ -108,6 +118,12 @@ class RolloutWorker:
         return self._loop.update(manifest.version, load)
 
 
+def _log_file() -> str:
+    """Return the file that this process writes its errors to; empty if there is none."""
+    path = os.path.realpath("/proc/self/fd/2")
+    return path if os.path.isfile(path) else ""
+
+
 def _build_engine(name: str, settings: EngineSettings) -> Any:
     engine = engine_class(name)(settings)
     return in_turns(engine, name=name) if settings.sleeps else engine
@@ -131,6 +147,9 @@ class RewardHost:
     """Hosts one reward function in mode ``actor``."""
 
     _function: RewardFunction
+
+    def __init__(self) -> None:
+        answer_signal()
 
     def start(self, spec: WorkerSpec) -> Failure | None:
         """Build the function and set it up; return the failure, or None."""
@@ -156,6 +175,7 @@ class LearnerWorker:
     _learner: Learner
 
     def __init__(self) -> None:
+        answer_signal()
         self._outbox = Outbox(HostMemoryChannel(), patience=_UNCHANGED_VERSIONS)
         self._before: Scores | None = None
         self._store: Any = None
@@ -172,9 +192,8 @@ class LearnerWorker:
         return [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
 
     def log_file(self) -> str:
-        """Return the file that this process writes its errors to; empty if there is none."""
-        path = os.path.realpath("/proc/self/fd/2")
-        return path if os.path.isfile(path) else ""
+        """See `_log_file`."""
+        return _log_file()
 
     def start(self, spec: LearnerSpec, place: Rendezvous | None = None) -> None:
         """Load the policy; with a ``place`` among several ranks, each holds a part of it.
@@ -204,6 +223,14 @@ class LearnerWorker:
         columns = self._learner.token_columns() if samples else {}
         pictures = self._learner.changed_pictures() if samples else {}
         return Learned(metrics=metrics, token_columns=columns, pictures=pictures)
+
+    def keeps_reference(self) -> bool:
+        """See `Learner.keeps_reference`."""
+        return self._learner.keeps_reference
+
+    def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        """See `Learner.reference_gaps`."""
+        return self._learner.reference_gaps(examples)
 
     def pack(self, version: int) -> WeightPackage:
         """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged.

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 from rlkl.actors.calls import wait_all
 from rlkl.actors.learner import RayLearner
 from rlkl.actors.turns import MemoryTurns
-from rlkl.actors.weight_transport import WeightTransport, Workers
+from rlkl.actors.weight_transport import WeightTransport
+from rlkl.actors.workers import FAILURES, Workers
 from rlkl.errors import ExportError, WeightSyncError
 from rlkl.learner.export import ExportScores
 from rlkl.recipe import Recipe
 from rlkl.types import Probe
-from rlkl.weights import Expected, Probes, Proof, Receipt, bounds_for, check_export
+from rlkl.weights import Expected, Probes, Proof, Scores, bounds_for, check_export
 from rlkl.weights.movement import rounding_between
 
 
@@ -36,8 +37,7 @@ class RayWeightSync:
     ) -> None:
         """Publish from ``learner`` to ``workers``; with ``turns``, they sleep until there is something to publish."""
         self._turns = turns
-        self._ranks, self._workers, self._names = learner.ranks, workers.actors, workers.names
-        self._timeout_s = workers.timeout_s
+        self._ranks, self._workers, self._names = learner.ranks, workers, workers.names
         self._transport = transport
         self._is_shared = recipe.rollout.tensor_parallel > 1
         layers, width = learner.ranks.call("name its size", "size")
@@ -54,19 +54,19 @@ class RayWeightSync:
 
         Raises `WeightSyncError`. Without workers, publish nothing.
         """
-        if not self._workers:
+        if not len(self._workers):
             return 0.0
         keep = self._proof.wants_probes and len(probes) > 0
         asked = Probes(kept=probes) if keep else Probes(current=probes, kept=self._proof.kept)
-        before = self._scores_before(probes) if keep else []
+        scores_before = self._ask_for_scores(probes) if keep else list
         # The learner scores before it packs: on one machine the engines' scoring would slow it down, and it theirs.
         expected: Expected = self._ranks.call("score the probes", "expect", asked)
         if self._proof.wants_rounding:
             rounded = self._ranks.call("measure its rounding", "probe_rounded", probes)
             self._proof.allow(rounding_between(expected.after.current, rounded))
-        self._transport.send(version, asked)
-        scores = wait_all(before, who=self._names[: len(before)], what="score the probes", timeout_s=self._timeout_s)
-        receipts: list[Receipt] = self._transport.receipts()
+        scores = scores_before()
+        check = partial(self._proof.check_one, learner=expected.after, version=version)
+        receipts = self._transport.publish(version, asked, check)
         try:
             if keep and expected.before is not None:
                 self._proof.keep(probes, expected.before, dict(zip(self._names, scores, strict=True)))
@@ -91,16 +91,23 @@ class RayWeightSync:
             before, found.learner, found.exported, replace(bounds, rounding=max(bounds.rounding, found.rounding))
         )
 
-    def _scores_before(self, probes: Sequence[Probe]) -> list[Any]:
-        """Return references to the engines' log-probs with the weights before the step."""
+    def _ask_for_scores(self, probes: Sequence[Probe]) -> Callable[[], list[Scores]]:
+        """Let the engines score the probes with the weights before the step; return a function that waits for it."""
+        what = "score the probes"
         if self._turns is not None:
-            return self._turns.scores_before
-        return [worker.score.remote(probes) for worker in self._workers]
+            refs, timeout_s = self._turns.scores_before, self._workers.timeout_s
+            return lambda: wait_all(refs, who=self._names, what=what, timeout_s=timeout_s)
+        calls = self._workers.call(lambda actor: actor.score.remote(probes))
+        return lambda: self._workers.collect(calls, what=what)
 
     def _diagnosis(self, package: Any) -> str:
         """Read the workers' weights back and name those that are not what was published."""
-        refs = [worker.differing_weights.remote(package) for worker in self._workers]
-        reports = wait_all(refs, who=self._names, what="read back weights", timeout_s=self._timeout_s)
+        workers, what = self._workers, "read back weights"
+        try:
+            refs = [call.answer for call in workers.call(lambda actor: actor.differing_weights.remote(package))]
+            reports = wait_all(refs, who=self._names, what=what, timeout_s=workers.timeout_s)
+        except FAILURES as error:
+            return f"The weights could not be read back: {error}"
         found = [f"{name}: {', '.join(report)}" for name, report in zip(self._names, reports, strict=True) if report]
         if found:
             return f"Read back, these are not what was published: {'; '.join(found)}."

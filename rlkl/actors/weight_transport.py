@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
 import ray
 
+from rlkl.actors import stacks
 from rlkl.actors.calls import wait, wait_all
 from rlkl.actors.learners import LEARNER, LearnerRanks
 from rlkl.actors.turns import MemoryTurns
+from rlkl.actors.workers import Publish, Workers
 from rlkl.errors import PeerFailedError, RlklError
 from rlkl.weights import GroupReceipt, Probes, Receipt
 from rlkl.weights.buckets import Manifest
@@ -26,29 +28,19 @@ _GRACE_S = 15.0
 """After the learner has failed to send: what the engines report until then may be the cause."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
-    """The actors of the rollout workers, `rlkl.actors.shells.RolloutWorker`, and their names in messages."""
-
-    actors: Sequence[Any]
-    names: Sequence[str]
-    timeout_s: float
-    """Deadline of each call."""
-
-
 class WeightTransport(Protocol):
     """One way for weights to travel."""
 
-    def send(self, version: int, probes: Probes) -> None:
-        """Send the learner's weights to every worker, which then scores the probes."""
-        ...
+    def publish(self, version: int, probes: Probes, check: Callable[[str, Receipt], object]) -> list[Receipt]:
+        """Send the learner's weights to every worker, which then scores the probes; return the reports in order.
 
-    def receipts(self) -> list[Receipt]:
-        """Return what the workers report on the weights that were sent last, in order."""
+        ``check`` is called with the name and the report of each worker that takes the place of one that failed, before
+        it serves; see `rlkl.actors.workers.Publish`.
+        """
         ...
 
     def package(self) -> Any:
-        """Return a reference to a package of these weights, to compare them with those of the workers."""
+        """Return a reference to a package of the last weights, to compare them with those of the workers."""
         ...
 
 
@@ -59,19 +51,14 @@ class HostTransport:
         """Send from ``ranks`` to ``workers``; with ``turns``, engines wake once the weights are packed."""
         self._ranks, self._workers, self._turns = ranks, workers, turns
         self._package: Any = None
-        self._answers: list[Any] = []
 
-    def send(self, version: int, probes: Probes) -> None:
-        """See `WeightTransport.send`."""
-        self._package = self._ranks.send("pack", version)
+    def publish(self, version: int, probes: Probes, check: Callable[[str, Receipt], object]) -> list[Receipt]:
+        """See `WeightTransport.publish`. A worker that fails is replaced, and the new one takes in the same weights."""
+        package = self._package = self._ranks.send("pack", version)
+        self._ranks.collect("pack the weights")  # a learner that failed is not taken for a worker that did
         if self._turns is not None:
             self._turns.to_engines(self._ranks)
-        self._answers = [worker.receive.remote(self._package, probes) for worker in self._workers.actors]
-
-    def receipts(self) -> list[Receipt]:
-        """See `WeightTransport.receipts`."""
-        workers = self._workers
-        return wait_all(self._answers, who=workers.names, what="take in weights", timeout_s=workers.timeout_s)
+        return self._workers.publish(Publish(receive=lambda actor: actor.receive.remote(package, probes), check=check))
 
     def package(self) -> Any:
         """See `WeightTransport.package`."""
@@ -101,33 +88,29 @@ class GroupTransport:
         self._port: int | None = None
         self._built = 0
         self._is_joined = False
-        self._sums: dict[str, int] = {}
         self._answers: list[Any] = []
         self._version = 0
 
-    def send(self, version: int, probes: Probes) -> None:
-        """See `WeightTransport.send`. Raises the error of the process that failed first, if it is known."""
+    def publish(self, version: int, probes: Probes, check: Callable[[str, Receipt], object]) -> list[Receipt]:
+        """See `WeightTransport.publish`. Raises the error of the process that failed first, if it is known.
+
+        No worker is replaced: a group cannot take in a new member between two publishes.
+        """
         if not self._is_joined:
             self._join()
         manifest: Manifest = self._ranks.call("list the weights", "manifest", version)
         self._is_joined = False  # until all have received: a group does not survive a failure
-        self._answers = [worker.receive_from_group.remote(manifest, probes) for worker in self._workers.actors]
-        self._sums = self._call_ranks("send weights", "send", manifest)
+        workers = self._workers.all_serving()
+        self._answers = [worker.actor.receive_from_group.remote(manifest, probes) for worker in workers]
         self._version = version
-
-    def receipts(self) -> list[Receipt]:
-        """See `WeightTransport.receipts`."""
+        sums: dict[str, int] = self._call_ranks("send weights", "send", manifest)
         answers: list[GroupReceipt] = self._wait("take in weights")
         self._is_joined = True
-        return [answer.compared(self._sums) for answer in answers]
+        return [answer.compared(sums) for answer in answers]
 
     def package(self) -> Any:
         """See `WeightTransport.package`. The learner packs its weights again, in host memory."""
         return self._ranks.send("pack_again", self._version)
-
-    def rebuild(self) -> None:
-        """Build the group anew at the next publish, for example because a worker was replaced."""
-        self._is_joined = False
 
     def _join(self) -> None:
         """Let the learner and all engines join a new group."""
@@ -135,7 +118,7 @@ class GroupTransport:
         if self._port is None:
             self._port = self._ranks.call("open a store", "open_group", settings.host, timeout_s)
         assert self._port is not None
-        size, count = settings.processes, len(self._workers.actors)
+        size, workers = settings.processes, self._workers.all_serving()
         engines = [name if size == 1 else f"{name}, process {n}" for name in self._workers.names for n in range(size)]
         places = [
             Place(
@@ -147,11 +130,11 @@ class GroupTransport:
                 timeout_s=timeout_s,
                 backend=settings.backend,
             )
-            for rank in (0, *accumulate([size] * (count - 1), initial=1))
+            for rank in (0, *accumulate([size] * (len(workers) - 1), initial=1))
         ]
         self._built += 1
-        joined = zip(self._workers.actors, places[1:], strict=True)
-        self._answers = [worker.join_group.remote(place) for worker, place in joined]
+        joined = zip(workers, places[1:], strict=True)
+        self._answers = [worker.actor.join_group.remote(place) for worker, place in joined]
         try:
             self._call_ranks("join the group", "join_group", places[0])
             self._wait("join the group")
@@ -166,7 +149,8 @@ class GroupTransport:
         A worker that fails by itself is not waited out: the learner may wait for it until its deadline.
         """
         ours = self._ranks.send(method, argument)
-        end = time.monotonic() + self._workers.timeout_s
+        start = time.monotonic()
+        end = start + self._workers.timeout_s
         theirs = dict(zip(self._answers, self._workers.names, strict=True))
         while theirs:
             done, _ = ray.wait([ours, *theirs], timeout=max(end - time.monotonic(), 0.0))
@@ -176,7 +160,7 @@ class GroupTransport:
                 self._ranks.forget()
                 raise error
         try:
-            return self._ranks.collect(what)[0]
+            return self._ranks.collect(what, spent_s=time.monotonic() - start)[0]
         except RlklError as error:
             raise self._cause(what, error) from None
 
@@ -189,13 +173,19 @@ class GroupTransport:
             raise self._cause(what, error) from None
 
     def _cause(self, what: str, error: RlklError) -> RlklError:
-        """Return the error of a worker that failed by itself, or ``error`` if there is none."""
+        """Return the error of a worker that failed by itself, or ``error`` if there is none.
+
+        If there is none, a worker hangs: keep the stacks of those that have not answered.
+        """
         if not isinstance(error, PeerFailedError):
             return error
-        done, _ = ray.wait(self._answers, num_returns=len(self._answers), timeout=_GRACE_S)
+        done, hanging = ray.wait(self._answers, num_returns=len(self._answers), timeout=_GRACE_S)
         names = dict(zip(self._answers, self._workers.names, strict=True))
         causes = (_own_error(ref, names[ref], what) for ref in self._answers if ref in done)
-        return next((cause for cause in causes if cause is not None), error)
+        cause = next((cause for cause in causes if cause is not None), None)
+        if cause is None and hanging:
+            return PeerFailedError(f"{error}{stacks.keep(str(error), {names[ref]: ref for ref in hanging})}")
+        return cause or error
 
 
 def _own_error(ref: Any, name: str, what: str) -> RlklError | None:

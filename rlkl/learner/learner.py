@@ -169,17 +169,16 @@ class Learner:
         return self._last.pictures if self._last is not None else {}
 
     def token_columns(self) -> dict[str, list[tuple[float, ...]]]:
-        """Return the rule's per-token columns of the batch: a tuple an example, a number a response token.
+        """Return the per-token columns of the batch: a tuple an example, a number a response token.
 
         Call it after `step`. Responses that the rule took out of the training (``mask_truncated``) are included.
         """
         if self._last is None:
             return {}
         masks_BT = self._last.sampled_BT
-        columns = self._update.token_columns(replace(self._last.batch, response_BT=masks_BT))
         return {
             name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=True)]
-            for name, x_BT in columns.items()
+            for name, x_BT in self._last.token_columns().items()
         }
 
     @property
@@ -191,7 +190,7 @@ class Learner:
         """Run all epochs, minibatches and micro-batches over the prepared batch; return means over optimizer steps.
 
         An error leaves the weights, the optimizer and the rule as the step before left them, so that they can be
-        saved; `LearnerError` if a gradient is not finite.
+        saved; `NumericalFault` if a loss or a gradient is not finite.
         """
         prepared, self._prepared = self._prepared, None
         if prepared is None:
@@ -227,6 +226,15 @@ class Learner:
             raise
         self.moved = self.moved or any(r["optim/lr"] > 0 and r["optim/grad_norm"] > 0 for r in records)
         return {**prepared.metrics, **_means(records), "optim/lr": records[-1]["optim/lr"], "optim/skipped": 0.0}
+
+    def try_rows(self, rows_B: Tensor) -> dict[str, float]:
+        """Return the losses and the gradient's norm of some rows of the prepared batch alone; nothing is learned.
+
+        Raises `NumericalFault` if one of them is not finite.
+        """
+        assert self._last is not None, "prepare comes first"
+        batch = self._last.batch.rows(rows_B).recounted()
+        return self._gradient(batch, StartSignals.zeros(batch) if self._last.pending else None)
 
     def _gradient(self, batch: Batch, start: StartSignals | None) -> dict[str, float]:
         """Accumulate the clipped gradient of one optimizer step; return its losses and metrics.
@@ -275,6 +283,23 @@ class Learner:
         logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=device, entropy=False)
         rows = logprobs_BT[:, 1:].tolist()
         return [tuple(row[: len(probe.token_ids) - 1]) for row, probe in zip(rows, probes, strict=True)]
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a reference is loaded."""
+        return self._models.reference is not None
+
+    @torch.no_grad()
+    def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        """Return the sum over each response of log policy - log reference, both at temperature 1 (nats)."""
+        assert self._models.reference is not None
+        batch = self._preparer.pack(examples)
+        settings = replace(self._signals, temperature=1.0)
+        policy_BT, reference_BT = (
+            frozen_token_signals(model, batch, settings, device=self._device, entropy=False)[0]
+            for model in (self._models.policy, self._models.reference)
+        )
+        return torch.where(batch.response_BT, policy_BT - reference_BT, 0.0).double().sum(dim=1).tolist()
 
     def probe_rounded(self, probes: Sequence[Probe]) -> list[tuple[float, ...]]:
         """Compute what `probe` does, with one more rounding after each layer. See `rounded_otherwise`."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 MANIFEST_FILE = "manifest.json"
 _THREADS = 4
@@ -83,7 +83,11 @@ def write_manifest(folder: Path, files: Mapping[str, SavedFile]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, SavedFile]:
     """Return the manifest in ``folder``; raises OSError, ValueError or TypeError if there is no readable one."""
-    return {name: SavedFile(**file) for name, file in json.loads((folder / MANIFEST_FILE).read_text()).items()}
+    files = {name: SavedFile(**file) for name, file in json.loads((folder / MANIFEST_FILE).read_text()).items()}
+    for name in files:
+        if (path := PurePosixPath(name)).is_absolute() or ".." in path.parts:
+            raise ValueError(f"it names {name!r}, which is not in the checkpoint")
+    return files
 
 
 def sync(path: Path) -> None:

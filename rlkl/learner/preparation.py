@@ -26,7 +26,7 @@ from rlkl.learner.state_metrics import LeftOut, StateMetrics, all_sampled
 from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.recipe import Recipe
 from rlkl.signals import Signal, Signals
-from rlkl.types import Example
+from rlkl.types import SHARED_TOKEN_COLUMNS, Example
 from rlkl.updates.base import HeadInput, PolicyUpdate
 
 
@@ -83,6 +83,18 @@ class Prepared:
         self.batch = replace(self.batch, signals=self.batch.signals.merged(found))
         self.metrics |= self.state.compute(self.start.logprobs_BT, self.start.entropy_BT)
         self.metrics |= self.update.start_metrics(self.batch.only("main"))
+
+    def token_columns(self) -> dict[str, Tensor]:
+        """Return numbers ``[B, T]`` for the sample files: those of every rule, then the rule's own. Call after `step`.
+
+        Log-probs and entropy are those of the start of the step. Without a reference there is no column of it.
+        """
+        signals = self.batch.signals
+        values = [self.batch.advantages_BT, self.start.logprobs_BT, self.start.entropy_BT]
+        if Signal.REFERENCE_LOGPROBS in signals:
+            values.append(signals[Signal.REFERENCE_LOGPROBS])
+        own = self.update.token_columns(replace(self.batch, response_BT=self.sampled_BT))
+        return {**dict(zip(SHARED_TOKEN_COLUMNS, values, strict=False)), **own}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, distributed
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from rlkl.errors import EnvironmentProblem
 
 LOOPBACK = "127.0.0.1"
 
@@ -29,9 +32,30 @@ class Rendezvous:
 
 
 def open_store(host: str, *, size: int, timeout_s: float) -> Any:
-    """Open the store that the ranks meet at, on a free port of this machine; its attribute ``port`` is the port."""
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, 0, size, is_master=True, timeout=timeout, wait_for_workers=False)
+    """Open the store that the ranks meet at, on a free port of this machine; its attribute ``port`` is the port.
+
+    It listens at ``host`` only, where torch by itself would listen at every address: it asks nobody for a token.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.bind((host, 0))
+    except OSError as error:
+        listener.close()
+        raise EnvironmentProblem(
+            f"the learner's ranks cannot meet at {host}: no network interface of that machine has this address "
+            f"({error}). Start Ray there with --node-ip-address set to an address that the machine has"
+        ) from error
+    port = listener.getsockname()[1]
+    return TCPStore(
+        host,
+        port,
+        size,
+        is_master=True,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def join_group(place: Rendezvous, device: torch.device, store: Any = None) -> None:

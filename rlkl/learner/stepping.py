@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlkl.errors import LearnerError
+from rlkl.errors import LearnerError, NumericalFault
 from rlkl.learner.masters import Masters
 from rlkl.learner.optimizers import HostedState, build_optimizer
 from rlkl.learner.ranks import Ranks
@@ -66,18 +66,22 @@ class Optimization:
                 parameter.grad = None
 
     def clip_gradients(self, losses: Mapping[str, float]) -> float:
-        """Clip the gradients to ``learner.max_grad_norm`` and return their norm before; `LearnerError` if not finite.
+        """Clip the gradients to ``learner.max_grad_norm`` and return their norm before.
 
-        ``losses`` are for the message.
+        ``losses`` by name, the whole one as ``loss/total``. Raises `NumericalFault` if it or the norm is not finite.
         """
         norm = self._clip()
+        after = (
+            "The weights are those of the last finished step. Lower learner.lr, or look for a reward of extreme size."
+        )
         if not math.isfinite(norm):
             broken = self._broken()
-            raise LearnerError(
+            raise NumericalFault(
                 f"the gradient is not finite (norm {norm}) at optimizer step {self.steps}, first in "
-                f"{', '.join(broken[:3])}; losses: {dict(losses)}. The weights are those of the last finished step. "
-                "Lower learner.lr, or look for a reward of extreme size."
+                f"{', '.join(broken[:3])}; losses: {dict(losses)}. {after}"
             )
+        if not math.isfinite(losses.get("loss/total", 0.0)):
+            raise NumericalFault(f"the loss is not finite at optimizer step {self.steps}: {dict(losses)}. {after}")
         return norm
 
     def _clip(self) -> float:

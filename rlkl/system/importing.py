@@ -43,12 +43,13 @@ class Importer:
         found = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("__")}
         if attribute not in found:
             problem = "is not callable" if hasattr(module, attribute) else "does not exist"
-            raise self.error(
-                f"{self.key} = '{reference}': '{attribute}' {problem} in {location}; {did_you_mean(attribute, found)}"
-            )
+            known = did_you_mean(attribute, found) if found else f"{location} defines no function and no class"
+            raise self.error(f"{self.key} = '{reference}': '{attribute}' {problem} in {location}; {known}")
         return found[attribute]
 
     def _file(self, path: Path) -> ModuleType:
+        if path.is_dir():
+            raise self.error(f"the {self.noun} file '{path}' is a folder; expected a file of Python code")
         if not path.is_file():
             if not path.parent.is_dir():
                 raise self.error(f"there is no {self.noun} file '{path}', nor the folder '{path.parent}'")
@@ -56,7 +57,16 @@ class Importer:
             raise self.error(
                 f"there is no {self.noun} file '{path}'; {did_you_mean(path.name, files, folder=path.parent)}"
             )
-        return self.source(path, path.read_bytes())
+        return self.source(path, self.text_of(path))
+
+    def text_of(self, path: Path) -> bytes:
+        """Read a file; raise ``error`` if that is not allowed."""
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise self.error(
+                f"the {self.noun} file '{path}' cannot be read ({error.strerror}); see that you may read it"
+            ) from error
 
     def source(self, path: Path, text: bytes) -> ModuleType:
         """Run ``text``, the contents of ``path``, as a module and return it; equal path and text share one module."""
@@ -72,21 +82,34 @@ class Importer:
         sys.modules[name] = module
         try:
             exec(compile(text, path, "exec"), module.__dict__)
-        except Exception as error:  # any error of a user's file is reported with its path
+        except KeyboardInterrupt:
             del sys.modules[name]
-            relative = isinstance(error, ImportError) and "relative import" in str(error)
-            hint = ". A file is no package: write 'import helper' instead of 'from . import helper'" if relative else ""
-            raise self.error(f"importing '{path}' raised {type(error).__name__}: {error}{hint}") from error
+            raise
+        except (Exception, SystemExit) as error:  # any error of a user's file is reported with its path
+            del sys.modules[name]
+            raise self.error(f"importing '{path}' raised {type(error).__name__}: {error}. {_way_out(error)}") from error
         return module
 
     def _module(self, name: str) -> ModuleType:
         _make_importable(Path.cwd())
         try:
             return importlib.import_module(name)
-        except Exception as error:  # any error of a user's module is reported with its name
+        except (Exception, SystemExit) as error:  # any error of a user's module is reported with its name
             raise self.error(
-                f"importing '{name}' (from {Path.cwd()} or an installed package) raised {type(error).__name__}: {error}"
+                f"importing '{name}' (from {Path.cwd()} or an installed package) raised {type(error).__name__}: "
+                f"{error}. {_way_out(error)}"
             ) from error
+
+
+def _way_out(error: BaseException) -> str:
+    """Return what a user can do about an import that failed."""
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "A file is no package: write 'import helper' instead of 'from . import helper'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"Install '{error.name}', or put its file beside the one that imports it"
+    if isinstance(error, SystemExit):
+        return "Put what ends the program below: if __name__ == '__main__'"
+    return "Correct it; --debug shows the traceback"
 
 
 def is_file(reference: str) -> bool:

@@ -69,7 +69,7 @@ class Clock:
     def metrics(self, *, rollouts: int, tokens: int) -> dict[str, float]:
         """Return seconds by part, and throughput; that of sampling only if something was sampled."""
         whole = time.perf_counter() - self.started
-        idle_s = min(self._idle_s() - self.idle_before_s, whole)
+        idle_s = min(max(self._idle_s() - self.idle_before_s, 0.0), whole)  # a new worker counts from 0
         if self.streams:
             self.spent["rollout"] = max(whole - idle_s, 0.0)
         counted = self.waited_s + self.spent["learner"]

@@ -78,7 +78,7 @@ class SampledGroups:
         samples = self.recipe.rollout.samples_per_prompt
         self._tell_failures(done, step)
         rollouts = [
-            _rollout(number % samples, completion, score, draws[number // samples].position)
+            rollout_of(number % samples, completion, score, draws[number // samples].position)
             for number, (completion, score) in enumerate(zip(completions, done.scored, strict=True))
         ]
         return [
@@ -116,7 +116,8 @@ class SampledGroups:
         logger.warning("step %d: %d scores failed (%s)%s", step_number(step), len(done.failures), counts, where)
 
 
-def _rollout(sample_index: int, completion: Completion, score: SampleReward, draw: int) -> Rollout:
+def rollout_of(sample_index: int, completion: Completion, score: SampleReward, draw: int) -> Rollout:
+    """Put a completion and its rewards together; raise `RolloutError` if it names no version of the weights."""
     if completion.weights_version is None:
         raise RolloutError("a completion came without the version of the weights that it was sampled with")
     return Rollout(

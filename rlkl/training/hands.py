@@ -8,7 +8,10 @@ from typing import Protocol
 
 from rlkl.learner.manifest import SavedFile
 from rlkl.rollout.engine import Request
-from rlkl.types import Completion, Learned, Probe, Selection
+from rlkl.types import Completion, Example, Learned, Probe, Selection
+
+Finished = list[tuple[int, Completion]]
+"""Completions with their requests' numbers."""
 
 
 class Sampler(Protocol):
@@ -29,6 +32,10 @@ class Sampler(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Let engines drop what they keep of earlier requests. No request is unfinished."""
+        ...
+
     @property
     def idle_s(self) -> float:
         """Seconds without a request, since the start: the mean over the workers."""
@@ -42,6 +49,17 @@ class LearnerHandle(Protocol):
         """Train on a selection. First compute the log-probs of ``probes`` with the weights before the step.
 
         ``samples``: also return token columns and pictures for the sample files.
+        """
+        ...
+
+    def keeps_reference(self) -> bool:
+        """Return whether the reference is loaded, so that `reference_gaps` can be measured."""
+        ...
+
+    def reference_gaps(self, examples: Sequence[Example]) -> Sequence[float]:
+        """Return the sum over each response of log policy - log reference at temperature 1 (nats).
+
+        With ``rollout.placement: colocated``, engines sleep from then on until the next publish.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Pending:
 def write_pending(folder: Path, pending: Pending) -> None:
     """Write the groups into a checkpoint's folder, as JSON; nothing if there are none. Prompts stay in the data."""
     if pending.groups:
-        groups = [[_plain(rollout) for rollout in group.rollouts] for group in pending.groups]
+        groups = [[plain_rollout(rollout) for rollout in group.rollouts] for group in pending.groups]
         (folder / _FILE).write_text(json.dumps({"rounds": pending.rounds, "groups": groups}) + "\n")
 
 
@@ -46,7 +47,7 @@ def read_pending(folder: Path, source: PromptSource, *, position: int) -> Pendin
         raise CheckpointError(f"{path} cannot be read ({error}); remove {folder} to use an older checkpoint") from error
 
 
-def _plain(rollout: Rollout) -> dict[str, Any]:
+def plain_rollout(rollout: Rollout) -> dict[str, Any]:
     """Return the values by name, without copies of them: there may be millions of tokens."""
     values = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
     completion = {field.name: getattr(rollout.completion, field.name) for field in fields(rollout.completion)}
@@ -55,11 +56,11 @@ def _plain(rollout: Rollout) -> dict[str, Any]:
 
 def _group(rows: list[dict[str, Any]], source: PromptSource) -> RolloutGroup:
     (prompt,) = source.take(rows[0]["draw"], 1)
-    return RolloutGroup(prompt=prompt, rollouts=tuple(_rollout(row) for row in rows))
+    return RolloutGroup(prompt=prompt, rollouts=tuple(read_rollout(row) for row in rows))
 
 
-def _rollout(row: dict[str, Any]) -> Rollout:
-    """Build a rollout of its values; JSON has made lists of its tuples."""
+def read_rollout(row: Mapping[str, Any]) -> Rollout:
+    """Build a rollout of the values of `plain_rollout`; JSON has made lists of its tuples."""
     completion = {name: _tuples(value) for name, value in row["completion"].items()}
     values = {name: _tuples(value) for name, value in row.items() if name != "completion"}
     return Rollout(completion=Completion(**completion), **values)

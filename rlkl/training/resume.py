@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlkl.data.prompts import PromptSource
@@ -18,9 +18,9 @@ from rlkl.recipe import Recipe
 from rlkl.recipe.changes import BOUND_BY_CONTENT, Change, changes, plain_values
 from rlkl.recipe.io import as_override, recipe_from
 from rlkl.recipe.resolved_model import ResolvedModel, ResolvedModels
-from rlkl.recipe.run_dir import RECIPE_FILE
+from rlkl.recipe.run_dir import EVAL_FILE, RECIPE_FILE
 from rlkl.system.importing import file_of, is_file
-from rlkl.training.checkpoint import Checkpoints, LoopState, read_state
+from rlkl.training.checkpoint import Checkpoints, LoopState
 from rlkl.updates.custom import OutsideSettings, rule_of
 from rlkl.updates.terms.custom import CustomTermSettings, term_of
 
@@ -31,23 +31,25 @@ _COLUMN = "column "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """The run that goes on, as its newest checkpoint has it."""
+    """The run that goes on, as its newest checkpoint that is whole has it."""
 
     run_dir: Path
     checkpoint: Path
     state: LoopState
+    damaged: Mapping[Path, str] = field(default_factory=dict)
+    """Newer checkpoints that are not whole, and what is wrong with each."""
 
 
 def newest(run_dir: Path, recipe: Recipe) -> Saved:
-    """Return the newest checkpoint; raise `CheckpointError` if there is none, or if nothing is left to do."""
-    checkpoint = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).latest()
-    state = read_state(checkpoint)
+    """Return the newest whole checkpoint; raise `CheckpointError` if there is none, or if nothing is left to do."""
+    found = Checkpoints(run_dir.absolute(), keep=recipe.checkpoint.keep).newest_whole()
+    checkpoint, state = found.checkpoint, found.state
     if state.step >= recipe.steps and _is_exported(checkpoint, run_dir / "policy"):
         raise CheckpointError(
             f"{checkpoint} has made {state.step} steps, and steps = {recipe.steps} asks for no more; to go on: "
             f"rlkl train --resume {run_dir} steps={max(recipe.steps, state.step) * 2}"
         )
-    return Saved(run_dir=run_dir, checkpoint=checkpoint, state=state)
+    return Saved(run_dir=run_dir, checkpoint=checkpoint, state=state, damaged=found.damaged)
 
 
 def origin_of(recipe: Recipe, models: ResolvedModels) -> dict[str, str]:
@@ -79,6 +81,7 @@ def check_recipe(saved: Saved, recipe: Recipe, *, allow_changed_rewards: bool) -
     """
     every = changes(_values_before(saved), plain_values(recipe))
     found = [change for change in every if not _is_free(saved, change)]
+    _warn_of_evaluation(saved, every)
     of_rewards = [change for change in found if change.is_within("rewards") or change.is_within("scoring")]
     refused = [change for change in found if change not in of_rewards] if allow_changed_rewards else found
     if not refused:
@@ -97,6 +100,17 @@ def check_recipe(saved: Saved, recipe: Recipe, *, allow_changed_rewards: bool) -
         f"To go on with the old values: rlkl train --resume {_words([str(saved.run_dir), *old, *kept])}\n"
         f"{_new_run(saved, [as_override(change.key, change.now) for change in refused])}"
     )
+
+
+def _warn_of_evaluation(saved: Saved, every: Iterable[Change]) -> None:
+    """Warn if later evaluations will not measure what earlier ones did."""
+    changed = [change for change in every if change.is_within("eval") and not change.is_within("eval.every")]
+    if changed and (saved.run_dir / EVAL_FILE).is_file():
+        logger.warning(
+            "the evaluation has changed, so the records in %s will not join up: %s",
+            saved.run_dir / EVAL_FILE,
+            ", ".join(map(str, changed)),
+        )
 
 
 def check_origin(saved: Saved, now: Mapping[str, str], recipe: Recipe) -> None:

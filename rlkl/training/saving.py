@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlkl.analysis.card.at_end import leave_card
 from rlkl.data.prompts import PromptSource
-from rlkl.errors import ExportError
+from rlkl.errors import ExportError, RewardError
+from rlkl.recipe.run_dir import start_anew
 from rlkl.rewards import RewardSet
 from rlkl.tracking.tracker import Tracker
-from rlkl.training.checkpoint import Checkpoints, LoopState
+from rlkl.training.checkpoint import Checkpoints, LoopState, remove_folder
 from rlkl.training.hands import Hands
 from rlkl.training.pending import Pending, write_pending
 from rlkl.training.publish import Publisher
@@ -60,14 +63,12 @@ class Saver:
             draft.written |= self.hands.learner.save(draft.folder)
 
     def export(self) -> Path:
-        """Copy the last checkpoint's policy to the run folder and prove that it is the learner's.
+        """Copy the last checkpoint's policy to the run folder, prove that it is the learner's, and leave a model card.
 
         Raises `ExportError`; the run folder then has no policy of these steps, and the checkpoint stays.
         """
-        final, aside = self.run_dir / "policy", self.run_dir / ".writing-policy"
-        shutil.rmtree(aside, ignore_errors=True)
+        final, aside = self.run_dir / "policy", self.copy_policy(".writing-policy")
         checkpoint = self.checkpoints.latest()
-        shutil.copytree(checkpoint / "policy", aside)
         try:
             self.hands.weights.check_export(aside, self.publisher.data_probes())
         except ExportError as error:
@@ -75,12 +76,21 @@ class Saver:
                 f"the exported policy is not what the learner holds, so {final} was not written: {error}. "
                 f"The checkpoint {checkpoint} is complete; what was exported is in {aside}"
             ) from error
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            remove_folder(final)
         aside.rename(final)
+        leave_card(self.run_dir)
         return final
 
-    def advice(self, step: int, problem: BaseException | None) -> str:
-        """Return the note for an error that ended the run: what is saved, and how to go on.
+    def copy_policy(self, name: str) -> Path:
+        """Copy the policy of the newest checkpoint to the folder ``name`` of the run; return the copy."""
+        copy = self.run_dir / name
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.checkpoints.latest() / "policy", copy)
+        return copy
+
+    def advice(self, step: int, error: BaseException, problem: BaseException | None) -> str:
+        """Return the note for the error that ended the run: what is saved, and how to go on.
 
         ``problem``: the error that saving itself ended with, if it did.
         """
@@ -90,6 +100,10 @@ class Saver:
             note = f"All {step} recorded steps are saved; the learner does not answer ({problem})."
         else:
             note = f"The steps since the last checkpoint could not be saved ({problem})."
-        if self.checkpoints.complete():
-            note += f" Once the cause is removed, go on with: rlkl train --resume {self.run_dir}"
+        if not self.checkpoints.complete():
+            return f"{note} There is no checkpoint to go on from; start the run anew: {start_anew(self.run_dir)}"
+        note += f" Once the cause is removed, go on with: rlkl train --resume {self.run_dir}"
+        if isinstance(error, RewardError):
+            skip = f"Add {shlex.quote(error.way_on)} to go on although the reward fails. " if error.way_on else ""
+            note += f"\n{skip}Add --allow-changed-rewards if you have changed the reward. Changed data need a new run."
         return note

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlkl.rollout.engine import Request
 from rlkl.training.clock import Clock
 from rlkl.training.collect import SampledGroups
+from rlkl.training.hands import Finished
 from rlkl.training.pending import Pending
 from rlkl.training.selection import Selector
-from rlkl.training.streaming import Stream
+from rlkl.training.streaming import Stream, sample_alone
 from rlkl.types import Selection, step_number
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,13 @@ class Schedule(Protocol):
 
     def take_back(self) -> None:
         """Make the last batch the next one again, if its step is not in the weights. An error has ended the run."""
+        ...
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        """Sample requests that are not of a batch, after a publish and before the next `collect`.
+
+        Yield them as they finish, all of the version that was published last. No batch depends on it.
+        """
         ...
 
     def pending(self) -> Pending:
@@ -97,6 +107,10 @@ class Alternate:
     def take_back(self) -> None:
         """See `Schedule.take_back`. The batch is sampled again, with the same seeds and weights."""
         self._batch = None
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        """See `Schedule.sample`. No other request is at the engines."""
+        return sample_alone(self.selector.sampler, requests)
 
     def pending(self) -> Pending:
         """See `Schedule.pending`."""
@@ -166,6 +180,10 @@ class OneStepOff:
             self.before_publish(Clock())
         except (Exception, SystemExit) as error:
             logger.warning("the batch of the next step was not sampled to its end (%s); a resume samples it", error)
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        """See `Schedule.sample`. No other request is at the engines: the next batch is finished between two steps."""
+        return sample_alone(self.selector.sampler, requests)
 
     def pending(self) -> Pending:
         """Return the next batch, which is finished between two steps."""

@@ -9,7 +9,8 @@ from rlkl.data.prompts import PromptSource
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import Draw
 from rlkl.training.clock import Clock
-from rlkl.training.collect import Collector
+from rlkl.training.collect import Collector, SampledGroups
+from rlkl.training.hands import Sampler
 from rlkl.types import Example, RolloutGroup, Selection
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.filters import filter_groups
@@ -25,6 +26,12 @@ class Selector:
     source: PromptSource
     collector: Collector
     update: PolicyUpdate
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler of the collector; stored pairs have none."""
+        assert isinstance(self.collector, SampledGroups), "nothing is sampled in this run"
+        return self.collector.sampler
 
     def collect(self, position: int, *, step: int, clock: Clock) -> Selection:
         """Collect rounds of prompts from ``position`` on until the rule has selected a full step of groups.
@@ -103,11 +110,17 @@ def left_out(groups: Sequence[RolloutGroup], examples: Sequence[Example]) -> lis
 
 
 def token_columns(selection: Selection, learned: Mapping[str, Sequence[tuple[float, ...]]]) -> Columns:
-    """Arrange the rule's per-token columns by rollout: one entry a rollout, None if it was not selected."""
-    keys = [(example.group, example.rollout.sample_index) for example in selection.examples]
+    """Arrange per-token columns by rollout: one entry a rollout, None if the rule does not train on it.
+
+    Sequences of other roles, such as replay, are not among the step's rollouts.
+    """
     columns: Columns = {}
     for name, rows in learned.items():
-        row_of = dict(zip(keys, rows, strict=True))
+        row_of = {
+            (example.group, example.rollout.sample_index): row
+            for example, row in zip(selection.examples, rows, strict=True)
+            if example.role == "main"
+        }
         columns[name] = [
             row_of.get((number, rollout.sample_index))
             for number, group in enumerate(selection.groups)

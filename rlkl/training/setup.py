@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
-
 from rlkl.actors.cluster import check_own_machine
 from rlkl.actors.hands import RayHands
-from rlkl.data.answers import find_turn_end
+from rlkl.analysis.report.at_end import report_at_end
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
-from rlkl.errors import InputError, MissingSignalError
+from rlkl.errors import ActorDiedError, DeadlineError, InputError, MissingSignalError
 from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
 from rlkl.learner.signals import check_supplied
+from rlkl.models.adapter import adapter_names
 from rlkl.models.resolve import resolve_models
 from rlkl.recipe import Recipe
 from rlkl.recipe.changes import plain_values, with_absolute_paths
 from rlkl.recipe.io import dump_recipe
 from rlkl.recipe.model_limits import check_limits
-from rlkl.recipe.placement import USABLE_GPU_MEMORY
-from rlkl.recipe.resolved_model import ResolvedModel, ResolvedModels
-from rlkl.recipe.run_dir import claim_run_dir, recipe_path, write_recipe
+from rlkl.recipe.resolved_model import ResolvedModels
+from rlkl.recipe.run_dir import NO_CHECKPOINT, claim_run_dir, has_checkpoint, recipe_path, write_recipe
 from rlkl.recipe.run_lock import lock_run_dir
+from rlkl.recipe.secret_values import check_no_secrets
 from rlkl.rewards import RewardSet, load_rewards
+from rlkl.rewards.loading import check_eval_names
 from rlkl.rollout.engine import EngineSettings, engine_class
+from rlkl.rollout.settings import engine_settings, load_tokenizer
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.signals import CLEAN
+from rlkl.system.interrupt import StopRequest
 from rlkl.system.machine import this_machine
+from rlkl.tracking.sinks.opening import check_sinks
 from rlkl.tracking.tracker import Tracker
-from rlkl.training.checkpoint import LoopState
+from rlkl.training.checkpoint import Checkpoints, LoopState
+from rlkl.training.evaluation import HeldOut, load_held_out
 from rlkl.training.loop import Trainer
 from rlkl.training.result import RunResult
 from rlkl.training.resume import (
@@ -52,6 +57,11 @@ from rlkl.updates import build_update
 from rlkl.updates.base import PolicyUpdate
 
 logger = logging.getLogger(__name__)
+
+_NO_PICTURES_IN_STREAM = (
+    "rollout.schedule = stream does not work with pictures: vLLM cannot forget what old weights saw of a picture while "
+    "a completion about it is being sampled. Set rollout.schedule: one_step_off"
+)
 
 
 def train(
@@ -70,15 +80,31 @@ def train(
     Raises an `InputError` for whatever is wrong with recipe, data, rewards or checkpoint, and if another process uses
     the run's folder, before anything starts; other `RlklError`s when the run fails. The run's checkpoints stay.
     """
+    run_dir, stop = resume_from, StopRequest()
     with ExitStack() as held:
-        saved = None
-        if resume_from is not None:
-            recipe_path(resume_from)  # raises if this is not the folder of a run
-            held.enter_context(lock_run_dir(resume_from))
-            saved = newest(resume_from, recipe)
-        setup = _prepare(recipe, rewards, saved, allow_changed_rewards=allow_changed_rewards)
-        run_dir = resume_from or held.enter_context(claim_run_dir(recipe)).run_dir
-        return _run(setup, run_dir, saved)
+        if run_dir is not None:
+            recipe_path(run_dir)  # raises if this is not the folder of a run
+            held.enter_context(lock_run_dir(run_dir))
+        for left in range(recipe.cluster.restarts, -1, -1):
+            saved = None if run_dir is None else newest(run_dir, recipe)
+            setup = _prepare(recipe, rewards, saved, allow_changed_rewards=allow_changed_rewards)
+            run_dir = run_dir or held.enter_context(claim_run_dir(recipe)).run_dir
+            try:
+                result = _run(setup, run_dir, saved, stop)
+                break
+            except (ActorDiedError, DeadlineError) as error:
+                if not left or not Checkpoints(run_dir, keep=recipe.checkpoint.keep).complete():
+                    raise
+                if stop.signal_number is not None:
+                    name = signal.Signals(stop.signal_number).name
+                    error.add_note(f"cluster.restarts does not apply: {name} has asked the run to end.")
+                    raise
+                logger.warning(
+                    "%s\nThe run goes on from its newest checkpoint; cluster.restarts: %d left", error, left - 1
+                )
+        if recipe.tracking.report:
+            report_at_end(result.run_dir)
+        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +121,7 @@ class _Setup:
     tokenizer: Any
     pictures: PictureProcessor | None
     source: PromptSource
+    held_out: HeldOut | None
     fingerprints: Mapping[str, str]
 
 
@@ -104,24 +131,29 @@ def _prepare(
     """Load and check all that a run needs; raise `InputError` for whatever cannot work."""
     stored = with_absolute_paths(recipe)
     dump_recipe(stored)  # raises for a value that no file can hold
+    check_no_secrets(stored)
     if saved is not None:
         check_recipe(saved, stored, allow_changed_rewards=allow_changed_rewards)
     reward_set = _load_rewards(recipe, functions)
     _check_engine(recipe)
+    check_sinks(recipe)
     update = _build_update(recipe)
     if saved is not None:
         check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     models = resolve_models(recipe)
-    tokenizer = _load_tokenizer(models.policy.path)
+    tokenizer = load_tokenizer(models.policy.path, models.policy.vocabulary)
     _check_sizes(models, recipe)
     pictures = load_picture_processor(models.policy, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)
-    reward_set.check(source.take(0, 2))
     columns, origin = columns_of(source), origin_of(recipe, models)
     if saved is not None:
         check_data(saved, source, columns, recipe)
         check_origin(saved, origin, recipe)
-    engine = _engine_settings(recipe, models.policy, tokenizer, source.images_per_prompt)
+    for warning in reward_set.check(source.prompts):
+        logger.warning("%s", warning)
+    held_out = _held_out(recipe, reward_set, Encoder(tokenizer=tokenizer, pictures=pictures))
+    images = max(len(prompt.images) for prompt in held_out.prompts) if held_out else 0
+    engine = engine_settings(recipe, models.policy, tokenizer, max(images, source.images_per_prompt))
     return _Setup(
         recipe=recipe,
         stored=stored,
@@ -138,25 +170,33 @@ def _prepare(
         tokenizer=tokenizer,
         pictures=pictures,
         source=source,
+        held_out=held_out,
         fingerprints={**origin, **columns},
     )
 
 
-def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
+def _run(setup: _Setup, run_dir: Path, saved: Saved | None, stop: StopRequest) -> RunResult:
     """Start the actors and train. The run's folder is locked."""
     recipe, reward_set = setup.recipe, setup.rewards
+    if saved is not None:
+        Checkpoints(run_dir, keep=recipe.checkpoint.keep).set_aside(saved.damaged)
     tracker = _open_records(run_dir, setup, saved.state if saved else None)
     try:
         with ExitStack() as running:
             tracker.note("starting the rewards")
-            running.callback(reward_set.close)
-            reward_set.start(timeout_s=recipe.cluster.start_timeout_s)
+            sets = [reward_set]
+            if setup.held_out is not None and recipe.eval is not None and recipe.eval.rewards:
+                sets.append(setup.held_out.rewards)
+            for one in sets:
+                running.callback(one.close)
+                one.start(timeout_s=recipe.cluster.start_timeout_s)
             workers = f"{recipe.rollout.workers} rollout worker(s)"
             tracker.note(f"starting Ray, the learner and {workers}, which load the model")
             hands = RayHands(recipe, setup.spec, setup.engine, run_dir.absolute())
             running.callback(hands.close)
-            running.callback(reward_set.close)  # once more: reward actors end before Ray does
-            reward_set.start_actors(hands.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
+            for one in sets:
+                running.callback(one.close)  # once more: reward actors end before Ray does
+                one.start_actors(hands.make_reward_worker, timeout_s=recipe.cluster.start_timeout_s)
             trainer = Trainer(
                 recipe=recipe,
                 run_dir=run_dir.absolute(),
@@ -166,15 +206,20 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None) -> RunResult:
                 update=setup.update,
                 tracker=tracker,
                 tokenizer=setup.tokenizer,
+                held_out=setup.held_out,
                 processor=setup.tokenizer if setup.pictures is None else setup.pictures.whole,
                 recipe_values=plain_values(setup.stored),
                 fingerprints=setup.fingerprints,
+                stop=stop,
             )
             if saved is not None:
                 trainer.resume(saved.checkpoint, saved.state)
             return trainer.run()
     except BaseException as error:
         tracker.fail(error)
+        if isinstance(error, KeyboardInterrupt):
+            kept = "what the last checkpoint holds is safe" if has_checkpoint(run_dir) else NO_CHECKPOINT
+            error.add_note(kept)
         raise
 
 
@@ -198,12 +243,33 @@ def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> Re
     return load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize)
 
 
+def _held_out(recipe: Recipe, rewards: RewardSet, encoder: Encoder) -> HeldOut | None:
+    """Load what the section ``eval`` names; None without it."""
+    if recipe.eval is None:
+        return None
+    if recipe.eval.rewards:
+        rewards = load_rewards(recipe.eval.rewards, for_evaluation=True, key="eval.rewards")
+    else:
+        check_eval_names(rewards.rewards)
+        rewards = rewards.for_evaluation()
+    held_out = load_held_out(recipe, recipe.eval, rewards, encoder)
+    if recipe.rollout.schedule == "stream" and any(prompt.images for prompt in held_out.prompts):
+        raise InputError(_NO_PICTURES_IN_STREAM)
+    return held_out
+
+
 def _open_records(run_dir: Path, setup: _Setup, state: LoopState | None) -> Tracker:
     """Write the recipe into the run's folder, and open all that is written there while the run goes on."""
     write_recipe(run_dir, dump_recipe(setup.stored))
     first_step = state.step if state else 0
     setup.rewards.open_folder(run_dir.absolute(), first_step=first_step)
-    return Tracker(run_dir.absolute(), setup.recipe, run_id=state.run_id if state else None, first_step=first_step)
+    return Tracker(
+        run_dir.absolute(),
+        setup.recipe,
+        run_id=state.run_id if state else None,
+        first_step=first_step,
+        tokenizer=setup.tokenizer,
+    )
 
 
 def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
@@ -212,10 +278,7 @@ def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None
     source = load_prompts(recipe.data, encoder, seed=recipe.seed)
     _check_pictures(update, source)
     if source.images_per_prompt and recipe.rollout.schedule == "stream":
-        raise InputError(
-            "rollout.schedule = stream does not work with pictures: vLLM cannot forget what old weights saw of a "
-            "picture while a completion about it is being sampled. Set rollout.schedule: one_step_off"
-        )
+        raise InputError(_NO_PICTURES_IN_STREAM)
     return source
 
 
@@ -231,57 +294,10 @@ def _check_pictures(update: PolicyUpdate, source: PromptSource) -> None:
         )
 
 
-def _load_tokenizer(model_path: str) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model.path = {model_path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a "
-            "Hugging Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"model.path = {model_path!r}: its tokenizer names no end-of-sequence token; set eos_token in it"
-        )
-    return tokenizer
-
-
 def _check_sizes(models: ResolvedModels, recipe: Recipe) -> None:
     """Refuse more actors than this machine can hold, and what the model or its engine cannot do."""
     check_own_machine(recipe, models)
     check_limits(recipe, models.policy.path, this_machine())
-
-
-def _engine_settings(recipe: Recipe, model: ResolvedModel, tokenizer: Any, images: int) -> EngineSettings:
-    return EngineSettings(
-        model_path=model.path,
-        dtype=recipe.model.dtype,
-        max_prompt_tokens=recipe.data.max_prompt_tokens,
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        temperature=recipe.rollout.temperature,
-        stop_token_ids=_stop_token_ids(model.path, tokenizer, recipe.data.chat_template_kwargs),
-        stop=tuple(recipe.rollout.stop),
-        tensor_parallel=recipe.rollout.tensor_parallel,
-        vllm=recipe.rollout.vllm.arguments,
-        # The placement lowers it later if several actors share a GPU.
-        memory_fraction=recipe.rollout.vllm.memory_fraction or USABLE_GPU_MEMORY,
-        kv_cache_gib=recipe.rollout.vllm.kv_cache_gib,
-        streams=recipe.rollout.schedule == "stream",
-        images_per_prompt=images,
-        pixels=recipe.data.pixels,
-        adapter=recipe.model.lora if recipe.model.publishes_adapters else None,
-        freeze_vision=recipe.model.freeze_vision,
-        image_token_id=model.image_token_id,
-    )
-
-
-def _stop_token_ids(model_path: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """List the ids that end a completion: end of sequence, the template's turn end, those of generation_config.json."""
-    end = find_turn_end(tokenizer, template_kwargs)
-    stops = [tokenizer.eos_token_id, *([] if end is None else [end.stop_id])]
-    try:
-        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # a model folder need not have generation settings
-        listed = None
-    stops += [listed] if isinstance(listed, int) else list(listed or ())
-    return tuple(dict.fromkeys(stops))
+    lora = recipe.model.lora
+    if lora is not None and lora.target_modules != "all-linear":  # raises if the model has no such module
+        adapter_names(models.policy.path, lora, freeze_vision=recipe.model.freeze_vision)

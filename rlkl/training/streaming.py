@@ -6,15 +6,17 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rlkl.errors import RewardError, RolloutError
+from rlkl.errors import RolloutError
 from rlkl.recipe.rollout_section import REJECTED_BATCHES
-from rlkl.rewards.scoring.reward_set import Round
+from rlkl.rewards.scoring.reward_set import Round, too_many_failed
 from rlkl.rollout.collect import Draw, with_text
+from rlkl.rollout.engine import Request
 from rlkl.training.clock import Clock
 from rlkl.training.collect import SampledGroups
+from rlkl.training.hands import Finished, Sampler
 from rlkl.training.pending import Pending
 from rlkl.training.selection import Selector
 from rlkl.types import Completion, RolloutGroup, Selection, step_number
@@ -45,13 +47,34 @@ class _Slot:
         return not (self.rejected or self.published)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Aside:
+    """Requests that are not of a batch. Their numbers at the sampler are negative, so that no draw has one of them."""
+
+    requests: Sequence[Request]
+    sent: bool = False
+    finished: Finished = field(default_factory=list)
+    """Completions that nobody has taken yet, numbered from 0."""
+
+
+def sample_alone(sampler: Sampler, requests: Sequence[Request]) -> Iterator[Finished]:
+    """Sample requests while no other is at the engines; let these forget them then.
+
+    A prefix cache that was filled by these would change the rounding of what is sampled next.
+    """
+    sampler.submit(requests)
+    yield from sampler.finished()
+    sampler.forget()
+
+
 class Stream:
     """Keeps the engines busy: a step trains on the next accepted groups in the order of their draws.
 
-    At most (max_staleness + 1) batches of groups are active. A group stops being active if the rule rejects it, or when
-    the weights that were trained on it are in all engines. So fewer than (max_staleness + 1) batches are ahead of a new
-    group, and it is trained on before the weights that began it are more than ``max_staleness`` versions old. Nothing
-    is dropped. If the rule rejects nothing, the timing does not change which prompts a batch holds.
+    A group is active from its draw until all engines hold weights that were trained on it, or until the rule rejects
+    it. At most (max_staleness + 1) batches of groups are active. So fewer batches than that are ahead of a new group.
+    It is therefore trained on before the weights that began it are more than ``max_staleness`` versions old.
+
+    No group is dropped. If the rule rejects nothing, the timing does not change which prompts a batch holds.
 
     One thread feeds the engines and the rewards; the loop's thread takes batches. `_changed` guards what both use.
     """
@@ -75,6 +98,7 @@ class Stream:
         self._failed: deque[Counter[str]] = deque(maxlen=self._wanted)
         """Failed scores by reward, of the groups that were scored last."""
         self._scoring_s = 0.0
+        self._aside: _Aside | None = None
         self._error: BaseException | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -117,6 +141,26 @@ class Stream:
     def take_back(self) -> None:
         """See `Schedule.take_back`."""
         self._batch = []
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[Finished]:
+        """See `Schedule.sample`. Groups of the coming batches are sampled meanwhile."""
+        if self._thread is None:  # the first batch has not begun
+            yield from sample_alone(self._sampler, requests)
+            return
+        left = len(requests)
+        with self._changed:
+            aside = self._aside = _Aside(requests=requests)
+            self._changed.notify_all()
+        while left:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error is not None or len(aside.finished) > 0)
+                if self._error is not None:
+                    raise self._error
+                part, aside.finished = aside.finished, []
+            left -= len(part)
+            yield part
+        with self._changed:
+            self._aside = None
 
     def pending(self) -> Pending:
         """Return all finished groups; the others are sampled again after a resume."""
@@ -163,20 +207,34 @@ class Stream:
         """Feed engines and rewards until the run ends."""
         try:
             while not self._closing:
-                self._begin_groups()
+                self._begin()
                 for finished in self._sampler.finished():
                     self._take(finished)
-                    self._begin_groups()
+                    self._begin()
                     if self._closing:
                         return
                 self._take([])
                 with self._changed:
                     pause_s = _LOOK_S if self._being_scored() else None
-                    self._changed.wait_for(lambda: self._closing or self._has_room(), pause_s)
+                    self._changed.wait_for(self._has_work, pause_s)
         except (Exception, SystemExit) as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _has_work(self) -> bool:
+        return self._closing or self._has_room() or (self._aside is not None and not self._aside.sent)
+
+    def _begin(self) -> None:
+        """Have new groups sampled, and requests that are not of a batch."""
+        self._begin_groups()
+        aside = self._aside
+        if aside is None or aside.sent:
+            return
+        aside.sent = True
+        for start in range(0, len(aside.requests), self._samples):
+            part = aside.requests[start : start + self._samples]
+            self._sampler.submit_together(part, first=start - len(aside.requests))
 
     def _has_room(self) -> bool:
         active = sum(slot.is_active for slot in self._slots.values())
@@ -200,6 +258,12 @@ class Stream:
 
     def _take(self, finished: Sequence[tuple[int, Completion]]) -> None:
         """Pass completions to the rewards, and take in the groups whose rewards are there."""
+        others = [(number, completion) for number, completion in finished if number < 0]
+        if others and self._aside is not None:
+            with self._changed:
+                self._aside.finished += [(number + len(self._aside.requests), one) for number, one in others]
+                self._changed.notify_all()
+        finished = [(number, completion) for number, completion in finished if number >= 0]
         decoded = with_text([completion for _, completion in finished], self._collector.decode)
         for (number, _), completion in zip(finished, decoded, strict=True):
             slot = self._slots[number // self._samples]
@@ -235,10 +299,10 @@ class Stream:
         for reward in self._collector.rewards.rewards:
             limit = reward.section.max_failed_fraction
             if total[reward.name] > limit * samples:
-                raise RewardError(
-                    f"reward '{reward.name}' failed on {total[reward.name]} of the last {len(self._failed)} x "
-                    f"{self._samples} samples, more than max_failed_fraction = {limit:g} of a step's {samples}. Mend "
-                    "the reward, or raise rewards[].max_failed_fraction"
+                raise too_many_failed(
+                    reward,
+                    f"failed on {total[reward.name]} of the last {len(self._failed)} x {self._samples} samples, more "
+                    f"than max_failed_fraction = {limit:g} of a step's {samples}.",
                 )
 
     def _check_rejections(self) -> None:

@@ -43,8 +43,8 @@ LOADED: dict[str, Case] = {
 
 REFUSED = {
     "refused": ("EnvironmentProblem", "does more between its hidden states and its logits than rlkl knows"),
-    "broken": ("RuntimeError", "ignore_mismatched_sizes"),
-    "cut off": ("SafetensorError", "file not fully covered"),
+    "broken": ("RecipeError", "Check that config.json and weights are of one model"),
+    "cut off": ("RecipeError", "file not fully covered"),
 }
 """Models that rank 0 cannot load or will not take, and its error."""
 

@@ -110,6 +110,7 @@ def build(case: Case, folder: Path, ranks: Ranks) -> Learner:
     tiled.TILE_IDS = logprobs.TILE_IDS = case.tile
     path = str(folder / case.path)
     learner = {"device": "cpu", "threads": 1, "lr": 1e-3, "micro_batch_tokens": 40, "track_reference_kl": True}
+    learner["adam_eps"] = 1e-5  # with 1e-8, the rounding of a gradient near 0 decides how far a weight moves
     recipe = Recipe.model_validate(
         {
             "model": {"path": path, **case.model},

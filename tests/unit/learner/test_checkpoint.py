@@ -1,4 +1,6 @@
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,39 @@ def test_only_the_last_ones_are_kept(tmp_path: Path):
     assert [path.name for path in checkpoints.complete()] == ["step_000010", "step_000015"]
     assert checkpoints.has(15)
     assert not checkpoints.has(5)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_and_not_of_their_names(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (999_900, 999_950, 1_000_000):
+        write(checkpoints, step)
+
+    assert [path.name for path in checkpoints.complete()] == ["step_999950", "step_1000000"]
+    assert checkpoints.latest().name == "step_1000000"
+    assert checkpoints.newest_whole().state.step == 1_000_000
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    write(checkpoints, 5)
+    whole = shutil.rmtree
+
+    def killed(folder: Path, **options: Any) -> None:
+        if (folder / "manifest.json").exists():
+            (folder / "manifest.json").unlink()
+            raise KeyboardInterrupt
+        whole(folder, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rlkl.training.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(checkpoints, 10)
+    assert {path.name for path in (tmp_path / "checkpoints").glob("step_*")} == {"step_000010"}
+
+    write(checkpoints, 15)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000015"]
 
 
 def test_a_checkpoint_that_broke_off_is_never_seen_and_costs_no_older_one(tmp_path: Path):
@@ -139,7 +174,7 @@ def test_a_checkpoint_is_used_only_if_every_file_of_its_manifest_is_there(tmp_pa
     assert read_state(checkpoints.latest()) == state(5)
     spoil(tmp_path / "checkpoints" / "step_000005", how)
 
-    with pytest.raises(CheckpointError, match=rf"step_000005 is not complete: {problem}.*Remove it to go on"):
+    with pytest.raises(CheckpointError, match=rf"step_000005 is not complete: {problem}"):
         read_state(checkpoints.latest())
     assert checkpoints.has(5) == (how == "changed"), "contents are compared before a resume, not each time"
 
@@ -152,6 +187,37 @@ def test_a_checkpoint_with_missing_files_is_written_anew_and_never_counts_as_one
     assert not checkpoints.has(5)
     write(checkpoints, 5)
     assert checkpoints.has(5)
+
+
+@pytest.mark.parametrize("how", ["gone", "short", "changed", "no manifest"])
+def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_is_kept_aside(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10):
+        write(checkpoints, step)
+    spoil(tmp_path / "checkpoints" / "step_000010", how)
+
+    found = checkpoints.newest_whole()
+    assert (found.checkpoint.name, found.state) == ("step_000005", state(5))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000005", "step_000010"]
+
+    checkpoints.set_aside(found.damaged)
+    assert "skipped and kept as damaged_step_000010: the checkpoint" in caplog.text
+    assert not checkpoints.has(10), "the step is saved anew"
+    write(checkpoints, 10)
+    assert checkpoints.newest_whole().checkpoint.name == "step_000010"
+    assert (tmp_path / "checkpoints" / "damaged_step_000010").is_dir()
+
+
+def test_if_no_checkpoint_is_whole_each_is_named(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10):
+        write(checkpoints, step)
+        spoil(tmp_path / "checkpoints" / f"step_{step:06d}", "changed")
+
+    with pytest.raises(CheckpointError, match=r"step_000010 is not complete(?s:.*)step_000005 is not complete"):
+        checkpoints.newest_whole()
 
 
 def test_an_unreadable_state_names_the_file(tmp_path: Path):

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlkl.learner.learner import Learner
 from rlkl.learner.signals import frozen_heads
 from rlkl.signals import Signal
-from rlkl.types import Example
+from rlkl.types import SHARED_TOKEN_COLUMNS, Example
 from rlkl.updates.base import PolicyUpdate
 from tests.builders import prepared_batch
 from tests.models import tiny_qwen3
@@ -123,6 +123,30 @@ def test_token_columns_see_the_log_probs_of_the_steps_start(model_path: str):
     fresh.prepare(batch(0), step=0)
     start_BT = prepared_batch(fresh).signals[Signal.PROXIMAL_LOGPROBS]
     assert torch.equal(prepared.signals[Signal.PROXIMAL_LOGPROBS], start_BT)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_advantages_and_log_probs_of_the_steps_start(model_path: str, rule: str):
+    learner = build(model_path, update=RULES[rule])
+    known = learner.prepare(batch(0), step=0)
+    known |= learner.step(0)
+    columns = learner.token_columns()
+    lengths = [len(example.rollout.completion.token_ids) for example in batch(0)]
+    assert set(columns) >= set(SHARED_TOKEN_COLUMNS)
+    assert all([len(row) for row in columns[name]] == lengths for name in SHARED_TOKEN_COLUMNS)
+    policy, reference = (sum(map(sum, columns[f"{model}_logprobs"])) for model in ("policy", "reference"))
+    assert (policy - reference) / len(lengths) == pytest.approx(known["kl/policy_to_reference"], abs=1e-4)
+    assert all(value < 0 for row in columns["policy_logprobs"] for value in row)
+    assert all(value > 0 for row in columns["entropy"] for value in row)
+    if RULES[rule]["rule"] == "grpo":
+        assert any(value > 0 for row in columns["advantages"] for value in row)
+
+
+def test_without_a_reference_there_is_no_column_of_it(model_path: str):
+    learner = build(model_path, update={"rule": "grpo", "kl_coef": 0.0}, learner={"track_reference_kl": False})
+    learner.prepare(batch(0), step=0)
+    learner.step(0)
+    assert list(learner.token_columns()) == ["advantages", "policy_logprobs", "entropy"]
 
 
 def test_a_custom_rule_that_names_nothing_keeps_its_signals_before_credit(model_path: str):

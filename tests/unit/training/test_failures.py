@@ -33,7 +33,7 @@ from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.loop import Trainer
 from rlkl.training.schedules import Alternate
-from rlkl.types import Learned, Probe, Selection
+from rlkl.types import Example, Learned, Probe, Selection
 from rlkl.updates import build_update
 from rlkl.weights import Probes
 from tests.models import tiny_qwen3
@@ -83,6 +83,12 @@ class LocalHands:
 
     def finished_steps(self) -> int:
         return self.shell.finished_steps()
+
+    def keeps_reference(self) -> bool:
+        return self.shell.keeps_reference()
+
+    def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        return self.shell.reference_gaps(examples)
 
     def save(self, folder: Path) -> dict[str, SavedFile]:
         return self.shell.save(str(folder))
@@ -170,6 +176,8 @@ class Fault:
     """Which call fails, from 1."""
     recorded: int | None = None
     """The last step in ``metrics.jsonl`` when the run has ended; ``saved`` where left out."""
+    unpublished: bool = False
+    """The last record has no metrics of the publish."""
 
     def inject(self, run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
         target, calls = self.at(run), []
@@ -248,7 +256,10 @@ FAULTS = {
     ),
     "the rule's notes": Fault(at=lambda run: learner_of(run)._update, method="observe", error=KeyError("x"), saved=2),
     "publishing": Fault(
-        at=lambda run: run.hands, method="publish", error=WeightSyncError("stale"), call=4, saved=3, recorded=2
+        at=lambda run: run.hands, method="publish", error=WeightSyncError("stale"), call=4, saved=3, unpublished=True
+    ),
+    "waiting for the engines": Fault(
+        at=lambda run: run.schedule, method="before_publish", error=KeyError("x"), saved=3, unpublished=True
     ),
     "alarms": Fault(at=lambda run: run.update, method="alarms", error=ZeroDivisionError(), saved=3, recorded=2),
     "the record": Fault(
@@ -288,9 +299,28 @@ def test_a_failing_step_loses_nothing_and_a_resume_ends_where_an_undisturbed_run
     whole, joined = records(undisturbed), records(tmp_path)
     unrecorded = set(range(kept + 1, fault.saved + 1))
     assert set(joined) == set(whole) - unrecorded
-    assert all(joined[step] == whole[step] for step in joined)
+    unpublished = {fault.saved} if fault.unpublished else set()
+    assert all(joined[step] == whole[step] for step in joined if step not in unpublished)
+    for step in unpublished:
+        missing = {key for key in whole[step] if joined[step].get(key) != whole[step][key]}
+        assert missing == {"weights/verified", "weights/probe_max", "weights/version"}
+        assert (tmp_path / "samples" / f"step_{step:06d}.parquet").is_file()
     assert weights(tmp_path).keys() == weights(undisturbed).keys()
     assert all(torch.equal(tensor, weights(undisturbed)[name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_record_that_fails_after_a_failed_publish_hides_no_error_and_loses_no_step(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    run = build(tmp_path, recipe_for(model_path))
+    for name in ("publishing", "alarms"):
+        FAULTS[name].inject(run, monkeypatch)
+
+    with pytest.raises(WeightSyncError, match="stale"):
+        run.run()
+    assert read_state(Checkpoints(tmp_path, keep=2).latest()).step == 3
+    assert list(records(tmp_path)) == [1, 2]
+    assert "step 3 is saved, but its record is not complete" in caplog.text
 
 
 def test_a_single_optimizer_step_that_breaks_off_is_not_saved(
@@ -336,7 +366,11 @@ def test_a_disk_that_is_full_leaves_no_half_checkpoint_and_the_note_says_so(
     with pytest.raises(OSError, match="no space left") as caught:
         run.run()
     assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert caught.value.__notes__ == ["The steps since the last checkpoint could not be saved (no space left)."]
+    (note,) = caught.value.__notes__
+    assert note.startswith("The steps since the last checkpoint could not be saved (the checkpoint ")
+    assert (
+        f"{tmp_path / 'checkpoints' / 'step_000003'} cannot be written (no space left). Free room on that disk" in note
+    )
 
 
 def test_a_learner_that_dies_after_the_last_checkpoint_has_lost_nothing(
@@ -386,3 +420,31 @@ def test_a_gradient_that_is_not_finite_in_the_second_optimizer_step_leaves_the_w
     before = learner_of(resumed(tmp_path, recipe_for(model_path)))
     now = dict(learner_of(run).policy.published())
     assert all(torch.equal(now[name], tensor) for name, tensor in before.policy.published())
+
+
+def fails_late(path: Path, *, after: int) -> dict[str, Any]:
+    """Write a reward that fails once it has scored ``after`` samples; return its section."""
+    path.write_text(
+        f"seen = []\ndef fails(completion):\n    seen.append(completion)\n    return 1 / (len(seen) <= {after})\n"
+    )
+    return {"function": f"{path}:fails", "mode": "inline"}
+
+
+def test_after_a_failing_reward_the_note_names_the_ways_that_work(model_path: Path, tmp_path: Path):
+    recipe = recipe_for(model_path, rewards=[fails_late(tmp_path / "my.py", after=2 * 16)])
+    run = build(tmp_path / "run", recipe)
+    with pytest.raises(RewardError) as caught:
+        run.run()
+    (note,) = caught.value.__notes__
+    assert f"go on with: rlkl train --resume {tmp_path / 'run'}\n" in note
+    assert "Add 'rewards[0].on_error=drop_sample' to go on although the reward fails" in note
+    assert "--allow-changed-rewards" in note
+
+
+def test_a_run_that_fails_in_its_first_step_has_nothing_to_resume(model_path: Path, tmp_path: Path):
+    run = build(tmp_path / "run", recipe_for(model_path, rewards=[fails_late(tmp_path / "my.py", after=0)]))
+    with pytest.raises(RewardError) as caught:
+        run.run()
+    (note,) = caught.value.__notes__
+    assert "--resume" not in note
+    assert f"start the run anew: rlkl train {tmp_path / 'run' / 'recipe.yaml'} run.dir=NEW_FOLDER" in note

@@ -17,6 +17,7 @@ from rlkl.learner.manifest import SavedFile, list_files
 from rlkl.recipe import Recipe, RewardSection
 from rlkl.rewards import load_rewards
 from rlkl.rollout.engine import Request
+from rlkl.system.interrupt import Terminated
 from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.records.reading import read_metrics
 from rlkl.tracking.tracker import Tracker
@@ -40,6 +41,7 @@ class ScriptedHands:
         self.exported: list[str] = []
         self.export_problem: str | None = None
         self.stop_at_step: int | None = None
+        self.stop_at_version: int | None = None
         self.gradient = 0.5
         self.steps_made = 0
 
@@ -92,6 +94,8 @@ class ScriptedHands:
 
     def publish(self, version: int, probes: Sequence[Probe]) -> float:
         self.published.append((version, len(probes)))
+        if version == self.stop_at_version:
+            os.kill(os.getpid(), signal.SIGTERM)
         return 1e-6
 
     def check_export(self, folder: Path, probes: Sequence[Probe]) -> None:
@@ -111,6 +115,14 @@ class ScriptedHands:
         self.steps_made = int((folder / "policy" / "weights").read_text())
 
     def close(self) -> None: ...
+
+    def forget(self) -> None: ...
+
+    def keeps_reference(self) -> bool:
+        return False
+
+    def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        raise NotImplementedError
 
 
 def is_seven(completion: str) -> float:
@@ -315,6 +327,17 @@ def test_a_stop_finishes_the_step_and_saves_it(tmp_path: Path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
     assert read_state(Checkpoints(tmp_path, keep=2).latest()).step == 2
     assert not (tmp_path / "policy").exists()
+
+
+def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path):
+    run = trainer(tmp_path, steps=9)
+    hands_of(run).stop_at_version = 0
+
+    with pytest.raises(Terminated):
+        run.run()
+    assert (hands_of(run).requests, hands_of(run).trained) == ([], [])
+    assert run.stop.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_failing_reward_keeps_every_finished_step(tmp_path: Path):

@@ -193,9 +193,19 @@ def test_where_and_how_it_computes_and_records_may_change(run: Path):
     )
 
 
+def test_the_fate_of_failed_samples_may_change(run: Path):
+    resume(run, "rewards[0].on_error=drop_sample")
+    resume(run, "rewards[0].on_error=constant", "rewards[0].error_value=0.0")
+
+
 def test_keys_that_may_change_exist():
     names = [key.name for key in describe_keys()]
     assert [key for key in MAY_CHANGE if not any(name == key or name.startswith(f"{key}.") for name in names)] == []
+
+
+def test_the_page_names_every_key_that_may_change():
+    page = (Path(__file__).parents[3] / "docs" / "resuming.md").read_text()
+    assert [key for key in MAY_CHANGE if f"`{key.removeprefix('rewards[].')}`" not in page] == []
 
 
 def overwrite(folder: Path, change: Callable[[Any], None]) -> None:

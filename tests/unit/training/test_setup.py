@@ -12,7 +12,8 @@ from huggingface_hub import constants
 
 from rlkl.cli import main
 from rlkl.errors import EnvironmentProblem, InputError
-from rlkl.recipe.io import load_recipe
+from rlkl.recipe.io import dump_recipe, load_recipe
+from rlkl.training import setup
 from rlkl.training.setup import train
 from tests.integration.runs import make_recipe
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
@@ -78,3 +79,47 @@ def test_a_model_that_is_not_there_ends_with_exit_code_2_and_its_key(
     assert main(["train", "quickstart", f"model.path={path}", "run.dir=run"]) == 2
     assert f"error: model.path = '{path}': there is no such folder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_anywhere_that_lack_a_column_of_a_reward_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    rows = [{"prompt": f"{number}+1=", "answer": "5"} for number in range(137)] + [{"prompt": "1+1="}] * 3
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "my.py").write_text("def right(completion, answer):\n    return 1.0\n")
+    recipe = make_recipe(
+        tmp_path / "run",
+        tiny_qwen3(tmp_path / "model", tied=False, seed=0),
+        data={"source": "rows.jsonl"},
+        rewards=[{"function": "my.py:right"}],
+    )
+    with pytest.raises(InputError, match=r"'answer' is missing or null in 3 of 140 rows \(first: prompt row-137\)"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (False, "stopped at once; there is no checkpoint yet, so start the run anew"),
+        (True, "stopped at once; what the last checkpoint holds is safe"),
+    ],
+)
+def test_a_run_that_is_stopped_at_once_says_whether_there_is_a_checkpoint(
+    saved: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run_dir = tmp_path / "run"
+
+    def stopped(*_: Any) -> None:
+        if saved:
+            (run_dir / "checkpoints" / "step_000002").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(setup, "RayHands", stopped)
+    recipe = make_recipe(run_dir, tiny_qwen3(tmp_path / "model", tied=False, seed=0), rollout={"engine": "hf"})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == told

@@ -1,0 +1,89 @@
+"""Stacks of real processes that wait, hang, or cannot answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rlkl.system.stacks import own_stacks, stacks_of
+
+HANGS = """
+import os, sys, threading, time
+from rlkl.system.stacks import answer_signal
+
+def waits_for_ever():
+    time.sleep(600)
+
+def is_stuck():
+    print(child, flush=True)
+    threading.Event().wait()
+
+if sys.argv[1] == "answers":
+    answer_signal()
+child = os.fork() if sys.argv[2] == "forks" else 0
+if sys.argv[2] == "forks" and child == 0:
+    waits_for_ever()
+threading.Thread(target=waits_for_ever, daemon=True).start()
+is_stuck()
+"""
+
+
+@contextmanager
+def hanging(answers: str = "answers", forks: str = "alone") -> Iterator[tuple[int, int]]:
+    """Start a process that hangs; yield its id and that of its child, 0 without one."""
+    process = subprocess.Popen([sys.executable, "-c", HANGS, answers, forks], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        yield process.pid, child
+    finally:
+        for one in filter(None, (child, process.pid)):
+            os.kill(one, signal.SIGKILL)
+        process.wait()
+
+
+def test_all_threads_of_a_hanging_process_are_shown_each_time():
+    with hanging() as (process, _):
+        for _ in range(2):
+            written = stacks_of(process)
+            assert written.count("in is_stuck") == 1
+            assert written.count("in waits_for_ever") == 1
+            assert written.index("in is_stuck") < written.index("in waits_for_ever")
+
+
+def test_processes_that_it_forked_are_asked_too():
+    with hanging(forks="forks") as (process, child):
+        written = stacks_of(process)
+    of_parent, _, of_child = written.partition(f"Process {child}:")
+    assert "in is_stuck" in of_parent
+    assert "in waits_for_ever" in of_child
+    assert "in is_stuck" not in of_child
+
+
+def test_a_process_that_did_not_agree_gets_no_signal():
+    with hanging("is silent") as (process, _):
+        written = stacks_of(process)
+        assert re.fullmatch(rf"Process {process} cannot write its stacks\. Its state is [RS]\.\n", written)
+        os.kill(process, 0)
+
+
+def test_a_stopped_process_is_called_stopped():
+    with hanging() as (process, _):
+        os.kill(process, signal.SIGSTOP)
+        written = stacks_of(process, timeout_s=0.2)
+    assert written.endswith("It has written nothing within 0.2 s. It is stopped, as by SIGSTOP.\n")
+
+
+def test_a_process_that_has_ended_is_called_so():
+    with hanging() as (process, _):
+        pass
+    assert stacks_of(process) == f"Process {process} cannot write its stacks. It has ended.\n"
+
+
+def test_the_own_stacks_have_this_test():
+    assert "in test_the_own_stacks_have_this_test" in own_stacks()
