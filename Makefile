@@ -1,8 +1,11 @@
 # make quickstart   train the quickstart recipe (W&B offline)
-# make test         run lint, types, docs and all tests
+# make test         run the audit, lint, types, docs and all tests
+# make audit        look for known vulnerabilities in the installed packages; skipped without pip-audit or a network
 # make docs         build the documentation in build/docs/site; a broken link is an error
 # make realistic    train every kind of model and write the table of docs/models.md (hours)
 # make bench        run every benchmark
+# make torture      kill short runs at random moments and compare them with undisturbed ones (KILLS=20 SEED=1)
+# make soak         run for MINUTES=30 and compare memory, handles, disk and step time of its first and last tenth
 # make gpu          run the tests and benchmarks that need a CUDA device
 # make install      set up .venv
 #
@@ -14,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: install quickstart test lint docs realistic bench gpu
+.PHONY: install quickstart test audit lint docs realistic bench gpu torture soak
 
 install: $(STAMP)
 
@@ -32,10 +35,13 @@ lint: $(STAMP)
 
 test: export HF_HUB_OFFLINE = 1
 test: export WANDB_MODE = offline
-test: lint docs
+test: audit lint docs
 	$(BIN)/pytest tests -n auto --maxprocesses=4 --ignore=tests/integration --ignore=tests/realistic --ignore=tests/gpu
 	$(BIN)/pytest tests/integration -n 2 --dist loadfile
 	$(BIN)/pytest tests/realistic
+
+audit: $(STAMP)
+	-$(BIN)/python .ci/audit.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/build_site.py
@@ -45,6 +51,15 @@ realistic: $(STAMP)
 
 bench: $(STAMP)
 	set -e; for file in $(BENCHMARKS); do $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; done
+
+KILLS ?= 20
+SEED ?= 1
+torture: $(STAMP)
+	$(BIN)/python -m tests.torture.torture --kills $(KILLS) --seed $(SEED)
+
+MINUTES ?= 30
+soak: $(STAMP)
+	$(BIN)/python -m tests.torture.soak --minutes $(MINUTES)
 
 gpu: export HF_HUB_OFFLINE = 1
 gpu: $(STAMP)
