@@ -1,4 +1,4 @@
-"""Puts recipes/*.yaml into the package that is built. Everything else about the package is in pyproject.toml."""
+"""Puts the YAML files of recipes/ into the package that is built. Everything else about it is in pyproject.toml."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ class BuildWithRecipes(build_py):
         super().run()
         if self.editable_mode:
             return
-        for recipe in sorted(Path("recipes").glob("*.yaml")):
-            target = Path(self.build_lib) / "rlkl" / "built_in_recipes" / recipe.name
+        for recipe in sorted(Path("recipes").rglob("*.yaml")):
+            target = Path(self.build_lib) / "rlkl" / "built_in_recipes" / recipe.relative_to("recipes")
             self.mkpath(str(target.parent))
             self.copy_file(str(recipe), str(target))
 

@@ -1,6 +1,6 @@
 """Does lag cost quality? Train two recipes under each schedule with several seeds, and print tables in Markdown.
 
-python -m benchmarks.schedule_quality FOLDER [--seeds 5]
+python -m benchmarks.schedule_quality [FOLDER] [--seeds 5]
 
 Runs that are in FOLDER already are not made again. A row is the mean and the standard deviation over the seeds of the
 mean over the last 5 steps. A difference is paired by seed, with its 95 % t interval.
@@ -35,7 +35,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 def main() -> None:
     """Make the runs that are missing, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/schedule_quality"))
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     for seed in range(arguments.seeds):

@@ -43,8 +43,8 @@ def train(steps: int, *, seed: int = 0) -> Iterator[float]:
     """Train and yield the mean reward of each step's completions, before the step."""
     torch.set_num_threads(1)  # the model is tiny: more threads would only wait for one another
     path = str(base_model("arithmetic"))
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     engine = HfEngine(_engine_settings(path, tokenizer))
     rows, reward_of = task_rows("arithmetic"), task_reward("arithmetic")

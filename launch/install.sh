@@ -47,6 +47,13 @@ remove_cuda_audio() {
     done
 }
 
+# trackio pins pillow below 13, and pip would replace the pillow 13 of all other packages. The sink works with 13, so
+# trackio comes without its dependencies. Those that nothing else brings are named here.
+install_trackio() {
+    pip install --no-deps 'trackio>=0.43,<0.44' 'gradio-client>=2.7,<3' 'orjson>=3.11,<4' 'brotli>=1.1,<2' \
+        'python-multipart>=0.0.20'
+}
+
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 [[ -x .venv/bin/python ]] || create_venv
@@ -59,3 +66,4 @@ esac
 extras=${EXTRAS-dev}
 pip install --editable ".[$accelerator${extras:+,$extras}]"
 [[ $accelerator == cuda ]] || remove_cuda_audio
+[[ ,$extras, != *,dev,* ]] || install_trackio

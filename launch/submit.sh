@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Submits a training run as a Ray job, follows its logs, and ends with the exit code of `rlkl train`.
+# Submits a training run as a Ray job, follows its logs, and ends with the exit code of `rlkl`.
 #
 #   launch/submit.sh RECIPE [section.key=value ...]
 #   launch/submit.sh --resume RUN_DIR
+#   launch/submit.sh sweep FILE [key=value ...] [--jobs N]
 #
 # With RAY_ADDRESS set, the job goes to that cluster (http://head:8265 or head:6379) and this folder is uploaded with it,
 # without .venv, runs and .git; name a run.dir that outlives the job. Otherwise it goes to the cluster that
@@ -18,7 +19,12 @@ need_ray
 (($# > 0)) || fail "which recipe? launch/submit.sh RECIPE [section.key=value ...]"
 job=rlkl-$(date +%Y%m%d-%H%M%S)-$$
 options=(--submission-id "$job")
-command=(-m rlkl train "$@")
+if [[ $1 == sweep ]]; then
+    (($# > 1)) || fail "which sweep? launch/submit.sh sweep FILE [key=value ...]"
+    command=(-m rlkl "$@")
+else
+    command=(-m rlkl train "$@")
+fi
 
 if [[ -z ${RAY_ADDRESS:-} || $RAY_ADDRESS == "$(local_address)" ]]; then
     need_trust

@@ -128,9 +128,12 @@ class _Loaded:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.path)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                settings.path, dtype=getattr(torch, settings.dtype), output_loading_info=True
+                settings.path,
+                dtype=getattr(torch, settings.dtype),
+                output_loading_info=True,
+                trust_remote_code=False,
             )
             self._model: Any = model.to(device).eval()
         except (OSError, ValueError, RuntimeError) as error:

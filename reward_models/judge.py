@@ -274,4 +274,7 @@ def _text_of(reply: httpx.Response) -> str:
 
 
 def _told(reply: httpx.Response) -> str:
-    return f"status {reply.status_code}: {shorten(reply.text, 1000)}"
+    """Describe a reply, for records of failures. Some servers repeat the key that they refuse; it is left out."""
+    key = reply.request.headers.get("authorization", "").removeprefix("Bearer ")
+    text = reply.text.replace(key, "(the key)") if key else reply.text
+    return f"status {reply.status_code}: {shorten(text, 1000)}"

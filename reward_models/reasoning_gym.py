@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reward_models.evaluated_answers import is_code
 from reward_models.extraction import EXTRACTORS
 from reward_models.settings import check_choice, check_column, shorten, takes, text_of
 from rlkl.errors import RewardError, RewardInputError
@@ -31,7 +32,8 @@ class ReasoningGym:
     """Return the score, 0 to 1, that a task of reasoning-gym gives to the completion's answer; 0 without an answer.
 
     A row holds the task's entry as JSON text (``recipes/reasoning_gym_data.py`` writes such rows). An answer that the
-    verifier cannot read scores 0. Needs the package: ``pip install 'rlkl[reasoning-gym]'``.
+    verifier cannot read scores 0, and so does one that the verifier would run as code (`evaluated_answers`). Needs the
+    package: ``pip install 'rlkl[reasoning-gym]'``.
     """
 
     entry_column: str = "entry"
@@ -98,7 +100,10 @@ class _UnreadableError(Exception):
 
 
 def _verified(verify: _Verifier, entry: Mapping[str, Any], answer: Any) -> float:
-    """Return the verifier's score; raise `_UnreadableError` for whatever it raises."""
+    """Return the verifier's score; raise `_UnreadableError` for whatever it raises, and for answers that are code."""
+    task = entry["metadata"]["source_dataset"]
+    if any(isinstance(text, str) and is_code(task, text) for text in (answer, entry.get("answer"))):
+        raise _UnreadableError("the verifier would run the answer as code")
     try:
         return float(verify(answer=answer, entry=entry))
     except Exception as error:

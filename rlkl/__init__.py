@@ -9,17 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlkl.analysis.compare import compare
     from rlkl.recipe import Recipe
     from rlkl.recipe.io import load_recipe
     from rlkl.rewards import Reward, reward
     from rlkl.training.setup import train
 
-__all__ = ["Recipe", "Reward", "__version__", "load_recipe", "reward", "train"]
+__all__ = ["Recipe", "Reward", "__version__", "compare", "load_recipe", "reward", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Recipe": "rlkl.recipe",
     "Reward": "rlkl.rewards.function.result",
+    "compare": "rlkl.analysis.compare",
     "load_recipe": "rlkl.recipe.io",
     "reward": "rlkl.rewards.function.decorator",
     "train": "rlkl.training.setup",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,6 +63,9 @@ class MissingSignalError(InputError, KeyError):
 class RewardError(RlklError, RuntimeError):
     """A reward function raised, or returned something that is not a finite number."""
 
+    way_on: str = ""
+    """The override with which a run goes on although the reward fails; empty if there is none."""
+
 
 class RolloutError(RlklError, RuntimeError):
     """A rollout engine failed or answered something impossible."""
@@ -69,6 +73,10 @@ class RolloutError(RlklError, RuntimeError):
 
 class LearnerError(RlklError, RuntimeError):
     """A learner step produced a number that must not reach the weights (NaN, infinity)."""
+
+
+class NumericalFault(LearnerError, RolloutError):
+    """A loss, a gradient or a log-prob of a step is not finite. The weights are those of the step before."""
 
 
 class WeightSyncError(RlklError, RuntimeError):
@@ -91,18 +99,47 @@ class ActorDiedError(RlklError, RuntimeError):
     """A Ray actor ended. The message names it and carries its cause."""
 
 
+_WAYS_OUT = {
+    errno.ENOSPC: "Free room on that disk, or write to another one",
+    errno.EDQUOT: "Free room within your quota, or write to another disk",
+    errno.EROFS: "Choose a folder that is not read-only",
+    errno.EACCES: "Ask for the permission, or choose another file or folder",
+    errno.EPERM: "Ask for the permission, or choose another file or folder",
+    errno.ENOENT: "Check the name, and make the folders above it",
+    errno.EISDIR: "Name a file in that folder",
+    errno.ENOTDIR: "A part of that path is a file; choose another folder",
+    errno.EEXIST: "A file is where a folder is needed; choose another folder",
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 65536",
+    errno.ENFILE: "Close other programs: the whole machine has too many files open",
+    errno.EIO: "The disk or the network file system fails; look at its logs",
+}
+_WITHOUT_FILENAME = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""Python leaves the file out of these when it writes to one that is open already."""
+
+
+def about_files(error: OSError) -> str | None:
+    """Return a sentence on an error of a file or a disk, with the way out; None if the error is of another kind."""
+    if error.errno is None or (error.filename is None and error.errno not in _WITHOUT_FILENAME):
+        return None
+    place = "" if error.filename is None else f"{error.filename}: "
+    way = _WAYS_OUT.get(error.errno, "Check that path")
+    return f"{place}{error.strerror}. {way}. --debug shows where it happened"
+
+
 def did_you_mean(word: str, choices: Iterable[str], *, folder: Path | None = None) -> str:
     """Return the end of an error message: the nearest choice if there is one, then all of them (at most 20).
 
     If the choices are files, ``folder`` is where they are: the nearest one is then written as a path to copy.
 
     >>> did_you_mean("anwser", ["prompt", "answer"])
-    "did you mean 'answer'? There are: answer, prompt"
+    "did you mean 'answer'? Available: answer, prompt"
     """
     names = sorted(choices)
+    if not names:
+        return "there is none" if folder is None else f"nothing similar is in '{folder.absolute()}'"
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     near = get_close_matches(word, names, n=1)
     if not near:
-        return f"there are: {listed or 'none'}"
+        return f"available: {listed}"
     written = near[0] if folder is None else str(folder / near[0])
-    return f"did you mean '{written}'?" + (f" There are: {listed}" if len(names) > 1 else "")
+    return f"did you mean '{written}'?" + (f" Available: {listed}" if len(names) > 1 else "")

@@ -24,6 +24,10 @@ Role = Literal["main", "replay"]
 """The purpose of a sequence. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
 
 
+SHARED_TOKEN_COLUMNS = ("advantages", "policy_logprobs", "entropy", "reference_logprobs")
+"""Numbers a token in the sample files of every rule. Log-probs and entropy are those of the start of the step."""
+
+
 def step_number(step: int) -> int:
     """Return the number of the training step with index ``step``.
 
@@ -208,7 +212,7 @@ class Learned:
 
     metrics: Mapping[str, float]
     token_columns: Mapping[str, Sequence[tuple[float, ...]]] = field(default_factory=dict)
-    """The rule's numbers per token for the sample files, by column: one entry an example."""
+    """Numbers per token for the sample files, by column: one entry an example."""
     pictures: Mapping[str, Mapping[int, Sequence[Image]]] = field(default_factory=dict)
     """Pictures that the rule changed, for the sample files, by view and group."""
 
@@ -224,6 +228,8 @@ class MetricDefinition:
     """A description of bad values, and of their usual cause."""
     timing: bool = False
     """Measured on a clock: differs between two otherwise identical runs."""
+    higher_is_better: bool = False
+    """A reward, a monitor, or a score of an evaluation."""
 
     def matches(self, key: str) -> bool:
         parts = re.split(r"<\w+>", self.key)

@@ -30,6 +30,9 @@ class LocalSampler:
             self._left -= {number for number, _ in finished}
             yield finished
 
+    def forget(self) -> None:
+        self._worker.forget()
+
     @property
     def idle_s(self) -> float:
         return self._worker.finished(0.0).idle_s

@@ -23,6 +23,7 @@ from rlkl.rollout.engine_loop import EngineLoop
 from rlkl.tasks.characters import character_tokenizer
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
+from rlkl.training.evaluation import load_held_out
 from rlkl.training.loop import Trainer
 from rlkl.types import Completion, Example, Learned, Probe, Selection
 from rlkl.updates import build_update
@@ -111,6 +112,7 @@ class Sampler:
         self._loops = loops
         self._left: list[set[int]] = [set() for _ in loops]
         self.threads: set[int] = set()
+        self.forgotten = 0
 
     def submit(self, requests: Sequence[Request]) -> None:
         half = len(requests) // 2
@@ -133,6 +135,10 @@ class Sampler:
                     part = loop.finished(0.002)
                     left -= {number for number, _ in part}
                     yield part
+
+    def forget(self) -> None:
+        assert not any(self._left), "engines forget while they sample"
+        self.forgotten += 1
 
     @property
     def idle_s(self) -> float:
@@ -179,6 +185,13 @@ class Hands:
     def finished_steps(self) -> int:
         return self.steps_made
 
+    def keeps_reference(self) -> bool:
+        return True
+
+    def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        """As if every token had moved by a tenth a step."""
+        return [0.1 * self.steps_made * len(example.rollout.completion.token_ids) for example in examples]
+
     def save(self, folder: Path) -> dict[str, SavedFile]:
         (folder / "policy" / "weights").write_text(str(self.steps_made))
         return list_files(folder)
@@ -212,12 +225,15 @@ def build(run_dir: Path, delays: Delays, *, resume: Path | None = None, **sectio
         delays.pause(delays.reward, "reward", completion)
         return sum(int(digit) % 2 for digit in completion if digit.isdigit())
 
+    rewards, encoder = load_rewards([], [reward]), Encoder(tokenizer=TOKENIZER)
+    held_out = None if recipe.eval is None else load_held_out(recipe, recipe.eval, rewards.for_evaluation(), encoder)
     run = Trainer(
         recipe=recipe,
         run_dir=run_dir,
         hands=Hands(delays=delays),
-        source=load_prompts(recipe.data, Encoder(tokenizer=TOKENIZER), seed=recipe.seed),
-        rewards=load_rewards([], [reward]),
+        source=load_prompts(recipe.data, encoder, seed=recipe.seed),
+        held_out=held_out,
+        rewards=rewards,
         update=build_update(recipe.update),
         tracker=Tracker(run_dir, recipe, run_id=None, first_step=state.step if state else 0),
         tokenizer=TOKENIZER,

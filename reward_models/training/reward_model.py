@@ -16,8 +16,10 @@ from reward_models.training.recipe import RewardModelRecipe
 from reward_models.training.split import split_by_prompt
 from rlkl.errors import InputError
 from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.secret_values import check_no_secrets
 from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
+from rlkl.system.telemetry import silence_telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def train_reward_model(recipe: RewardModelRecipe) -> RewardModelResult:
     Raises an `InputError` for whatever is wrong with recipe, model or data, before the model is loaded.
     """
     ensure_torch_extras()
+    silence_telemetry()
     from reward_models.training.start import load_tokenizer, model_folder, on_threads, open_run
 
     path = model_folder(recipe.model.path)
@@ -69,6 +72,7 @@ def train_reward_model(recipe: RewardModelRecipe) -> RewardModelResult:
         parts=len(names),
         seed=recipe.seed,
     )
+    check_no_secrets(recipe)
     run_dir = open_run(recipe, dump_recipe(recipe))
     judged = [pairs[row] for row in held_out]
     scored: dict[str, list[ScoredPair]] = {}

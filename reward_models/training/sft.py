@@ -16,8 +16,10 @@ from reward_models.training.recipe import SftRecipe
 from reward_models.training.split import split_by_prompt
 from rlkl.errors import InputError, LearnerError
 from rlkl.recipe.io import dump_recipe
+from rlkl.recipe.secret_values import check_no_secrets
 from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
+from rlkl.system.telemetry import silence_telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def train_sft(recipe: SftRecipe) -> SftResult:
     Raises an `InputError` for whatever is wrong with recipe, model or data, before the model is loaded.
     """
     ensure_torch_extras()
+    silence_telemetry()
     from reward_models.training.start import load_tokenizer, model_folder, on_threads, open_run
 
     path = model_folder(recipe.model.path)
@@ -64,6 +67,7 @@ def train_sft(recipe: SftRecipe) -> SftResult:
     held_out, (trained,) = split_by_prompt(
         [row.prompt for row in rows], held_out_fraction=recipe.split.held_out_fraction, parts=1, seed=recipe.seed
     )
+    check_no_secrets(recipe)
     run_dir = open_run(recipe, dump_recipe(recipe))
     with on_threads(recipe.learner):
         before, after = _train(

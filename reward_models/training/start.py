@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from reward_models.training.recipe import LearnerSection, StartSection
-from rlkl.errors import InputError
 from rlkl.models.resolve import locate_model
-from rlkl.recipe.resolved_model import ModelName, read_model
+from rlkl.recipe.resolved_model import ModelName, check_weights, read_model
 from rlkl.recipe.run_dir import HasRun, claim_run_dir, write_recipe
+from rlkl.rollout import settings
 from rlkl.tasks.teaching import threads
 
 logger = logging.getLogger(__name__)
@@ -33,20 +33,14 @@ def model_folder(path: str) -> str:
     Raises `RecipeError` if there is no such model.
     """
     name = ModelName(key="model.path", value=path)
-    return read_model(locate_model(name), name).path
+    path = read_model(locate_model(name), name).path
+    check_weights(path, name)
+    return path
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer; raises `InputError` if there is none, or if it cannot end a sequence."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model.path = {path!r}: no tokenizer can be loaded from it ({error}). Expected a folder with a Hugging "
-            "Face model and its tokenizer, or a name that is in the local cache or can be downloaded"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"model.path = {path!r}: its tokenizer names no end-of-sequence token; set eos_token in it")
+    tokenizer: PreTrainedTokenizerBase = settings.load_tokenizer(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -24,6 +24,7 @@ from rlkl.costs.shapes import ModelShape
 from rlkl.errors import EnvironmentProblem, InputError
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe
+from rlkl.recipe.secret_values import check_no_secrets
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
 from rlkl.system.machine import Machine
 from rlkl.tasks import task_name
@@ -72,8 +73,10 @@ def run(options: Namespace) -> int:
     """Print the plan of a recipe on ``--gpus`` GPUs; return 0, or raise `EnvironmentProblem` if it does not fit."""
     from rlkl.commands.plan_cluster_view import show
 
+    recipe = load_recipe(options.recipe, *options.overrides)
+    check_no_secrets(recipe)
     plan = plan_cluster(
-        load_recipe(options.recipe, *options.overrides),
+        recipe,
         gpus=options.gpus,
         gpu=gpu_named(options.gpu),
         shape=options.shape,

@@ -23,7 +23,7 @@ from rlkl.costs.simulation import shared_out, simulate
 from rlkl.errors import InputError
 from rlkl.recipe import Recipe, RolloutSection
 from rlkl.recipe.io import load_recipe, read_values
-from rlkl.recipe.run_dir import METRICS_FILE, RECIPE_FILE
+from rlkl.recipe.run_dir import METRICS_FILE, RECIPE_FILE, recipe_path
 from rlkl.tracking.records.reading import read_metrics, sample_files
 from rlkl.updates.base_settings import most_kept
 
@@ -136,7 +136,7 @@ def read_run(run_dir: Path) -> Measured:
         raise InputError(
             f"--measured {run_dir}: no {RECIPE_FILE} there; expected the folder of a run, such as runs/NAME"
         )
-    values, _ = read_values(run_dir / RECIPE_FILE)
+    values, _ = read_values(recipe_path(run_dir))
     rollout = RolloutSection.model_validate(values.get("rollout") or {})
     if rollout.schedule != ALTERNATE or not rollout.workers:
         raise InputError(

@@ -23,6 +23,7 @@ def warnings_about(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
         *_on_models(recipe),
         *_on_rollouts(recipe, machine),
         *_on_optimisation(recipe),
+        *_on_evaluation(recipe),
         *_on_records(recipe),
     )
 
@@ -103,6 +104,27 @@ def _on_optimisation(recipe: Recipe) -> Iterator[str]:
         yield (
             f"learner.micro_batch_tokens = {learner.micro_batch_tokens} is below the longest sequence ({longest} "
             "tokens): such a sequence still runs, alone and with the memory that it needs"
+        )
+
+
+def _on_evaluation(recipe: Recipe) -> Iterator[str]:
+    if recipe.eval is None or recipe.eval_data is None:
+        return
+    own, data = recipe.eval_data, recipe.data
+    if (own.source, own.subset, own.split) == (data.source, data.subset, data.split):
+        yield (
+            f"eval.data is the data of the training ({data.source}): eval/mean does not show whether the policy does "
+            "well on other prompts. Name a split or a file that is held out"
+        )
+    if recipe.eval.every > recipe.steps:
+        yield (
+            f"eval.every = {recipe.eval.every} exceeds steps = {recipe.steps}: the run is evaluated at its start and "
+            "its end only"
+        )
+    if recipe.eval.temperature != 1:
+        yield (
+            f"eval.temperature = {recipe.eval.temperature:g}: there is no eval/kl, which is measured on samples at "
+            "temperature 1"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from argparse import Namespace
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rlkl.commands.outputs import check_out
 from rlkl.data.answers import AnswerEncoder
 from rlkl.data.chat import EncodedPrompt, refuse_surrogates
 from rlkl.data.prompts import Encoder, load_prompts
@@ -28,6 +30,8 @@ from rlkl.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 COMPLETION_COLUMN = "completion"
 _IDS = ("completion_ids", "prompt_ids")
@@ -56,6 +60,7 @@ def run(options: Namespace) -> int:
         raise InputError(f"rlkl score takes a recipe or --reward, not both; got the recipe {words[0]}")
     if not options.reward and (not words or "=" in words[0]):
         raise InputError("rlkl score needs --reward FILE:FUNCTION, or a recipe first (rlkl score RECIPE --data FILE)")
+    check_out("--out", options.out)
     recipe = load_rewards_only(options.reward, *words) if options.reward else load_recipe(words[0], *words[1:])
     report = score_data(recipe, options.data, tokenizer_path=options.tokenizer)
     show(report)
@@ -85,12 +90,13 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
         _refuse_ids(rewards, completions_too=any(row.columns.get("completion_ids") is None for row in rows))
     reader = _CompletionReader(recipe, tokenizer_path)
     groups = _grouped([(row, completion) for row in rows for completion in reader.read(row)])
-    rewards.check([prompt for prompt, _ in groups[:2]])
+    for warning in rewards.check([prompt for prompt, _ in groups], of="--data"):
+        logger.warning("%s", warning)
     samples = [(prompt, completion) for prompt, completions in groups for completion in completions]
     with ExitStack() as running:
         running.callback(rewards.close)
         start = time.perf_counter()
-        _start(rewards, recipe, running)
+        start_rewards(rewards, recipe, running)
         started = time.perf_counter()
         scoring = rewards.open_round(
             [prompt for prompt, _ in groups],
@@ -114,6 +120,7 @@ def score_data(recipe: Recipe, data: str, *, tokenizer_path: str | None = None) 
 
 def write_scores(report: ScoreReport, path: Path) -> None:
     """Write one JSON object a sample: prompt, completion, reward (null if it has none), and every reward by name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for prompt, completion, scored in zip(report.prompts, report.completions, report.round.scored, strict=True):
             row: dict[str, Any] = {"id": prompt.id, "prompt": prompt.text, "completion": completion.text}
@@ -124,9 +131,10 @@ def write_scores(report: ScoreReport, path: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _start(rewards: RewardSet, recipe: Recipe, running: ExitStack) -> None:
+def start_rewards(rewards: RewardSet, recipe: Recipe, running: ExitStack) -> None:
+    """Bring up all rewards, those in mode ``actor`` in Ray; ``running`` ends them."""
     rewards.start(timeout_s=recipe.cluster.start_timeout_s)
-    if any(section.mode == "actor" for section in recipe.rewards):
+    if any(reward.section.mode == "actor" for reward in rewards.rewards):
         from rlkl.actors.rewards import ray_for_rewards
 
         make_worker = running.enter_context(ray_for_rewards(recipe))
@@ -173,9 +181,15 @@ def _tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"--tokenizer {path}: cannot be loaded ({error}); expected a Hugging Face folder") from error
+        raise InputError(
+            f"--tokenizer {path}: cannot be loaded ({_first_line(error)}); expected a Hugging Face folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _refuse_ids(rewards: RewardSet, *, completions_too: bool) -> None:

@@ -39,6 +39,11 @@ def run(options: Namespace) -> int:
 
 def _recipe(words: Sequence[str], resume: Path | None) -> Recipe:
     if resume is not None:
+        if words and "=" not in words[0]:
+            raise InputError(
+                f"--resume {resume} takes the recipe of that run; leave {words[0]} out, and give changes as "
+                "section.key=value"
+            )
         return load_recipe(recipe_path(resume), *words)
     if not words or "=" in words[0]:
         raise InputError("rlkl train needs a recipe first (rlkl train RECIPE ...), or --resume RUN_DIR")

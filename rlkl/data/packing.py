@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlkl.batch import ROLES, Batch, Denominators, ImageInputs
 from rlkl.data.vision import PictureProcessor, image_inputs
-from rlkl.errors import RolloutError
+from rlkl.errors import NumericalFault
 from rlkl.functional.packing import shared_prefixes
 from rlkl.seeds import derive_seed
 from rlkl.types import Example
@@ -29,7 +29,7 @@ def pack(
     Tensors of `Batch` that are not made here start as zeros: `PolicyUpdate.credit` fills them. ``pictures`` cuts the
     prompts' pictures into patches; a picture that several sequences share is cut once.
 
-    Raises `RolloutError` if a log-prob of the sampler is not finite.
+    Raises `NumericalFault` if a log-prob of the sampler is not finite.
     """
     assert examples, "an empty batch has no tensors"
     prompts = [example.prompt.token_ids for example in examples]
@@ -71,7 +71,7 @@ def _check_sampler(logprobs_BT: Tensor, examples: Sequence[Example]) -> None:
         return
     row, column = (~torch.isfinite(logprobs_BT)).nonzero()[0].tolist()
     prompt = examples[row].prompt
-    raise RolloutError(
+    raise NumericalFault(
         f"the sampler gave the log-prob {float(logprobs_BT[row, column]):g} for token {column - len(prompt.token_ids)} "
         f"of a completion of prompt {prompt.id}: it drew a token that it holds for impossible, or its weights are not "
         "finite. Look at rollout.vllm, and at the weights of the last checkpoint"

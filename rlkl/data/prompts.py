@@ -24,7 +24,7 @@ from rlkl.types import Prompt
 if TYPE_CHECKING:
     from rlkl.data.vision import PictureProcessor
 
-__all__ = ["Encoder", "PromptSource", "check_prompts", "load_prompts"]
+__all__ = ["Encoder", "PromptSource", "check_prompts", "choose", "load_prompts"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,11 @@ class PromptSource:
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """All prompts, in the order of the data."""
+        return self._prompts
 
     @property
     def fingerprint(self) -> str:
@@ -132,16 +137,26 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
     return PromptSource(prompts, report, shuffle=section.shuffle, seed=seed)
 
 
-def check_prompts(section: DataSection) -> list[Prompt]:
+def choose(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """Return at most ``limit`` prompts in order: those whose ids have the smallest hashes, whatever the seed."""
+    if len(prompts) <= limit:
+        return list(prompts)
+    kept = sorted(prompts, key=lambda prompt: derive_seed(0, "eval/limit", prompt.id))[:limit]
+    ids = {prompt.id for prompt in kept}
+    return [prompt for prompt in prompts if prompt.id in ids]
+
+
+def check_prompts(section: DataSection) -> tuple[list[Prompt], DataReport]:
     """Check the rows of ``section.source`` as far as no tokenizer is needed; return their prompts without token ids.
 
-    Raises `DataError` as `load_prompts` does, but for the number of tokens, chat templates and pictures.
+    Also return the counts of rows that were left out. Raises `DataError` as `load_prompts` does, but for the number of
+    tokens, chat templates and pictures.
     """
     rows = read_rows(section)
     _check_columns(section, rows, _answer_columns(section))
     prompts, report = _read_prompts(rows, RowChecker(section=section))
     _refuse_bad_data(section, report, longest_answer=None)
-    return prompts
+    return prompts, report
 
 
 def _answer_columns(section: DataSection) -> dict[str, str]:
@@ -225,10 +240,16 @@ def _refuse_bad_data(section: DataSection, report: DataReport, *, longest_answer
     if report.kept and report.bad_fraction <= section.max_bad_fraction:
         return
     if not report.total:
-        raise DataError(f"data.source = '{section.source}' has no rows")
+        raise DataError(
+            f"data.source = '{section.source}' has no rows: expected one or more with a column "
+            f"'{section.prompt_column}' (data.prompt_column)"
+        )
+    mend = "Mend the rows"
+    if report.malformed and section.source.endswith(".jsonl"):
+        mend += " (a .jsonl file holds one JSON object a line, in UTF-8)"
     raise DataError(
         f"data.source = '{section.source}': {report}. At most data.max_bad_fraction = {section.max_bad_fraction} of "
-        "the rows may be left out, and one must be kept. Mend the rows, point data.prompt_column (now "
+        f"the rows may be left out, and one must be kept. {mend}, point data.prompt_column (now "
         f"'{section.prompt_column}') elsewhere, raise data.max_prompt_tokens (now {section.max_prompt_tokens}), "
         f"{'' if longest_answer is None else f'raise {longest_answer}, '}or raise data.max_bad_fraction"
     )

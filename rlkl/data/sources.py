@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkl.errors import DataError, did_you_mean
+from rlkl.errors import DataError, InputError, did_you_mean
 from rlkl.recipe import DataSection
 from rlkl.tasks import task_name, task_rows
 
@@ -38,20 +38,26 @@ def read_rows(section: DataSection) -> Rows:
     """Read all rows of ``section.source``.
 
     Raises:
-        DataError: there is no such file, data set, configuration or split, or it cannot be read.
-        InputError: there is no such task.
+        DataError: there is no such file, task, data set, configuration or split, or it cannot be read.
     """
     source = section.source
     task = task_name(source)
     if task is not None:
-        return _of_dicts(task_rows(task))
+        try:
+            return _of_dicts(task_rows(task))
+        except InputError as error:
+            raise DataError(f"data.source = '{source}': {error}") from error
     path = Path(source).expanduser()
     if path.suffix == ".jsonl":
         return _read_jsonl(_existing(path))
     if path.suffix == ".parquet":
         return _read_parquet(_existing(path))
     if path.is_file():
-        raise DataError(f"data.source = '{source}' is a {path.suffix or 'nameless'} file; use .jsonl or .parquet")
+        kind = f"a {path.suffix} file" if path.suffix else "a file without a suffix"
+        raise DataError(
+            f"data.source = '{source}' is {kind}; use .jsonl or .parquet. "
+            "pandas converts: pandas.read_csv(FILE).to_json('rows.jsonl', orient='records', lines=True)"
+        )
     data = _load_folder(path, section) if path.is_dir() else _load_named(source, section)
     return Rows(enumerate(dict(row) for row in data), frozenset(data.column_names))
 
@@ -69,14 +75,24 @@ def _of_dicts(rows: list[dict[str, Any]]) -> Rows:
 def _existing(path: Path) -> Path:
     if path.is_file():
         return path
+    if path.is_dir():
+        raise DataError(f"data.source = '{path}' is a folder; name a file in it, or rename the folder without a suffix")
     if not path.parent.is_dir():
         raise DataError(f"data.source = '{path}': there is no folder '{path.parent}' (here: {Path.cwd()})")
     files = [file.name for file in path.parent.iterdir() if file.suffix in (".jsonl", ".parquet")]
-    raise DataError(f"data.source = '{path}' does not exist; {did_you_mean(path.name, files, folder=path.parent)}")
+    known = did_you_mean(path.name, files, folder=path.parent)
+    if not files:
+        known = f"there is no .jsonl or .parquet file in '{path.parent.absolute()}'"
+    raise DataError(f"data.source = '{path}' does not exist; {known}")
 
 
 def _read_jsonl(path: Path) -> Rows:
-    numbered = list(_parse_lines(path))
+    try:
+        numbered = list(_parse_lines(path))
+    except OSError as error:
+        raise DataError(
+            f"data.source = '{path}' cannot be read ({error.strerror}); see that you may read it"
+        ) from error
     columns = frozenset(column for _, row in numbered if isinstance(row, dict) for column in row)
     return Rows(numbered, columns)
 
@@ -101,7 +117,7 @@ def _read_parquet(path: Path) -> Rows:
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"data.source = '{path}' cannot be read as parquet: {error}") from error
+        raise DataError(f"data.source = '{path}' cannot be read as parquet: {error}. Copy or write it again") from error
     return Rows(enumerate(table.to_pylist()), frozenset(table.column_names))
 
 
@@ -139,5 +155,16 @@ def _load_named(name: str, section: DataSection) -> Dataset:
     except (DatasetsError, OSError, ValueError) as error:
         raise DataError(
             f"data.source = '{name}' (data.subset {section.subset}, data.split {section.split}) is no .jsonl or "
-            f".parquet file and cannot be loaded as a Hugging Face data set: {error}"
+            f".parquet file and cannot be loaded as a Hugging Face data set: {error}. {_way_out(name)}"
         ) from error
+
+
+def _way_out(name: str) -> str:
+    """Return what to do about a data set that cannot be loaded."""
+    from huggingface_hub import constants
+
+    if Path(name).is_dir():
+        return "Name a .jsonl or .parquet file, or a folder that datasets' save_to_disk wrote"
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE forbids to download it: unset it, or name a .jsonl or .parquet file"
+    return "Check the name on huggingface.co/datasets, or name a .jsonl or .parquet file"

@@ -125,7 +125,7 @@ def load_picture_processor(
             f"{', '.join(SUPPORTED)}. Take one of these, or a text model"
         )
     try:
-        processor = AutoProcessor.from_pretrained(model.path)
+        processor = AutoProcessor.from_pretrained(model.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"model.path = {model.path!r}: its picture processor cannot be loaded ({error}); the folder needs "

@@ -103,9 +103,9 @@ def adapter_names(path: str, section: LoraSection, *, freeze_vision: bool) -> li
 
     from rlkl.models.language_model import model_class
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):
-        shell = model_class(config).from_config(config)
+        shell = model_class(config).from_config(config, trust_remote_code=False)
         add_adapter(shell, section, freeze_vision=freeze_vision)
     return [name for name, _ in adapter_parameters(shell)]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rlkl.tasks.cache import cache_folder
+from rlkl.system.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 

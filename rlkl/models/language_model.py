@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from rlkl.batch import ImageInputs
-from rlkl.errors import EnvironmentProblem
+from rlkl.errors import EnvironmentProblem, RecipeError
 from rlkl.functional.linear_scores import LinearHead
 from rlkl.functional.logprobs import Head
 from rlkl.functional.packing import Packing, shared_prefixes
@@ -62,17 +64,21 @@ class LanguageModel(nn.Module):
             self._load_on_first_rank(path, packed=packed, mesh=mesh)
 
     def _load(self, path: str, *, packed: bool) -> None:
-        config, attention = _config_and_attention(path)
-        model = model_class(config).from_pretrained(path, dtype=self.dtype, attn_implementation=attention)
-        self.model = _without_dropout(model).to(self.device)
+        config, settings = self._settings(path)
+        self.model = _without_dropout(_loaded(path, config, settings)).to(self.device)
         self._check_head()
         self.packs = packed and self._take_packed_attention()
 
     def _build_empty(self, path: str) -> None:
-        config, attention = _config_and_attention(path)
+        config, settings = self._settings(path)
         with META:
-            model = model_class(config).from_config(config, dtype=self.dtype, attn_implementation=attention)
+            model = model_class(config).from_config(config, **settings)
         self.model = _without_dropout(model)
+
+    def _settings(self, path: str) -> tuple[Any, dict[str, Any]]:
+        """Return a model's configuration, and how transformers builds it. Code in the model's folder never runs."""
+        config, attention = _config_and_attention(path)
+        return config, {"dtype": self.dtype, "attn_implementation": attention, "trust_remote_code": False}
 
     def _load_on_first_rank(self, path: str, *, packed: bool, mesh: DeviceMesh) -> None:
         """Load on rank 0, and build the model on the meta device of the others with what rank 0 found out."""
@@ -266,10 +272,34 @@ class LanguageModel(nn.Module):
 
 def _config_and_attention(path: str) -> tuple[Any, str]:
     """Return a model's configuration, and the attention of transformers for rows that are not packed."""
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     # torch's fused attention cannot cap its scores (Gemma 2) and would leave that out without a word.
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return config, "eager" if capped else "sdpa"
+
+
+def _loaded(path: str, config: Any, settings: Mapping[str, Any]) -> Any:
+    """Load the weights; raise `RecipeError` if they are not all there, or not those of ``config``.
+
+    transformers would give tensors that are missing random values, and only warn.
+    """
+    kind = model_class(config)
+    try:
+        model, found = kind.from_pretrained(path, **settings, output_loading_info=True)
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise RecipeError(
+            f"the weights of the model at {path!r} cannot be loaded ({str(error).strip().splitlines()[0]}). Check that "
+            "config.json and weights are of one model, and copy or download them again"
+        ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise RecipeError(
+            f"the weights of the model at {path!r} lack {', '.join(missing[:3])} ({len(missing)} tensors that its "
+            f"config.json, a {type(model).__name__}, asks for). Copy or download the model again, or choose a model "
+            "with all weights"
+        )
+    return model
 
 
 def model_class(config: Any) -> Any:

@@ -146,7 +146,7 @@ class Policy(LanguageModel):
         config = AutoConfig.for_model(**self.model.config.to_dict())
         config.dtype = self.export_dtype
         with torch.device("meta"):
-            shell = model_class(config).from_config(config)
+            shell = model_class(config).from_config(config, trust_remote_code=False)
         shell.generation_config = self.model.generation_config
         shell.save_pretrained(folder, state_dict=tensors)
         if self.adapter is not None:

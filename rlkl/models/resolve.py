@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlkl.costs.find import config_of
 from rlkl.errors import InputError, RecipeError
 from rlkl.models.vocabulary import check_same_tokens
 from rlkl.recipe import Recipe
@@ -17,6 +18,7 @@ from rlkl.recipe.resolved_model import (
     read_model,
     warn_unless_here,
 )
+from rlkl.recipe.weight_files import problem_with_kind
 from rlkl.tasks import base_model, get_task, task_name
 
 
@@ -29,11 +31,14 @@ def resolve_models(recipe: Recipe) -> ResolvedModels:
     found: dict[str, ResolvedModel] = {}
     for name in model_names(recipe):
         path = locate_model(name)
-        if path not in read:
+        is_new = path not in read
+        if is_new:
             read[path] = read_model(path, name)
-            check_weights(path, name)
+            _check_kind(path, name)
         found[name.key] = read[path]
         _check_vocabulary(name, found[name.key], recipe, found["model.path"])
+        if is_new:
+            check_weights(path, name)
     return ResolvedModels(
         policy=found["model.path"],
         reference=found.get("model.reference"),
@@ -54,6 +59,7 @@ def check_models(recipe: Recipe) -> list[str]:
             continue
         path = absolute_if_local(name.value)
         check_place(path, name)
+        _check_kind(path, name)
         check_weights(path, name)
         if warning := warn_unless_here(path, name):
             warnings.append(warning)
@@ -86,6 +92,11 @@ def _check_task(name: ModelName, task: str) -> None:
         get_task(task)
     except InputError as error:
         raise RecipeError(f"{name}: {error}") from error
+
+
+def _check_kind(path: str, name: ModelName) -> None:
+    if problem := problem_with_kind(config_of(path) or {}):
+        raise RecipeError(f"{name} {problem}. Choose a causal language model, such as Qwen/Qwen3-0.6B")
 
 
 def _check_vocabulary(name: ModelName, model: ResolvedModel, recipe: Recipe, policy: ResolvedModel) -> None:

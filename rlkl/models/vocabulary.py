@@ -67,7 +67,7 @@ def _load(key: str, path: str) -> Any:
     if not any(found):
         return None
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # any error of a tokenizer library is reported with the model's key
         raise InputError(
             f"{key} = {path!r}: its tokenizer cannot be loaded ({type(error).__name__}: {error}), so its token ids "

@@ -1,5 +1,6 @@
 """The recipe of a run: its sections, and how recipes are read, written and explained."""
 
+from rlkl.recipe.eval_section import EvalDataSection, EvalSection
 from rlkl.recipe.recipe import Recipe
 from rlkl.recipe.reward_section import Normalize, RewardSection, ScoringSection
 from rlkl.recipe.rollout_section import RolloutSection
@@ -20,6 +21,8 @@ __all__ = [
     "CheckpointSection",
     "ClusterSection",
     "DataSection",
+    "EvalDataSection",
+    "EvalSection",
     "FrozenModelSection",
     "LearnerSection",
     "LoraSection",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlkl.errors import RecipeError
-from rlkl.recipe import Recipe
+from rlkl.recipe import EvalSection, Recipe, RewardSection
 from rlkl.recipe.io import as_override
 from rlkl.system.importing import file_of, is_file
 
@@ -33,14 +33,18 @@ MAY_CHANGE = (
     "rewards[].cpus",
     "rewards[].gpus",
     "rewards[].max_failed_fraction",
+    "rewards[].on_error",
+    "rewards[].error_value",
     "learner.device",
     "learner.gpus",
     "learner.ranks",
     "learner.threads",
     "learner.offload",
+    "learner.on_fault",
     "learner.micro_batch_tokens",
     "learner.logits_chunk_tokens",
     "weights",
+    "eval",
     "tracking",
     "checkpoint",
     "cluster",
@@ -139,9 +143,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             for name, section in recipe.models.items()
         },
         "data": data.model_copy(update={"source": absolute_if_local(data.source)}),
-        "rewards": [
-            reward.model_copy(update={"function": _absolute_reference(reward.function)}) for reward in recipe.rewards
-        ],
+        "rewards": _absolute_rewards(recipe.rewards),
+        "eval": None if recipe.eval is None else _absolute_evaluation(recipe.eval),
         "update": recipe.update.model_copy(
             update={
                 "rule": _absolute_reference(recipe.update.rule),
@@ -152,6 +155,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         ),
     }
     return recipe.model_copy(update=changed)
+
+
+def _absolute_rewards(rewards: Sequence[RewardSection]) -> list[RewardSection]:
+    return [reward.model_copy(update={"function": _absolute_reference(reward.function)}) for reward in rewards]
+
+
+def _absolute_evaluation(section: EvalSection) -> EvalSection:
+    source = section.data.source
+    data = section.data.model_copy(update={"source": None if source is None else absolute_if_local(source)})
+    return section.model_copy(update={"data": data, "rewards": _absolute_rewards(section.rewards)})
 
 
 def absolute_if_local(path: str) -> str:

@@ -23,9 +23,18 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{source} is not valid YAML{where}: {error.problem}") from None
+        raise RecipeError(f"{source} is not valid YAML{where}: {error.problem}{_way_out(error.problem)}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number that Python refuses to read
         raise RecipeError(f"{source} is not valid YAML: {error}") from None
+
+
+def _way_out(problem: str | None) -> str:
+    """Return what to do about frequent mistakes, for the end of a message."""
+    if problem is not None and "'\\t'" in problem:
+        return "; indent with spaces, YAML does not take tabs"
+    if problem == "but found another document":
+        return "; a recipe is one document, so remove the line '---'"
+    return ""
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
@@ -74,12 +83,18 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    "a list or a mapping cannot be a key; write KEY: VALUE with a name as the key",
+                    key.start_mark,
+                )
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' is given twice", key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

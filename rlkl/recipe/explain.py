@@ -70,10 +70,13 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
     if kind == "extra_forbidden":
         return f"{place.written}: unknown key. {_suggestion(place, keys)}"
     if kind == "missing":
-        described = keys[place.schema_name].description if place.schema_name in keys else "a section"
-        return f"{place.written} is missing: {described}"
+        if place.schema_name in keys:
+            return f"{place.written} is missing: {keys[place.schema_name].description}"
+        return f"{place.written} is missing: a section with the keys {', '.join(_fields(place.sections))}"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         return _wrong_tag(detail, place)
+    if kind == "invalid_key":
+        return f"the key {detail['input']!r} is no text; expected names as keys, such as steps or model"
     got = f"{place.written} = {_shortened(detail['input'])}"
     if kind == "value_error":
         reason = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
@@ -85,6 +88,9 @@ def _problem(detail: ErrorDetails, keys: dict[str, Key], root: _Root) -> str:
         return f"{got}: expected {keys[place.schema_name].expects}{_quoting_hint(detail, keys[place.schema_name])}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{got}: expected a section with the keys {', '.join(_fields(place.sections))}"
+    if kind == "dict_type" or (kind == "too_short" and detail["input"] == {}):
+        inner = f", each a section with the keys {', '.join(_fields(place.sections))}" if place.sections else ""
+        return f"{got}: expected one entry or more, NAME: VALUE{inner}"
     if kind == "list_type":
         return f"{got}: expected a list, each entry a section with the keys {', '.join(_fields(place.sections))}"
     return f"{got}: {detail['msg'].lower()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -26,7 +26,7 @@ class Key:
     expects: str
     """The allowed values in words: ``a number > 0 or null``."""
     default: str
-    """The default in YAML, or `REQUIRED`."""
+    """The default in YAML, or `REQUIRED`. If rules differ in it, each value is followed by its rules in brackets."""
     description: str
     rules: tuple[str, ...] = ()
     """For a key of ``update``: the rules that have it."""
@@ -37,10 +37,10 @@ def describe_keys(section: type[Section] = Recipe, prefix: str = "") -> list[Key
 
     ``prefix`` is the key of ``section`` in the recipe (``update.``).
     """
-    keys: dict[str, Key] = {}
+    found: dict[str, list[Key]] = {}
     for key in _walk(section, prefix, ()):
-        keys[key.name] = _merged(keys[key.name], key) if key.name in keys else key
-    return list(keys.values())
+        found.setdefault(key.name, []).append(key)
+    return [_merged(keys) for keys in found.values()]
 
 
 def sections_in(annotation: Any) -> tuple[type[Section], ...]:
@@ -76,16 +76,17 @@ def rules_of(section: type[Section]) -> tuple[str, ...]:
     return get_args(section.model_fields["rule"].annotation)
 
 
-def _merged(first: Key, second: Key) -> Key:
-    def either(a: str, b: str) -> str:
-        return " or ".join(dict.fromkeys([*a.split(" or "), *b.split(" or ")]))
-
-    return replace(
-        first,
-        expects=either(first.expects, second.expects),
-        default=either(first.default, second.default),
-        rules=first.rules + second.rules,
-    )
+def _merged(keys: Sequence[Key]) -> Key:
+    """Return one key for those of several rules or terms that share a name."""
+    rules = tuple(rule for key in keys for rule in key.rules)
+    by_default: dict[str, list[str]] = {}
+    for key in keys:
+        by_default.setdefault(key.default, []).extend(key.rules)
+    default = " or ".join(by_default)
+    if len(by_default) > 1 and rules and set(by_default) != set(rules):
+        default = ", ".join(f"{value} ({', '.join(names)})" for value, names in by_default.items())
+    expects = dict.fromkeys(option for key in keys for option in key.expects.split(" or "))
+    return replace(keys[0], expects=" or ".join(expects), default=default, rules=rules)
 
 
 def _expects(field: FieldInfo) -> str:
@@ -101,8 +102,14 @@ def _option(option: Any, field: FieldInfo) -> str:
     if get_origin(option) is dict:
         return "a section of any keys"
     if get_origin(option) is list:
-        return f"a list, each entry {_PLAIN[get_args(option)[0]]}"
-    return _PLAIN[option] + (_bounds(field) if option is not NoneType else "")
+        entry = get_args(option)[0]
+        return f"a list, each entry {_PLAIN.get(entry) or _option(entry, field)}"
+    plain = _PLAIN.get(option) or _annotation(option)  # a rule of one's own may have any annotation
+    return plain + (_bounds(field) if option is not NoneType else "")
+
+
+def _annotation(option: Any) -> str:
+    return option.__name__ if isinstance(option, type) and get_origin(option) is None else str(option)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 
 from rlkl.costs.eight_bit import BYTES, WHOLE_BYTES, in_blocks
 from rlkl.costs.find import find_shape
-from rlkl.errors import InputError
+from rlkl.errors import InputError, RecipeError
 from rlkl.recipe import Recipe
+from rlkl.recipe.weight_files import shapes_in
 from rlkl.updates.passes import passes_of
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -96,7 +96,7 @@ def resting_learner_gib(recipe: Recipe, memory: MemoryEstimate | None) -> float 
 
 def _parameters_in(folder: str | Path) -> _Counted:
     """Count the parameters in a folder's safetensors files, else by the model's config.json; 0 if neither is known."""
-    shapes = [one for file in sorted(Path(folder).glob("*.safetensors")) for one in _shapes_in(file).items()]
+    shapes = [one for file in sorted(Path(folder).glob("*.safetensors")) for one in _shapes_of(file)]
     if shapes:
         in_8_bit = sum(math.prod(shape) for name, shape in shapes if in_blocks(name, shape))
         return _Counted(sum(math.prod(shape) for _, shape in shapes), in_8_bit)
@@ -107,8 +107,8 @@ def _parameters_in(folder: str | Path) -> _Counted:
     return _Counted(shape.parameters, shape.in_8_bit)
 
 
-def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes from the header of a safetensors file: 8 bytes of length (little-endian), then JSON."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+def _shapes_of(file: Path) -> list[tuple[str, tuple[int, ...]]]:
+    try:
+        return list(shapes_in(file).items())
+    except ValueError as error:
+        raise RecipeError(f"{file} {error}. Copy or download it again") from error

@@ -16,7 +16,7 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_limits(recipe: Recipe, model: str, machine: Machine) -> None:
-    """Raise `RecipeError` if sequences are longer than the model allows, or if vLLM cannot run it on this CPU.
+    """Raise `RecipeError` if sequences are longer than the model allows, or if vLLM cannot run it.
 
     ``model``: a folder or a name on huggingface.co. Without its config.json on this machine the model is not checked.
     Raises `EnvironmentProblem` if the package of ``learner.optimizer`` is missing.
@@ -28,6 +28,7 @@ def check_limits(recipe: Recipe, model: str, machine: Machine) -> None:
     text = config.get("text_config") or config
     _check_length(recipe, model, config)
     _check_head(recipe, model, text, machine)
+    _check_parts(recipe, model, text)
 
 
 def _check_optimizer(recipe: Recipe) -> None:
@@ -40,15 +41,25 @@ def _check_optimizer(recipe: Recipe) -> None:
 
 
 def _check_length(recipe: Recipe, model: str, config: Mapping[str, Any]) -> None:
-    text = config.get("text_config") or config
     longest = recipe.data.max_prompt_tokens + recipe.rollout.max_new_tokens
-    limit = next((text[key] for key in _POSITIONS if text.get(key)), None) or _usual_length(config)
+    limit = _limit(config)
     if limit is not None and longest > limit:
         raise RecipeError(
             f"data.max_prompt_tokens + rollout.max_new_tokens = {recipe.data.max_prompt_tokens} + "
             f"{recipe.rollout.max_new_tokens} = {longest} tokens, but the model at {model!r} takes at most {limit} "
             "(max_position_embeddings); lower one of the two"
         )
+
+
+def most_tokens(model: str) -> int | None:
+    """Return the most tokens that a model takes, prompt and completion together; None if it is not known here."""
+    config = config_of(model)
+    return None if config is None else _limit(config)
+
+
+def _limit(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config") or config
+    return next((text[key] for key in _POSITIONS if text.get(key)), None) or _usual_length(config)
 
 
 def _usual_length(config: Mapping[str, Any]) -> int | None:
@@ -78,6 +89,17 @@ def _check_head(recipe: Recipe, model: str, text: Mapping[str, Any], machine: Ma
         raise RecipeError(
             f"rollout.engine = 'vllm' on a CPU with the model at {model!r}: its attention heads have {size} numbers, "
             f"and vLLM's attention on a CPU takes {', '.join(map(str, CPU_HEAD_SIZES))}. Set rollout.engine=hf"
+        )
+
+
+def _check_parts(recipe: Recipe, model: str, text: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` if the attention heads cannot be shared out among the processes of an engine."""
+    parts, heads = recipe.rollout.tensor_parallel, next((text[key] for key in _SIZES[1] if text.get(key)), None)
+    if heads is not None and heads % parts:
+        fitting = [str(number) for number in range(1, heads + 1) if heads % number == 0]
+        raise RecipeError(
+            f"rollout.tensor_parallel = {parts}, but the model at {model!r} has {heads} attention heads, which "
+            f"cannot be shared out evenly; expected one of {', '.join(fitting)}"
         )
 
 

@@ -63,7 +63,7 @@ def reward_actors(recipe: Recipe) -> list[Actor]:
     """Return the actors of all rewards in mode ``actor``. Rewards of one name are numbered through."""
     actors: list[Actor] = []
     started: Counter[str] = Counter()
-    for reward in recipe.rewards:
+    for reward in [*recipe.rewards, *(recipe.eval.rewards if recipe.eval else ())]:
         if reward.mode == "actor":
             role = f"reward {reward.name or reward.function}"
             for _ in range(reward.workers):

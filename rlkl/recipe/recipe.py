@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
 from rlkl.errors import did_you_mean
+from rlkl.recipe.eval_section import EvalSection
 from rlkl.recipe.reward_section import RewardSection, ScoringSection
 from rlkl.recipe.rollout_section import RolloutSection
 from rlkl.recipe.sections import (
@@ -50,6 +51,7 @@ class Recipe(Section):
         default_factory=list, description="Rewards; the update sees their weighted sum."
     )
     scoring: ScoringSection = Field(default_factory=lambda: ScoringSection(), description="The sum of the rewards.")
+    eval: EvalSection | None = Field(default=None, description="Evaluation on held-out prompts; null: none.")
     update: SerializeAsAny[Annotated[UpdateSettings, WrapValidator(_or_outside)]] = Field(
         default_factory=lambda: GrpoSettings(), description="The update rule."
     )
@@ -80,6 +82,22 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.workers = 0: nothing is sampled, so the answers must come with the prompts; name their "
                 "columns (data.chosen_column, data.rejected_column), or set rollout.workers to 1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_fits(self) -> Recipe:
+        if self.eval is None:
+            if (self.checkpoint.best or "").startswith("eval/"):
+                raise ValueError(
+                    f"checkpoint.best = {self.checkpoint.best} is measured by an evaluation, and the recipe has none; "
+                    "add eval: {data: {source: ...}}, or take a metric of training such as reward/mean"
+                )
+            return self
+        if self.rollout.workers == 0:
+            raise ValueError(
+                "eval needs rollout workers to sample, and rollout.workers = 0; leave eval out, and evaluate the "
+                "trained policy with `rlkl eval RUN_DIR --data ... --reward ...`"
             )
         return self
 
@@ -183,3 +201,8 @@ class Recipe(Section):
             return self.update
         is_exact = self.model.dtype == "float32" and self.rollout.schedule == "alternate"
         return self.update.for_sampler(is_exact=is_exact)
+
+    @property
+    def eval_data(self) -> DataSection | None:
+        """The held-out prompts, every key filled in; None without an evaluation."""
+        return None if self.eval is None else self.eval.data.within(self.data)

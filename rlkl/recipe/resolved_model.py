@@ -10,12 +10,12 @@ from typing import Any
 
 from rlkl.errors import RecipeError, did_you_mean
 from rlkl.recipe.changes import absolute_if_local
+from rlkl.recipe.weight_files import problem_with_shape, problem_with_weights
 
 EXPECTED = (
     "Expected a folder with a Hugging Face model (config.json, weights, tokenizer), the name of a model on "
     "huggingface.co such as Qwen/Qwen3-0.6B, or a built-in model such as task:arithmetic"
 )
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +68,15 @@ def read_model(path: str, name: ModelName | None = None) -> ResolvedModel:
 
     Raises `RecipeError` if there is no such folder, if it holds no model, or if a model cannot be fetched.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     name = name or ModelName(key="model.path", value=path)
     path = absolute_if_local(path)
     check_place(path, name)
     try:
-        config: Any = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise _unreadable(path, name, error) from error
     text = config.get_text_config()
     if getattr(text, "vocab_size", None) is None:
@@ -101,17 +102,17 @@ def check_place(path: str, name: ModelName) -> None:
     elif folder.exists():
         raise RecipeError(f"{name} is a file. {EXPECTED}")
     elif not is_hub_name(path):
-        raise RecipeError(f"{name}: there is no such folder{_near(folder)}. {EXPECTED}")
+        near = _near(folder)
+        raise RecipeError(f"{name}: there is no such folder{near}{'' if near.endswith('?') else '.'} {EXPECTED}")
 
 
 def check_weights(path: str, name: ModelName) -> None:
-    """Raise `RecipeError` if ``path`` is a folder without weights."""
+    """Raise `RecipeError` if ``path`` is a folder whose weights are missing, not whole, or of another config.json."""
     folder = Path(path)
-    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        raise RecipeError(
-            f"{name}: the folder holds no weights (model.safetensors or pytorch_model.bin, or shards of them). "
-            f"{EXPECTED}"
-        )
+    if not folder.is_dir():
+        return
+    if problem := problem_with_weights(folder) or problem_with_shape(folder, _values_of(folder, name)):
+        raise RecipeError(f"{name}: {problem}. {EXPECTED}")
 
 
 def warn_unless_here(path: str, name: ModelName) -> str | None:
@@ -143,15 +144,35 @@ def is_hub_name(path: str) -> bool:
 
 
 def _check_folder(folder: Path, name: ModelName) -> None:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise RecipeError(f"{name}: the folder holds no config.json, so it is no Hugging Face model. {EXPECTED}")
+    if (folder / "config.json").is_file():
+        _values_of(folder, name)
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise RecipeError(
+            f"{name}: the folder holds adapters of {_base_of(folder)}, and no whole model. Name the folder above it if "
+            "a run exported it (policy/ holds the merged model), or merge them with peft's merge_and_unload() and save"
+        )
+    if (folder / "policy" / "config.json").is_file():
+        raise RecipeError(f"{name} is the folder of a run; its model is in {folder / 'policy'}: give that")
+    raise RecipeError(f"{name}: the folder holds no config.json, so it is no Hugging Face model. {EXPECTED}")
+
+
+def _values_of(folder: Path, name: ModelName) -> dict[str, Any]:
+    """Return the values of config.json in a folder; raise `RecipeError` if it cannot be read."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(str(folder), name, error) from error
-    if not isinstance(settings, dict):
+    if not isinstance(values, dict):
         raise _unreadable(str(folder), name, ValueError("it is no JSON object"))
+    return values
+
+
+def _base_of(folder: Path) -> str:
+    try:
+        return repr(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another model"
 
 
 def _near(folder: Path) -> str:
@@ -172,6 +193,11 @@ def _unreadable(path: str, name: ModelName, error: Exception) -> RecipeError:
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    if "trust_remote_code" in str(error):
+        return RecipeError(
+            f"{name} comes with Python code of its own (auto_map in its config.json), and rlkl runs no code from a "
+            "model's folder. Take a model that transformers knows by itself"
+        )
     if Path(path).exists():
         return RecipeError(f"{name}: its config.json cannot be read ({_first_line(error)}). {EXPECTED}")
     causes = list(_causes(error))

@@ -124,6 +124,20 @@ def lock_run_dir(run_dir: Path) -> RunLock:
     )
 
 
+def live_owner(run_dir: Path) -> Owner | None:
+    """Return the process that holds the lock of a run folder; None if nobody does, or if its process is dead.
+
+    Raises `RunInUseError` if the owner cannot be seen from here, such as a process of another machine.
+    """
+    path = run_dir.absolute() / LOCK_FILE
+    owner = _owner_in(path)
+    if owner is None or (state := _state_of(owner)) == "dead":
+        return None
+    if state != "alive":
+        raise _refusal(path, owner, state)
+    return owner
+
+
 def _create(path: Path, owner: Owner) -> bool:
     """Create the lock file; False if there is one."""
     try:

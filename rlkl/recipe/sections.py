@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from rlkl.schema import Section
 
@@ -192,6 +192,10 @@ class LearnerSection(Section):
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second moment decay.")
     adam_eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this global L2 norm.")
+    on_fault: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="After a loss, gradient or log-prob that is not finite: end the run, or skip the step.",
+    )
     epochs: int = Field(default=1, ge=1, description="Passes over each batch.")
     minibatches: int = Field(
         default=1, ge=1, description="Optimizer steps per pass, at most one a group; whole groups stay together."
@@ -229,6 +233,15 @@ class TrackingSection(Section):
     wandb: Literal["offline", "online", "off"] = Field(default="offline", description="Weights & Biases mode.")
     project: str = Field(default="rlkl", description="W&B project.")
     entity: str | None = Field(default=None, description="W&B team or user.")
+    group: str | None = Field(default=None, description="Group of runs in W&B and trackio, such as a sweep's name.")
+    arm: str | None = Field(
+        default=None,
+        description="Label by which dashboards average seeds; left out: the rule and a hash of the recipe.",
+    )
+    tags: list[str] = Field(default_factory=list, description="W&B tags beside rule, variant and model.")
+    also: list[Literal["tensorboard", "trackio"]] = Field(
+        default_factory=list, description="Further places that show the records (docs/tracking.md)."
+    )
     samples_every: int = Field(default=10, ge=1, description="Steps between two sample files and sample tables.")
     samples_kept: int = Field(
         default=32, ge=1, description="Rollouts in a W&B sample table; the parquet file keeps all."
@@ -245,6 +258,7 @@ class TrackingSection(Section):
     suspicious_kept: int = Field(
         default=16, ge=1, description="Samples kept for each signal of the hacking watch that sets in."
     )
+    report: bool = Field(default=False, description="Write report.html into the run folder at the end of the run.")
     console: Literal["auto", "live", "plain"] = Field(
         default="auto", description="auto: live in a terminal, else plain lines."
     )
@@ -255,6 +269,24 @@ class CheckpointSection(Section):
 
     every: int = Field(default=50, ge=1, description="Steps between two checkpoints; the last step always saves one.")
     keep: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are deleted.")
+    best: str | None = Field(
+        default=None,
+        description="Metric such as eval/gold or reward/mean: keep the policy of its largest value in best/ too.",
+    )
+
+    @field_validator("best")
+    @classmethod
+    def _larger_is_better(cls, value: str | None) -> str | None:
+        group, slash, name = (value or "a/b").partition("/")
+        if not (group and slash and name):
+            raise ValueError("expected a metric, such as eval/gold, eval/mean or reward/mean")
+        if (
+            group in ("kl", "time", "loss")
+            or name in ("kl", "length_mean", "truncated_fraction")
+            or name.endswith("_se")
+        ):
+            raise ValueError("the policy of the largest value is kept, and of this metric more is not better")
+        return value
 
 
 class ClusterSection(Section):
@@ -269,5 +301,8 @@ class ClusterSection(Section):
         """The cluster that the run uses: ``address``, or RAY_ADDRESS; None: the run starts a Ray on this machine."""
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
+    restarts: int = Field(
+        default=0, ge=0, description="After the learner's death, go on from the newest checkpoint so many times."
+    )
     start_timeout_s: float = Field(default=600.0, gt=0, description="Deadline for actors to start and load the model.")
     call_timeout_s: float = Field(default=1800.0, gt=0, description="Deadline for any one call to an actor.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rlkl.errors import RewardInputError
@@ -19,6 +20,8 @@ from rlkl.rewards.scoring.reward_set import LoadedReward, RewardSet
 
 _TAKEN_NAMES = ("mean", "std", "failed", "dropped")
 """``reward/<name>`` is a curve of its own for these."""
+EVAL_NAMES = ("greedy", "greedy_se", "kl", "kl_se", "mean_se", "length_mean", "truncated_fraction")
+"""``eval/<name>`` is a curve of its own for these."""
 
 
 def load_rewards(
@@ -26,18 +29,24 @@ def load_rewards(
     functions: Sequence[Callable[..., Any]] = (),
     *,
     normalize: Normalize = "none",
+    for_evaluation: bool = False,
+    key: str = "rewards",
 ) -> RewardSet:
     """Import the recipe's rewards and add ``functions``, with weight 1 unless ``@rlkl.reward`` gives another.
 
     Files and modules are looked up from the working directory. A reward file may import others beside it.
-    ``normalize``: what is done with the sum.
+    ``normalize``: what is done with the sum. ``for_evaluation``: monitors alone are enough, and names of
+    `EVAL_NAMES` are refused. ``key``: of the sections in the recipe.
 
     Raises:
         RewardInputError: there is no reward at all, one cannot be imported, its signature or its settings cannot be
             used, or two have the same name.
     """
-    rewards = [*map(_from_section, sections), *map(_from_function, functions)]
-    if all(reward.section.role == "monitor" for reward in rewards):
+    named = [replace(_from_section(section), key=f"{key}[{number}]") for number, section in enumerate(sections)]
+    rewards = [*named, *map(_from_function, functions)]
+    if for_evaluation and rewards:
+        check_eval_names(rewards)
+    elif all(reward.section.role == "monitor" for reward in rewards):
         only = "only monitors" if rewards else "no reward"
         raise RewardInputError(
             f"{only}: nothing to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
@@ -47,6 +56,17 @@ def load_rewards(
         if count > 1:
             raise RewardInputError(f"{count} rewards are called '{name}'; give each its own name (rewards[].name)")
     return RewardSet(rewards, normalize=normalize)
+
+
+def check_eval_names(rewards: Iterable[LoadedReward]) -> None:
+    """Raise `RewardInputError` if ``eval/<name>`` of a reward would be another curve."""
+    names = [reward.name for reward in rewards]
+    for name in names:
+        if name in EVAL_NAMES or (name.endswith("_se") and name.removesuffix("_se") in names):
+            raise RewardInputError(
+                f"with the section eval, a reward cannot be called '{name}': eval/{name} is another curve; set "
+                "rewards[].name"
+            )
 
 
 def _from_section(section: RewardSection) -> LoadedReward:

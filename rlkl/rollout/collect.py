@@ -59,7 +59,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Compute rewards and lengths over all rollouts of a step, selected or not. See `rlkl.tracking.metrics`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
-    rewards = [[_raw(rollout) for rollout in group.rollouts if rollout.scored] for group in groups]
+    rewards = [[raw_reward(rollout) for rollout in group.rollouts if rollout.scored] for group in groups]
     metrics: dict[str, float] = {}
     if any(rewards):  # else nothing has a reward, and there is no mean
         metrics["reward/mean"] = fmean(reward for group in rewards for reward in group)
@@ -76,7 +76,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     }
 
 
-def _raw(rollout: Rollout) -> float:
+def raw_reward(rollout: Rollout) -> float:
+    """Return the weighted sum of the rewards before any normalisation."""
     return rollout.reward if rollout.raw_reward is None else rollout.raw_reward
 
 

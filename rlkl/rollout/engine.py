@@ -60,6 +60,8 @@ class Request:
     seed: int
     images: tuple[Image, ...] = ()
     """The pictures of the placeholders in ``prompt_token_ids``, in order."""
+    temperature: float | None = None
+    """None: that of the settings. 0: the most probable token each time; log-probs are then at temperature 1."""
 
 
 class Engine(Protocol):
@@ -91,6 +93,15 @@ class Engine(Protocol):
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Return the parameters that can be read back, to find the wrong one after a failed proof."""
+        ...
+
+
+@runtime_checkable
+class ForgettingEngine(Protocol):
+    """An engine that keeps what it has computed for earlier prompts, such as a prefix cache."""
+
+    def forget(self) -> None:
+        """Drop it, so that later completions do not depend on earlier requests by a bit."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class GumbelNoise(LogitsProcessor):
     """Turns greedy decoding into sampling: the arg-max of logits plus Gumbel noise is a draw from their softmax.
 
     Each row draws from its own generator, so that its tokens depend on its seed and on nothing else in the batch. The
-    log-prob of each drawn token is kept and the logits are not: a step needs memory for its own logits alone.
+    log-prob of each drawn token is kept and the logits are not: a step needs memory for its own logits alone. At
+    temperature 0 there is no noise, and the log-probs are those at temperature 1.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
@@ -35,15 +37,18 @@ class GumbelNoise(LogitsProcessor):
         self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noisy_BV = scores.double() if self._temperature == 0 else self._noisy(scores)
+        drawn_B1 = noisy_BV.argmax(dim=-1, keepdim=True)
+        logprobs_BV = (scores.float() / (self._temperature or 1.0)).log_softmax(-1)
+        self._logprobs.append(logprobs_BV.gather(-1, drawn_B1)[:, 0])
+        return noisy_BV
+
+    def _noisy(self, scores: Tensor) -> Tensor:
         noise_BV = torch.empty(scores.shape, dtype=torch.float64)
         for row_V, generator in zip(noise_BV, self._generators, strict=True):
             torch.rand(len(row_V), generator=generator, dtype=torch.float64, out=row_V)
         noise_BV = noise_BV.clamp_min_(1e-300).log_().neg_().log_().to(scores.device)
-        noisy_BV = noise_BV.neg_().add_(scores.double() / self._temperature)
-        drawn_B1 = noisy_BV.argmax(dim=-1, keepdim=True)
-        logprobs_BV = (scores.float() / self._temperature).log_softmax(-1)
-        self._logprobs.append(logprobs_BV.gather(-1, drawn_B1)[:, 0])
-        return noisy_BV
+        return noise_BV.neg_().add_(scores.double() / self._temperature)
 
     def logprobs(self) -> Tensor:
         """Return log-probs ``[B, T]`` of the drawn tokens, at the sampling temperature; of no use after a stop."""
@@ -90,8 +95,9 @@ class HfEngine(JoinsGroup):
         return [completion for _, completion in self.stream(requests)]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """See `Engine.stream`; chunk by chunk."""
-        chunks = [requests[start : start + _ROWS_PER_CALL] for start in range(0, len(requests), _ROWS_PER_CALL)]
+        """See `Engine.stream`; chunk by chunk, and a chunk has one temperature."""
+        runs = [list(run) for _, run in groupby(requests, key=lambda request: request.temperature)]
+        chunks = [run[start : start + _ROWS_PER_CALL] for run in runs for start in range(0, len(run), _ROWS_PER_CALL)]
         return enumerate(completion for chunk in chunks for completion in self._generate_chunk(chunk))
 
     @torch.no_grad()
@@ -103,7 +109,9 @@ class HfEngine(JoinsGroup):
         )
         attention_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
         texts = None if self._watch is None else StopTexts(self._watch, width)
-        draws = GumbelNoise([request.seed for request in requests], self._settings.temperature)
+        temperature = requests[0].temperature
+        temperature = self._settings.temperature if temperature is None else temperature
+        draws = GumbelNoise([request.seed for request in requests], temperature)
         sequences_BT = self._model.generate(
             ids_BT.to(self._device),
             attention_mask=attention_BT.to(self._device),

@@ -15,7 +15,7 @@ from enum import StrEnum
 import torch
 
 from rlkl.errors import RolloutError
-from rlkl.rollout.engine import Engine, Request, SleepingEngine
+from rlkl.rollout.engine import Engine, ForgettingEngine, Request, SleepingEngine
 from rlkl.types import Completion, Probe
 
 
@@ -79,6 +79,12 @@ class EngineInTurns:
         """See `Engine.score`."""
         self._require("score probes", State.AWAKE)
         return self._engine.score(probes)
+
+    def forget(self) -> None:
+        """See `ForgettingEngine.forget`."""
+        self._require("forget", State.AWAKE)
+        if isinstance(self._engine, ForgettingEngine):
+            self._engine.forget()
 
     def readable_weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """See `Engine.readable_weights`."""

@@ -72,4 +72,4 @@ def stop_watch(model_path: str, stop: Sequence[str]) -> StopWatch | None:
         return None
     from transformers import AutoTokenizer
 
-    return StopWatch(AutoTokenizer.from_pretrained(model_path), stop)
+    return StopWatch(AutoTokenizer.from_pretrained(model_path, trust_remote_code=False), stop)

@@ -17,6 +17,7 @@ _OTHER_MODEL = "sampler and learner would be different models; set model.path"
 _OTHER_DRAWS = "completions would not come from the distribution whose log-probs the learner computes"
 _TOKENIZER = "rlkl passes token ids and decodes them itself"
 _ADAPTERS = "rlkl publishes the weights itself; set model.lora"
+_CODE = "rlkl runs no code from a model's folder"
 _PICTURES = "the learner and the engine must cut pictures alike; set data.min_pixels and data.max_pixels"
 
 REFUSED = {
@@ -63,6 +64,8 @@ REFUSED = {
     "worker_extension_cls": "rlkl's own worker extension takes in the published weights",
     "weight_transfer_config": "rlkl's own worker extension takes in the published weights",
     "enable_sleep_mode": "set rollout.placement",
+    "trust_remote_code": _CODE,
+    "hf_token": "a recipe must not hold secrets; set the environment variable HF_TOKEN",
     "disable_log_stats": "rlkl records its own metrics",
     "data_parallel_size": "each engine takes in weights by itself; set rollout.workers",
     "tensor_parallel_size": "set rollout.tensor_parallel, which also reserves the GPUs",

@@ -83,6 +83,7 @@ class VllmEngine(GroupPublishing):
         """See `SteppedEngine.add`."""
         from vllm import SamplingParams
 
+        usual = self._settings.temperature
         opened = _opened(image for _, request in requests for image in request.images)
         self._waiting |= {number: (request.prompt_token_ids, request.images) for number, request in requests}
         self._requests.add(
@@ -91,7 +92,7 @@ class VllmEngine(GroupPublishing):
                     number,
                     self._input(request.prompt_token_ids, request.images, opened),
                     SamplingParams(
-                        temperature=self._settings.temperature,
+                        temperature=usual if request.temperature is None else request.temperature,
                         max_tokens=self._settings.max_new_tokens,
                         seed=request.seed,
                         logprobs=0,
@@ -167,7 +168,7 @@ class VllmEngine(GroupPublishing):
             stale = [sorted(missing)]
         else:
             stale = self._llm.collective_rpc("receive_weights", args=(received,))
-        self._forget_computed()
+        self.forget()
         return frozenset(name for names in stale for name in names)
 
     def sleep(self) -> None:
@@ -187,12 +188,15 @@ class VllmEngine(GroupPublishing):
         else:
             yield from self._llm.collective_rpc("readable_weights")[0]
 
-    def _forget_computed(self) -> None:
-        """Drop all caches that the old weights have filled; running completions read their tokens again."""
+    def forget(self) -> None:
+        """Drop all caches that earlier weights and requests have filled; running completions read their tokens again.
+
+        Raises `RolloutError` if vLLM keeps one.
+        """
         if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RolloutError(
-                "vLLM kept its prefix cache after new weights were loaded, so that later prompts would be read with "
-                "the old ones. A KV connector in rollout.vllm may hold the cache; leave it out"
+                "vLLM kept its prefix cache after it was told to drop it, so that later prompts would be read with "
+                "old weights. A KV connector in rollout.vllm may hold the cache; leave it out"
             )
         self._llm.llm_engine.reset_encoder_cache()  # what the old weights saw of each picture
 

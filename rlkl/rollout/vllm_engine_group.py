@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,13 +15,13 @@ from rlkl.errors import WeightSyncError
 from rlkl.rollout.engine import EngineSettings
 from rlkl.rollout.vllm_engine_adapters import AdapterReceiver, refused, without_halves
 from rlkl.rollout.vllm_engine_reload import WeightReloader
+from rlkl.system.parent import end_with_parent
 from rlkl.weights.buckets import Manifest
 from rlkl.weights.group import Arrival, Place, PublishGroup, arrive, raise_first
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-_PR_SET_PDEATHSIG = 1
 _ANSWER_S = 30.0
 """Seconds that a process has after its deadline to hand over its report."""
 
@@ -59,7 +57,7 @@ class GroupReceiver(WeightReloader, AdapterReceiver):
 
         vLLM's own watch takes many seconds, in which GPU memory stays taken, and does nothing while a publish waits.
         """
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
 
     def join_publish_group(self, place: Place) -> list[WeightSyncError]:
         """Join a group; ``place`` is that of the engine's first process. Return the error, if there is one."""
@@ -115,7 +113,7 @@ class GroupPublishing:
     _answer_s: float = _ANSWER_S
 
     @abstractmethod
-    def _forget_computed(self) -> None: ...
+    def forget(self) -> None: ...
 
     @property
     def processes(self) -> int:
@@ -143,7 +141,7 @@ class GroupPublishing:
                     raise refused(f"no module of it takes {len(homeless)} of them: {', '.join(homeless[:3])}")
         else:
             arrivals = self._ask("receive_from_publish_group", manifest)
-        self._forget_computed()
+        self.forget()
         raise_first([arrival.problem for arrival in arrivals if arrival.problem is not None])
         return arrivals
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rlkl.errors import InputError, did_you_mean
+from rlkl.seeds import derive_seed
 from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
@@ -17,6 +19,11 @@ __all__ = ["TASKS", "Task", "base_model", "get_task", "task_name", "task_reward"
 
 _PREFIX = "task:"
 _T = TypeVar("_T")
+
+Rows = list[dict[str, Any]]
+
+TEST_SHARE = 5
+"""One row in about so many is in the part ``test``."""
 
 TASKS: dict[str, Task] = {
     "arithmetic": Arithmetic(),
@@ -42,14 +49,35 @@ def get_task(name: str) -> Task:
 
 
 def task_rows(name: str) -> list[dict[str, Any]]:
-    """Return the rows of a task, or of a part of it: ``arithmetic``, ``reviews/pairs``.
+    """Return the rows of a task, or of a part of it: ``arithmetic``, ``arithmetic/test``, ``reviews/pairs/train``.
+
+    Every task has the parts ``train`` and ``test``, which share no row. Further rows are divided by their prompts.
 
     Raises:
         InputError: there is no such task, or it has no rows of that name.
     """
     task, _, part = name.partition("/")
     found = get_task(task)
-    return _part(found.further_rows(), task, part, "rows")() if part else found.rows()
+    return _part(_parts_of_rows(found, task), task, part, "rows")() if part else found.rows()
+
+
+def _parts_of_rows(found: Task, task: str) -> dict[str, Callable[[], Rows]]:
+    """Return the parts of a task's rows. If it has no test rows of its own, a hash of the id chooses them."""
+    further = dict(found.further_rows())
+    if "test" in further:
+        return {"train": found.rows, **further}
+
+    def split(*, test: bool) -> Rows:
+        return [row for row in found.rows() if (derive_seed(0, f"{task}/test", row["id"]) % TEST_SHARE == 0) == test]
+
+    parts: dict[str, Callable[[], Rows]] = {"train": lambda: split(test=False), "test": lambda: split(test=True)}
+
+    def divided(rows: Callable[[], Rows], part: str) -> Rows:
+        prompts = {row["prompt"] for row in parts[part]()}
+        return [row for row in rows() if row["prompt"] in prompts]
+
+    of_further = {f"{name}/{part}": partial(divided, rows, part) for name, rows in further.items() for part in parts}
+    return {**parts, **further, **of_further}
 
 
 def task_reward(name: str) -> Callable[..., float | None]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import os
 import tempfile
 import time
 from pathlib import Path
 
+from rlkl.system.cache import cache_folder
 from rlkl.tasks import characters, teaching
 from rlkl.tasks.base import Task
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Return the folder for files that rlkl can make again: ``$RLKL_CACHE``, else ``~/.cache/rlkl``."""
-    return Path(os.environ.get("RLKL_CACHE") or Path.home() / ".cache" / "rlkl")
 
 
 def cached_base_model(name: str, task: Task) -> Path:

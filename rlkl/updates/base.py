@@ -46,11 +46,12 @@ class ModelShape:
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        settings: Any = {"dtype": self.dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
         if self.loads:
-            return AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype, attn_implementation="sdpa")
-        config = AutoConfig.from_pretrained(self.path)
+            return AutoModelForCausalLM.from_pretrained(self.path, **settings)
+        config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(config, **settings)
         return model.eval()
 
 

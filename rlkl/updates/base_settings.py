@@ -39,6 +39,8 @@ class RuleSettings(Section):
 
     learns_from_pairs: ClassVar[bool] = False
     """Whether the rule can train on answers that the policy did not sample: pairs from a data set."""
+    is_best_of_n: ClassVar[bool] = False
+    """Whether the rule imitates the best of several samples; its reward over KL then has another form (Gao et al.)."""
 
     filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
     terms: list[TermEntry] = Field(

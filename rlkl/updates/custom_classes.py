@@ -77,7 +77,12 @@ class CustomKind:
         base = self.base()
         named = f"{self.importer.key} = '{reference}'"
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise RecipeError(f"{named}: {found!r} is no subclass of {base.__module__}.{base.__qualname__}")
+            kind = "class" if isinstance(found, type) else type(found).__name__
+            name = getattr(found, "__name__", repr(found))
+            raise RecipeError(
+                f"{named}: the {kind} '{name}' is no subclass of {base.__module__}.{base.__qualname__}; derive one "
+                "from it (docs/your_own_rule.md)"
+            )
         if missing := sorted(getattr(found, "__abstractmethods__", ())):
             raise RecipeError(f"{named}: {found.__name__} does not define {', '.join(missing)}")
         own: Any = vars(found).get("Settings", getattr(found, "Settings", None))

@@ -160,20 +160,18 @@ class Proof:
 
         ``receipts`` are by engine name. Raises `WeightSyncError` with tensors and figures.
         """
-        worst = 0.0
-        for name, receipt in receipts.items():
-            _check_receipt(name, receipt, version)
-            gaps = [
-                _check_gap(name, scores, expected, self._limits)
-                for scores, expected in (
-                    (receipt.scores.current, learner.current),
-                    (receipt.scores.kept, learner.kept),
-                )
-            ]
-            worst = max(worst, gaps[0] if learner.current else gaps[1])
-            self._check_movement(name, receipt.scores.kept, learner.kept)
+        found = [self.check_one(name, receipt, learner, version=version) for name, receipt in receipts.items()]
+        worst = max([0.0, *found])
         self._remember(learner, receipts, worst)
         return worst
+
+    def check_one(self, name: str, receipt: Receipt, learner: ProbeScores, *, version: int) -> float:
+        """Compare one engine with the learner, and remember nothing; see `check`."""
+        _check_receipt(name, receipt, version)
+        pairs = ((receipt.scores.current, learner.current), (receipt.scores.kept, learner.kept))
+        gaps = [_check_gap(name, scores, expected, self._limits) for scores, expected in pairs]
+        self._check_movement(name, receipt.scores.kept, learner.kept)
+        return gaps[0] if learner.current else gaps[1]
 
     def _check_movement(self, name: str, scores: Scores, learner: Scores) -> None:
         baselines = (("the publish before", self._last), ("the first step of this run", self._first))

@@ -21,6 +21,8 @@ LAYERS = (
     {"data", "models", "tasks"},
     {"rollout", "rewards", "learner"},
     {"tracking"},
+    {"analysis"},
+    {"sweeps"},
     {"actors"},
     {"training"},
     {"commands"},
@@ -31,7 +33,14 @@ LAYERS = (
 APART = ({"updates", "data", "models"}, {"rollout", "rewards"}, {"rollout", "learner"}, {"rewards", "learner"})
 """Parts that do not import each other."""
 
-HOMES = {"vllm": "rlkl/rollout/vllm_engine", "wandb": "rlkl/tracking/wandb/run.py", "ray": "rlkl/actors/"}
+HOMES = {
+    "vllm": "rlkl/rollout/vllm_engine",
+    "wandb": "rlkl/tracking/wandb/",
+    "wandb_workspaces": "rlkl/tracking/wandb/",
+    "tensorboardX": "rlkl/tracking/sinks/event_files.py",
+    "trackio": "rlkl/tracking/sinks/trackio_run.py",
+    "ray": "rlkl/actors/",
+}
 """A heavy library -> the file, or the folder, that alone imports it."""
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "trl", "datasets", "wandb", "peft", "accelerate")

@@ -1,4 +1,6 @@
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -18,10 +20,25 @@ def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_qwen3(tmp_path_factory.mktemp("models") / "tied", tied=True, seed=0)
 
 
+SECRET = "hold-me-close-4711"
+"""Value of the variable JUDGE_API_KEY in `whole_run`."""
+
+
 @pytest.fixture(scope="session")
-def whole_run(untied_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def ray_folder() -> Iterator[Path]:
+    """The folder of the logs of Ray in `whole_run`; its path is short, as Ray's sockets need it."""
+    with TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def whole_run(untied_model: Path, ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """One undisturbed run on vLLM, for all tests that only look."""
-    return rlkl.train(make_recipe(tmp_path_factory.mktemp("runs") / "whole", untied_model))
+    recipe = make_recipe(tmp_path_factory.mktemp("runs") / "whole", untied_model, tracking={"report": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUDGE_API_KEY", SECRET)
+        patch.setenv("RAY_TMPDIR", str(ray_folder))
+        return rlkl.train(recipe)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -122,6 +123,7 @@ class Dies(HfEngine):
     """Its process ends in the middle of the first generation."""
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        print("last words", file=sys.stderr, flush=True)
         os._exit(3)
 
 
@@ -131,6 +133,39 @@ class Hangs(HfEngine):
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         time.sleep(3600)
         yield from ()
+
+
+class Unlucky(HfEngine):
+    """Ends or hangs once at each place that a file in the model's folder names; the file goes with it.
+
+    ``generate`` ends it after its first completion, ``hang`` lets it hang there, and ``load`` ends it while it takes in
+    weights. A file ``generate-3`` counts for the third version of the weights.
+    """
+
+    version = -1
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        finished = super().stream(requests)
+        yield next(finished)
+        if self._is_due("generate"):
+            os._exit(3)
+        if self._is_due("hang"):
+            time.sleep(3600)
+        yield from finished
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> frozenset[str]:
+        self.version += 1
+        if self._is_due("load"):
+            os._exit(3)
+        return super().load_weights(tensors)
+
+    def _is_due(self, place: str) -> bool:
+        due = Path(self._settings.model_path) / f"{place}-{self.version}"
+        try:
+            due.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 class DiesInPublish(HfEngine):

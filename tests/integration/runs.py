@@ -86,3 +86,8 @@ def start_cli(*arguments: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def recorded_stacks(run_dir: Path) -> Path:
+    """Return the newest file of stacks that a run has kept."""
+    return max((run_dir / "stacks").iterdir())

@@ -13,7 +13,7 @@ import rlkl
 from rlkl.errors import ActorDiedError, RecipeError, RlklError, WeightSyncError
 from rlkl.recipe.io import load_recipe
 from tests.integration.engines import LOST
-from tests.integration.runs import REPOSITORY, make_recipe, untimed
+from tests.integration.runs import REPOSITORY, make_recipe, recorded_stacks, untimed
 
 GROUP = {"transport": "group"}
 
@@ -60,6 +60,8 @@ def test_an_engine_that_does_not_join_is_named_within_the_deadline(untied_model:
     assert isinstance(error, WeightSyncError)
     assert "the learner waited 18 s" in str(error)
     assert "missing: rollout worker 0" in str(error)
+    _, _, theirs = recorded_stacks(tmp_path / "run").read_text().partition("---- rollout worker 0 ----")
+    assert re.search(r"tests/integration/engines\.py\", line \d+ in join_group", theirs)
     assert seconds < 200  # a start of Ray and of two actors, 18 s, and 15 s in which the worker could have answered
 
 

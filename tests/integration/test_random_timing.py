@@ -8,6 +8,7 @@ import ray
 
 from rlkl.actors.cluster import connect
 from rlkl.actors.sampler import RaySampler, start_worker
+from rlkl.actors.workers import Workers
 from rlkl.recipe import ClusterSection
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.types import Completion
@@ -40,6 +41,9 @@ class HandsOver:
     def submit_together(self, requests: Sequence[Request], *, first: int) -> None:
         raise NotImplementedError
 
+    def forget(self) -> None:
+        raise NotImplementedError
+
     def finished(self) -> Iterator[list[tuple[int, Completion]]]:
         chance = random.Random(self._case)
         left = shuffled(self._requests, self._case)
@@ -64,7 +68,8 @@ def workers() -> Iterator[RaySampler]:
     connect(ClusterSection(), cpus=2)
     started = [start_worker({"num_cpus": 0}) for _ in range(3)]
     ray.get([worker.start.remote("tests.integration.timed_engine:Timed", SETTINGS) for worker in started])
-    yield RaySampler(started, [f"rollout worker {number}" for number in range(3)], timeout_s=120.0)
+    names = [f"rollout worker {number}" for number in range(3)]
+    yield RaySampler(Workers(actors=started, names=names, timeout_s=120.0))
     ray.shutdown()
 
 

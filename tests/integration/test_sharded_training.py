@@ -1,20 +1,22 @@
-"""A learner of two ranks with real Ray and vLLM, resumed by one; and a rank that dies."""
+"""A learner of two ranks with real Ray and vLLM, resumed by one; and a rank that dies or hangs."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import rlkl
-from rlkl.errors import ActorDiedError
-from tests.integration.runs import DEADLINE_S, make_recipe, records
+from rlkl.errors import RlklError
+from tests.integration.runs import DEADLINE_S, make_recipe, recorded_stacks, records
 
 STEPS = 3
 
@@ -44,38 +46,41 @@ def test_two_ranks_train_publish_export_and_are_resumed_by_one(tmp_path: Path, u
     assert lines[-1]["rollout/mismatch_max"] < 1e-4
 
 
-def learner_processes() -> list[int]:
-    """The processes of learner actors that descend from this one."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdecimal() and b"ray::LearnerWorker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def kill_one(run_dir: Path, before: set[int]) -> None:
-    """Once a step is recorded, kill the younger process of the learner."""
+def signal_one(run_dir: Path, number: signal.Signals) -> None:
+    """Once a step is recorded, send a signal to the younger process of the learner."""
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
         metrics = run_dir / "metrics.jsonl"
-        own = sorted(set(learner_processes()) - before)
-        if metrics.exists() and metrics.read_text() and len(own) == 2:
-            os.kill(own[-1], signal.SIGKILL)
+        if metrics.exists() and metrics.read_text():
+            children = psutil.Process().children(recursive=True)
+            os.kill(max(child.pid for child in children if "LearnerWorker" in child.name()), number)
             return
         time.sleep(0.05)
 
 
-def test_a_rank_that_dies_ends_the_run_with_its_name(tmp_path: Path, untied_model: Path):
-    recipe = make_recipe(
-        tmp_path / "run", untied_model, steps=500, rollout={"engine": "hf"}, learner={"ranks": 2, "threads": 1}
-    )
-    killer = threading.Thread(target=kill_one, args=(tmp_path / "run", set(learner_processes())))
-    killer.start()
+def fail(run_dir: Path, model: Path, number: signal.Signals) -> str:
+    """Send a signal to one of two ranks during a run, and return the error that ends the run."""
+    cluster = {"call_timeout_s": 15.0}
+    learner = {"ranks": 2, "threads": 1}
+    recipe = make_recipe(run_dir, model, steps=500, rollout={"engine": "hf"}, learner=learner, cluster=cluster)
+    sender = threading.Thread(target=signal_one, args=(run_dir, number))
+    sender.start()
     started = time.monotonic()
-    with pytest.raises(ActorDiedError, match=r"learner rank [01] ended, and the other ranks cannot go on without it"):
+    with pytest.raises(RlklError) as caught:
         rlkl.train(recipe)
-    killer.join()
+    sender.join()
     assert time.monotonic() - started < DEADLINE_S
+    return str(caught.value)
+
+
+def test_a_rank_that_dies_ends_the_run_with_its_name(tmp_path: Path, untied_model: Path):
+    error = fail(tmp_path / "run", untied_model, signal.SIGKILL)
+    assert re.search(r"learner rank [01] ended, and the other ranks cannot go on without it", error)
+
+
+def test_a_rank_that_hangs_ends_the_run_and_is_named_beside_the_stacks(tmp_path: Path, untied_model: Path):
+    error = fail(tmp_path / "run", untied_model, signal.SIGSTOP)
+    file = recorded_stacks(tmp_path / "run")
+    assert str(file) in error
+    assert re.search(r"-learner-rank-[01]\.txt", file.name)
+    assert "It is stopped, as by SIGSTOP." in file.read_text()

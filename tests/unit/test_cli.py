@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -119,7 +125,30 @@ def test_keys_lists_one_section(capsys: pytest.CaptureFixture[str]) -> None:
         "key",
         "checkpoint.every",
         "checkpoint.keep",
+        "checkpoint.best",
     ]
+    assert [line for line in lines if line != line.rstrip()] == [], "spaces at the end of lines"
+
+
+def test_a_narrow_terminal_gets_a_block_for_each_key() -> None:
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    subprocess.run([sys.executable, "-m", "rlkl", "keys", "rollout.cpus"], stdout=end, env=environment, check=True)
+    os.close(end)
+    printed = os.read(terminal, 65536)
+    os.close(terminal)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed.decode()).split("\r\n")
+    assert plain[0].startswith("rollout.cpus_per_worker  default 1")
+    assert plain[1].strip() == "a whole number >= 1"
+    assert all(len(line) <= 80 for line in plain)
+
+
+def test_keys_name_the_rules_of_a_default_that_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "update.kl_coef"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "0.0 (grpo), 0.01 (papo), 0.05 (ppo), 0.35 (superhf)" in line
+    assert line.endswith("(grpo, papo, ppo, superhf)")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     "mistaken.py:one_for_all": (1, "returned 1.0 (float).*expected a list with one reward for each sample"),
     "mistaken.py:positional": (2, "takes only *args; arguments come by name"),
     "mistaken.py:first_only": (2, "parameter 'completion'.*is positional-only; arguments come by name"),
-    "mistaken.py:other_names": (2, "its argument 'ground_truth' is not available.*there are: answer, completion"),
+    "mistaken.py:other_names": (2, "its argument 'ground_truth' is not available.*available: answer, completion"),
     "mistaken.py:NotCallable": (2, "instances cannot be called; give it a __call__ method"),
     "mistaken.py:mixed": (2, "its argument 'completion' is not available.*'completions'"),
     "relative.py:f": (2, "raised ImportError: attempted relative import.*write 'import helper'"),

@@ -33,15 +33,15 @@ class WorkerSpec:
 
 
 class Worker(Protocol):
-    """Runs one call at a time. All but `abandon` are called on one thread."""
+    """Runs one call at a time. All methods but `abandon` are called on one thread."""
 
     @property
     def broken(self) -> Failure | None:
-        """The failure of a restart after a call had ended it; from then on all calls fail with this."""
+        """The failure of a restart after a call had ended the worker; all further calls fail with it."""
         ...
 
     def start(self) -> None:
-        """Raise `RewardInputError` where it cannot be brought up."""
+        """Start the worker; raise `RewardInputError` if that fails."""
         ...
 
     def answer(self, calls: Sequence[Call]) -> Iterator[CallResult]:
@@ -55,9 +55,12 @@ class Worker(Protocol):
     def close(self) -> None: ...
 
     def abandon(self) -> None:
-        """End a call that is under way, from another thread."""
+        """End a call that is under way, and start nothing anew; called from another thread, before `close`."""
         ...
 
+
+CLOSED = Failure(kind="crashed", what="was closed before the call was over")
+"""The answer to calls that a worker was closed before."""
 
 _Waiting = tuple[Call, Future[CallResult]]
 
@@ -78,17 +81,19 @@ class Pool(Protocol):
 
 
 class InlinePool:
-    """Runs each call before `submit` returns."""
+    """Runs each call before `submit` returns, one call at a time."""
 
     eager = False
 
     def __init__(self, function: RewardFunction, name: str) -> None:
         self._function = function
+        self._lock = threading.Lock()
         set_up(function, name)
 
     def submit(self, call: Call) -> Future[CallResult]:
         future: Future[CallResult] = Future()
-        future.set_result(self._function.call(call))
+        with self._lock:
+            future.set_result(self._function.call(call))
         return future
 
     def close(self) -> None:
@@ -105,8 +110,8 @@ class WorkerPool:
     ) -> None:
         """Begin to start all workers at once; `ready` waits for them.
 
-        ``together``: quick calls may be handed over several at a time, where there is one worker only. Among several,
-        one call that takes long would hold up those with it, which another worker could take.
+        ``together``: hand quick calls over several at a time, if there is only one worker. Several workers always get
+        one call each: a call that takes long would hold up others that another worker could make.
         """
         self._workers = workers
         self._together = together and len(workers) == 1
@@ -114,7 +119,7 @@ class WorkerPool:
         self._calls: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         """The error of all further calls."""
-        self._whole, self._lock = len(workers), threading.Lock()
+        self._unbroken, self._lock = len(workers), threading.Lock()
         self._started: list[Future[None]] = [Future() for _ in workers]
         self._threads = [
             threading.Thread(target=self._serve, args=pair, name="reward worker", daemon=True)
@@ -162,9 +167,15 @@ class WorkerPool:
         while (first := self._calls.get()) is not None:
             calls, futures = zip(*(self._further(first, mean_s) if self._together else [first]), strict=True)
             try:
-                for answer, future in zip(worker.answer(calls), futures, strict=True):
+                crashed: list[tuple[Call, Future[CallResult], CallResult]] = []
+                for call, future, answer in zip(calls, futures, worker.answer(calls), strict=True):
+                    if answer.failure is not None and answer.failure.kind == "crashed":
+                        crashed.append((call, future, answer))
+                        continue
                     future.set_result(answer)
                     mean_s += 0.1 * (answer.seconds - mean_s)
+                for call, future, answer in crashed:  # once more: something else may have ended the process
+                    future.set_result(answer if worker.broken is not None else _only(worker.answer([call])))
             except BaseException as error:  # an internal error, not the function's: all waiting calls must fail
                 self._broken = error
                 for future in futures:
@@ -177,17 +188,17 @@ class WorkerPool:
         worker.close()
 
     def _retire(self) -> bool:
-        """Return whether a broken worker may leave the calls to others. The last one stays, and fails them."""
+        """Return whether a broken worker may leave the calls to others. The last worker stays, and fails all calls."""
         with self._lock:
-            if self._whole == 1:
+            if self._unbroken == 1:
                 return False
-            self._whole -= 1
+            self._unbroken -= 1
             return True
 
     def _further(self, first: _Waiting, mean_s: float) -> list[_Waiting]:
-        """Take further waiting calls along with ``first`` if calls are quick.
+        """Return ``first`` with further waiting calls, if calls are quick.
 
-        Then not every call waits until threads and processes have taken turns.
+        A part of several calls costs one switch between threads and processes.
         """
         count = min(_MOST_AT_ONCE, int(_AT_ONCE_S / max(mean_s, 1e-9)))
         taken = [first]
@@ -211,6 +222,11 @@ class WorkerPool:
                 return
             if item is not None:
                 item[1].set_exception(error)
+
+
+def _only(answers: Iterator[CallResult]) -> CallResult:
+    (answer,) = answers
+    return answer
 
 
 class ThreadWorker:
@@ -280,7 +296,7 @@ def thread_pool(function: RewardFunction, name: str, *, workers: int, timeout_s:
 
 
 def set_up(function: RewardFunction, name: str) -> None:
-    """Call ``setup``; raises `RewardInputError` in its place."""
+    """Call ``setup``; raise `RewardInputError` if it fails."""
     try:
         function.setup()
     except (Exception, SystemExit) as error:

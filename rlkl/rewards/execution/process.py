@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from rlkl.rewards.execution.call import CallResult, overdue
-from rlkl.rewards.execution.pool import WorkerSpec, setup_error
+from rlkl.rewards.execution.pool import CLOSED, WorkerSpec, setup_error
 from rlkl.rewards.execution.wire import MOST_BYTES, MessageSocket, WireError, decode_answer, decode_start
 from rlkl.rewards.function.arguments import Call
 from rlkl.rewards.function.result import Failure, raised
+from rlkl.system.stacks import ask
 
 _START = (
     "import sys; sys.path[:] = {path!r}; from rlkl.rewards.execution.worker import main; "
@@ -29,7 +30,6 @@ _STACK_S = 0.5
 _TRACE_CHARACTERS = 8000
 _GONE = (EOFError, OSError)
 """Raised by a socket whose other end is closed."""
-_CLOSED = Failure(kind="crashed", what="was closed before the call was over")
 
 
 class ProcessWorker:
@@ -105,7 +105,7 @@ class ProcessWorker:
     def _over(self) -> Failure | None:
         """Return the reason for making no further calls, or None."""
         if self._closing:
-            return _CLOSED
+            return CLOSED
         return self._broken
 
     def _send(self, calls: Sequence[Call]) -> Failure | None:
@@ -208,20 +208,16 @@ class ProcessWorker:
         """Return the stack of a hanging process, if it can still write one."""
         assert self._process is not None
         assert self._faults is not None
-        _signal_group(self._process, signal.SIGUSR1, whole_group=False)
-        end, size = time.monotonic() + _STACK_S, 0
-        while time.monotonic() < end:
-            time.sleep(0.02)
-            size, before = os.fstat(self._faults.fileno()).st_size, size
-            if size and size == before:
-                break
+        file = self._faults.fileno()
+        with contextlib.suppress(ProcessLookupError):
+            ask(self._process.pid, lambda: os.fstat(file).st_size, timeout_s=_STACK_S)
         return self._written()
 
     def _crash(self) -> Failure:
         """Describe the end of a process that ended by itself."""
         assert self._process is not None
         if self._closing:
-            return _CLOSED
+            return CLOSED
         if not _ended(self._process, timeout_s=5.0):
             return Failure(kind="crashed", what="closed its connection", traceback=self._written())
         _signal_group(self._process, signal.SIGKILL)
@@ -262,8 +258,8 @@ def _ended(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
     return True
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: int, *, whole_group: bool = True) -> None:
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     """Signal a process's group. A process that was not reaped keeps its id, so the signal reaches no other process."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if whole_group else os.kill)(process.pid, number)
+            os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""One reward's way through one round: which calls it takes, when they start, and what they answered."""
+"""The calls of one reward in one round: when each is made, and the outcomes that it returns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from rlkl.rewards.scoring.cache import ScoreCache
 
 
 class RewardCalls:
-    """Samples are taken in any order. What is asked of the function depends on their numbers alone, never on when they
-    came: each unit goes out whole, once its last sample is there, or in order in the end if the pool is not eager."""
+    """Takes the samples of one round in any order, and makes the reward's calls about them.
+
+    The calls depend on the samples' numbers alone, never on the order in which samples arrive. An eager pool gets each
+    unit as soon as its last sample is there. Another pool gets all units in order at the end.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class RewardCalls:
         units: Sequence[range],
         most_failures: int,
     ) -> None:
-        """Take samples of ``units``. Once more than ``most_failures`` samples have failed, wait for no further ones."""
+        """Take samples of ``units``. Once more than ``most_failures`` samples have failed, wait for no other."""
         self._parameters, self._state, self._pool, self._cache = parameters, state, pool, cache
         self._units = units
         self._unit_of = {index: unit for unit in units for index in unit}
@@ -89,8 +92,11 @@ class RewardCalls:
         self._pending.append((indices, self._pool.submit(call)))
 
     def _collect(self) -> None:
-        """Take in answers. A call about several samples that failed whole is made again for each of them alone, so that
-        only those are lost on which the function fails."""
+        """Take in answers.
+
+        A call about several samples that failed as a whole is made again for each sample alone. So only the samples on
+        which the function fails are lost.
+        """
         while self._pending:
             pending, self._pending = self._pending, []
             for indices, future in pending:
@@ -99,7 +105,7 @@ class RewardCalls:
                 answer = future.result()
                 self.seconds.append(answer.seconds)
                 if answer.failure is None:
-                    self._take(indices, answer.outcomes)
+                    self._keep_and_cache(indices, answer.outcomes)
                 elif len(indices) > 1 and self._parameters.unit == "batch":
                     self.split = self.split or (len(indices), answer.failure)
                     for index in indices:
@@ -111,7 +117,7 @@ class RewardCalls:
         self._outcomes.update(zip(indices, outcomes, strict=True))
         self._failures += sum(isinstance(outcome, Failure) for outcome in outcomes)
 
-    def _take(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+    def _keep_and_cache(self, indices: Sequence[int], outcomes: Sequence[Outcome]) -> None:
         self._keep(indices, outcomes)
         if self._cache is None:
             return

@@ -6,35 +6,29 @@ leaves alone what a CUDA context only reserves, and makes an allocation fail at 
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import pickle
 import resource
 import signal
 import socket
-import sys
 from dataclasses import replace
 
 from rlkl.rewards.execution.call import CallResult, RewardFunction
 from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.wire import MessageSocket, encode_answer, encode_start
 from rlkl.rewards.function.result import Failure, raised
-
-_PR_SET_PDEATHSIG = 1
+from rlkl.system.parent import end_with_parent
 
 
 def main(connection: int, faults: int, parent: int) -> None:
-    """Serve ``connection`` (a file descriptor) until its other end closes; crashes are written to ``faults``.
+    """Serve ``connection`` (a file descriptor) until its other end closes; write crashes to ``faults``.
 
-    Programs that the reward starts, or processes that it forks, do not inherit the connection.
+    Programs that the reward starts, and processes that it forks, do not inherit the connection.
     """
     faulthandler.enable(faults)
     faulthandler.register(signal.SIGUSR1, faults)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(1)
+    end_with_parent(parent)
     for descriptor in (connection, faults):
         os.set_inheritable(descriptor, False)
     link = MessageSocket(socket.socket(fileno=connection))
@@ -63,7 +57,7 @@ def bring_up(spec: WorkerSpec) -> tuple[Failure | None, RewardFunction | None]:
     try:
         function = RewardFunction(spec.source.build())
         function.setup()
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is told where it was started
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is reported to the caller
         return _portable(raised(error)), None
     return None, function
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
@@ -13,6 +14,8 @@ from rlkl.errors import RewardInputError, did_you_mean
 Unit = Literal["sample", "batch", "group"]
 """The subject of one call of a function."""
 
+_NULLABLE = re.compile(r"\b(None|NoneType|Optional)\b|^(list\[|Sequence\[)?(typing\.)?(Any|object)\b")
+"""Annotations that allow None."""
 NOT_FOR_ALL = ("state", "rng")
 """Arguments that a ``**`` parameter does not get: a function that needs them names them."""
 
@@ -26,6 +29,8 @@ class Parameters:
     """Name -> default."""
     takes_all: bool
     """Whether it has a ``**`` parameter."""
+    nullable: frozenset[str] = frozenset()
+    """Parameters whose annotation allows None."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -44,6 +49,7 @@ class Parameters:
             required=self.required - names.keys(),
             optional={name: default for name, default in self.optional.items() if name not in names},
             takes_all=self.takes_all,
+            nullable=self.nullable - names.keys(),
         )
 
 
@@ -61,15 +67,32 @@ def parameters_of(function: Callable[..., Any]) -> Parameters:
     by_name = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     for p in parameters:
         if p.kind is Parameter.POSITIONAL_ONLY and p.default is Parameter.empty:
-            raise RewardInputError(f"parameter '{p.name}' of {function!r} is positional-only; arguments come by name")
+            raise RewardInputError(
+                f"parameter '{p.name}' of {_named(function)} is positional-only; arguments come by name: remove "
+                "the '/' from its signature"
+            )
     kinds = {p.kind for p in parameters}
     if Parameter.VAR_POSITIONAL in kinds and not by_name and Parameter.VAR_KEYWORD not in kinds:
-        raise RewardInputError(f"{function!r} takes only *args; arguments come by name: name those that it needs")
+        raise RewardInputError(f"{_named(function)} takes only *args; arguments come by name: name those that it needs")
     return Parameters(
         required=frozenset(p.name for p in by_name if p.default is Parameter.empty),
         optional={p.name: p.default for p in by_name if p.default is not Parameter.empty},
         takes_all=any(p.kind is Parameter.VAR_KEYWORD for p in parameters),
+        nullable=frozenset(p.name for p in by_name if _allows_none(p.annotation)),
     )
+
+
+def _allows_none(annotation: Any) -> bool:
+    """Return whether an annotation allows None, also for an entry of a list. It is read as text and never evaluated."""
+    if annotation is Parameter.empty:
+        return False
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return _NULLABLE.search(text) is not None
+
+
+def _named(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", None)
+    return f"'{name}'" if name else repr(function)
 
 
 def bind_arguments(parameters: Parameters, available: Mapping[str, Any]) -> dict[str, Any]:

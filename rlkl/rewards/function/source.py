@@ -66,7 +66,7 @@ def source_of(reference: str, settings: Mapping[str, Any]) -> Source:
     if reference.startswith(_TASK) or not is_file(reference) or not file_of(reference).is_file():
         return Source(reference=reference, settings=settings)
     file = file_of(reference)
-    return Source(reference=reference, settings=settings, file=file, text=file.read_bytes())
+    return Source(reference=reference, settings=settings, file=file, text=IMPORTER.text_of(file))
 
 
 def check_settings(found: Any, settings: Mapping[str, Any], reference: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ class ScoreCache:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.jsonl"
         self._fingerprint = fingerprint
+        self._lock = threading.Lock()
         self._scores = dict(_read(path))
         self._file = path.open("a", encoding="utf-8")
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
@@ -42,8 +44,10 @@ class ScoreCache:
         return self._scores.get(key)
 
     def put(self, key: str, scores: tuple[Score, ...]) -> None:
-        self._scores[key] = scores
-        self._file.write(json.dumps([key, [asdict(score) for score in scores]]) + "\n")
+        line = json.dumps([key, [asdict(score) for score in scores]]) + "\n"
+        with self._lock:  # an evaluation may score beside the training
+            self._scores[key] = scores
+            self._file.write(line)
 
     def flush(self) -> None:
         self._file.flush()

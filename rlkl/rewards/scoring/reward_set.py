@@ -17,7 +17,8 @@ from rlkl.rewards.execution.call import RewardFunction, raised
 from rlkl.rewards.execution.pool import InlinePool, Pool, Worker, WorkerPool, WorkerSpec, thread_pool
 from rlkl.rewards.execution.process import ProcessWorker
 from rlkl.rewards.execution.reward_calls import RewardCalls
-from rlkl.rewards.function.arguments import Sample, State, make_call
+from rlkl.rewards.function.arguments import Sample, State
+from rlkl.rewards.function.columns import check_names, lacks
 from rlkl.rewards.function.result import Failure
 from rlkl.rewards.function.signature import Parameters
 from rlkl.rewards.function.source import Source
@@ -47,6 +48,8 @@ class LoadedReward:
     parameters: Parameters
     fingerprint: str
     """Hash of the source and the settings."""
+    key: str = ""
+    """Its section in the recipe, such as ``rewards[0]``; empty if the function was given from Python."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,20 +78,34 @@ class RewardSet:
         """A hash of each reward's source and settings, by name: a checkpoint keeps them, and a resume compares."""
         return {reward.name: reward.fingerprint for reward in self.rewards}
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """See on real rows, without calling anything, that every argument of every reward can be filled in.
+    def for_evaluation(self) -> RewardSet:
+        """Return a set of the same rewards in the same workers, without normalisation and without a log of failures.
+
+        Use it while this set is started; closing this set ends both.
+        """
+        shared = RewardSet(self.rewards)
+        shared._pools, shared._caches = self._pools, self._caches
+        return shared
+
+    def check(self, prompts: Sequence[Prompt], *, of: str = "data.source") -> list[str]:
+        """See on all rows, without calling anything, that every argument of every reward can be filled in.
+
+        Return a warning for each argument that some rows cannot fill, if ``on_error`` lets the run go on without their
+        samples. ``of``: the source of the rows, for messages.
 
         Raises:
-            RewardInputError: an argument is unknown; the message lists the names that there are.
+            RewardInputError: no row has an argument; the message lists the names that there are. Or some rows lack it,
+                and the reward's ``on_error`` is raise.
         """
-        nothing = Completion(token_ids=(), logprobs=(), finish_reason="stop")
-        state = State(step=1, steps=1, epoch=0.0, seed=0)
-        for prompt in prompts:
-            for reward in self.rewards:
-                try:
-                    make_call(reward.parameters, [Sample(prompt=prompt, completion=nothing, rng_seed=0)], state)
-                except RewardInputError as error:
-                    raise RewardInputError(f"reward '{reward.name}', prompt {prompt.id}: {error}") from error
+        warnings = []
+        for reward in self.rewards if prompts else ():
+            check_names(reward.name, reward.parameters, prompts)
+            for lack in lacks(reward.parameters, prompts):
+                problem = f"reward '{reward.name}': {lack} of {of}"
+                if reward.section.on_error == "raise":
+                    raise RewardInputError(f"{problem}. {_ways_to_fill(reward)}")
+                warnings.append(f"{problem}; {reward.key}.on_error = {reward.section.on_error} applies if it fails")
+        return warnings
 
     def open_folder(self, run_dir: Path, *, first_step: int) -> None:
         """Keep failures and cached scores in ``run_dir``; what a resumed run does again is removed from the former."""
@@ -233,9 +250,9 @@ class Round:
         failures = [self._failed(reward, index) for reward in collected for index in _failed_indices(reward)]
         if self._set.failures is not None:
             self._set.failures.write(step_index(self._state.step), failures)
-        for reward in collected:
-            self._raise_if_asked(reward)
-            self._raise_if_too_many(reward)
+        for loaded, reward in zip(self._set.rewards, collected, strict=False):
+            self._raise_if_asked(loaded, reward)
+            self._raise_if_too_many(loaded, reward)
         return ScoredRound(
             scored=aggregate(collected, self._groups, self._set.normalize),
             calls_s={name: calls.seconds for name, calls in self._calls.items()},
@@ -291,14 +308,21 @@ class Round:
             traceback=failure.traceback,
         )
 
-    def _raise_if_asked(self, reward: RewardOutcomes) -> None:
+    def _raise_if_asked(self, loaded: LoadedReward, reward: RewardOutcomes) -> None:
         for index in _failed_indices(reward) if reward.section.on_error == "raise" else ():
             failure = reward.outcomes[index]
             assert isinstance(failure, Failure)
-            detail = f": {failure.detail}" if failure.detail else ""
-            raise RewardError(f"reward '{reward.name}' {failure.what} {self._where(index)}{detail}") from failure.cause
+            told = f"reward '{reward.name}' {failure.what} {self._where(index)}"
+            told += f": {failure.detail}" if failure.detail else ""
+            way_on = f"{loaded.key}.on_error=drop_sample" if loaded.key else ""
+            if self._set.failures is not None:
+                told += f"\nIts stack is in {self._set.failures.path(step_index(self._state.step))}."
+                told += f" {way_on} leaves such samples out, and the run goes on." if way_on else ""
+            error = RewardError(told)
+            error.way_on = way_on
+            raise error from failure.cause
 
-    def _raise_if_too_many(self, reward: RewardOutcomes) -> None:
+    def _raise_if_too_many(self, loaded: LoadedReward, reward: RewardOutcomes) -> None:
         failed, limit = _failed_indices(reward), reward.section.max_failed_fraction
         if len(failed) <= _most_failures(reward.section, self._tolerated_of):
             return
@@ -308,12 +332,28 @@ class Round:
         first = self._failed(reward, failed[0])
         log = self._set.failures
         kept = f" All are in {log.path(step_index(self._state.step))}." if log is not None else ""
-        raise RewardError(
-            f"reward '{reward.name}' failed on {len(failed)} of {len(reward.outcomes)} samples{early} "
+        raise too_many_failed(
+            loaded,
+            f"failed on {len(failed)} of {len(reward.outcomes)} samples{early} "
             f"({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}), more than max_failed_fraction = "
-            f"{limit:g}. The first: {first.error}, {self._where(failed[0])}.{kept} Mend the reward, or raise "
-            "rewards[].max_failed_fraction"
+            f"{limit:g}. The first: {first.error}, {self._where(failed[0])}.{kept}",
         )
+
+
+def too_many_failed(reward: LoadedReward, problem: str) -> RewardError:
+    """Return the error for a reward that fails on more samples than its section allows."""
+    key = f"{reward.key or 'rewards[]'}.max_failed_fraction"
+    error = RewardError(f"reward '{reward.name}' {problem} Mend the reward, or raise {key}")
+    error.way_on = f"{key}=1" if reward.key else ""
+    return error
+
+
+def _ways_to_fill(reward: LoadedReward) -> str:
+    skip = "; or set on_error=drop_sample for this reward to leave out their samples" if reward.key else ""
+    return (
+        "Fill in or remove these rows; give the parameter a default, or annotate it with `| None` if null is a value"
+        f"{skip}"
+    )
 
 
 def _most_failures(section: RewardSection, samples: int) -> int:

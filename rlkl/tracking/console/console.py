@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, Protocol
@@ -33,6 +34,10 @@ class RunConsole(Protocol):
 
     def step(self, *, with_samples: bool) -> None:
         """Show a step that was added to the state; ``with_samples``: its samples were recorded as well."""
+        ...
+
+    def evaluated(self) -> None:
+        """Show an evaluation that was added to the state."""
         ...
 
     def close(self) -> None:
@@ -77,6 +82,9 @@ class PlainConsole:
                 for line in sample_lines(sample, self._state.samples_mean, PLAIN_WIDTH, lines=1):
                     self._print(line)
 
+    def evaluated(self) -> None:
+        self._print(Text(evaluation_line(self._state.evaluations[-1])))
+
     def close(self) -> None:
         pass
 
@@ -108,6 +116,23 @@ def plain_line(state: RunState) -> str:
     return "  ".join(parts)
 
 
+def evaluation_line(record: Mapping[str, float]) -> str:
+    """Return one line on an evaluation.
+
+    ``evaluation after step 20: mean 0.712 +- 0.012  greedy 0.844  pass@4 0.912  kl 0.310  2.1 s``
+    """
+    parts = []
+    for key, value in record.items():
+        name = key.removeprefix("eval/")
+        if key == name or name.endswith("_se") or name in ("length_mean", "truncated_fraction", "failed"):
+            continue
+        if name not in ("mean", "greedy", "kl") and value == record.get("eval/mean"):  # the only reward, and pass@1
+            continue
+        error = record.get(f"{key}_se")
+        parts.append(f"{name} {number(value)}" + ("" if error is None else f" +- {number(error)}"))
+    return f"evaluation after step {record['step']:.0f}: {'  '.join(parts)}  {record['time/eval_s']:.1f} s"
+
+
 class LiveConsole:
     """A view that stays at the bottom of the terminal; whatever else is printed or logged appears above it."""
 
@@ -128,6 +153,9 @@ class LiveConsole:
     def step(self, *, with_samples: bool) -> None:
         pass  # drawn with the next refresh
 
+    def evaluated(self) -> None:
+        pass  # drawn with the next refresh
+
     def close(self) -> None:
         for handler, stream in self._moved:
             handler.setStream(stream)
@@ -141,23 +169,25 @@ def _stream_handlers() -> list[logging.StreamHandler]:
 
 
 def print_summary(heading: str, places: dict[str, Path | str], state: RunState) -> None:
-    """Print the results, then the places of all files. A resumed run names the numbers that are of the whole run."""
-    whole, here = ("   (whole run)", " since the resume") if state.first_step else ("", "")
+    """Print the results of the whole run, also after a resume, then the places of all files."""
     rows: dict[str, str] = {}
     rewards = state.series("reward/mean")
     if rewards:
-        rows["reward"] = f"{number(rewards[0])} -> {number(rewards[-1])}   (best {number(max(rewards))}){whole}"
+        rows["reward"] = f"{number(rewards[0])} -> {number(rewards[-1])}   (best {number(max(rewards))})"
+    if held_out := state.held_out():
+        best = max(held_out)
+        at = next(one["step"] for one in state.evaluations if one.get(state.held_out_key or "") == best)
+        shown = f"{number(held_out[0])} -> {number(held_out[-1])}   (best {number(best)} at step {at:.0f})"
+        rows["held-out"] = shown
     if "kl/policy_to_reference" in state.latest:
         rows["KL to reference"] = f"{number(state.latest['kl/policy_to_reference'])} nats per sequence"
-    rows["sampled"] = f"{state.tokens:,} tokens{here}"
+    rows["sampled"] = f"{state.tokens:,} tokens"
     folder = f"{Path.cwd()}{os.sep}"  # paths as one would type them
     rows |= {name: str(place).replace(folder, "") for name, place in places.items()}
     console = Console(highlight=False)
-    took = duration(state.seconds_elapsed())
-    steps = f"{state.finished} of {state.recipe.steps} steps"
-    if state.first_step:
-        steps += f", {max(state.finished - state.first_step, 0)} of them"
-    console.print(Text(f"\n{heading} {steps} in {took}{here}", style="bold"))
+    steps = f"{state.finished} of {state.recipe.steps} steps in {duration(state.seconds_elapsed())}"
+    resumed = f"; resumed after step {state.first_step}" if state.first_step else ""
+    console.print(Text(f"\n{heading} {steps}{resumed}", style="bold"))
     width = max(len(name) for name in rows)
     for name, text in rows.items():
         line = Text.assemble((f"  {name:<{width}}  ", "bright_black"), one_line(text))

@@ -49,6 +49,8 @@ class RunState:
     recipe: Recipe
     records: list[Mapping[str, float]] = field(default_factory=list)
     """Every record so far, those from before a resume included."""
+    evaluations: list[Mapping[str, float]] = field(default_factory=list)
+    """Records of ``eval.jsonl``; the tracker adds to them."""
     first_step: int = 0
     """Steps that were finished before this process started."""
     samples: tuple[Sample, ...] = ()
@@ -56,10 +58,19 @@ class RunState:
     samples_mean: float = 0.0
     note: str = ""
     tokens: int = 0
-    """Sampled since this process started."""
+    """Sampled in all steps."""
     started: float = field(default_factory=time.monotonic)
     _ends: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS + 1))
     _samples_since: float = float("-inf")
+    _earlier_s: float = 0.0
+    """Seconds of the steps that were finished before this process started."""
+
+    def __post_init__(self) -> None:
+        self._earlier_s = sum(record.get("time/step_s", 0.0) for record in self.records)
+        self.tokens = sum(
+            round(record.get("rollout/tokens_per_s", 0.0) * record.get("time/rollout_s", 0.0))
+            for record in self.records
+        )
 
     def update(self, record: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
         now = time.monotonic()
@@ -86,8 +97,21 @@ class RunState:
         """Return a metric over all steps that logged it."""
         return [record[key] for record in self.records if key in record]
 
+    @property
+    def held_out_key(self) -> str | None:
+        """The metric that stands for the evaluations; None before the first one."""
+        known = self.evaluations[-1] if self.evaluations else {}
+        scores = [key for key in known if key.startswith("eval/") and not key.endswith("_se")]
+        return next((key for key in ("eval/mean", *scores) if key in known), None)
+
+    def held_out(self) -> list[float]:
+        """Return `held_out_key` over all evaluations that measured it."""
+        key = self.held_out_key
+        return [record[key] for record in self.evaluations if key is not None and key in record]
+
     def seconds_elapsed(self) -> float:
-        return time.monotonic() - self.started
+        """Return the seconds of the whole run: the steps before a resume, and everything since this process started."""
+        return self._earlier_s + time.monotonic() - self.started
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the last step; None before two steps have ended."""
@@ -191,6 +215,8 @@ def _metric_rows(state: RunState) -> list[_Row]:
         rewards = state.series("reward/mean")
         detail = f"first {number(rewards[0])}   best {number(max(rewards))}"
         rows.append(_Row(label="reward", value=number(now["reward/mean"]), detail=detail, series=rewards))
+    if held_out := state.held_out():
+        rows.append(_Row(label="held-out", value=number(held_out[-1]), detail=_held_out(state), series=held_out))
     for key, label, detail, template in (
         ("kl/policy_to_reference", "KL to reference", "kl/policy_to_reference_per_token", "nats/sequence   {} /token"),
         ("entropy/policy", "entropy", "entropy/policy", "nats/token"),
@@ -200,6 +226,15 @@ def _metric_rows(state: RunState) -> list[_Row]:
         if key in now:
             text = template.format(number(now[detail])) if detail in now else ""
             rows.append(_Row(label=label, value=number(now[key]), detail=text, series=state.series(key)))
+    if now.get("rollout/staleness_max", 0.0) > 0:
+        rows.append(
+            _Row(
+                label="staleness",
+                value=number(now["rollout/staleness_mean"]),
+                detail=f"versions, at most {now['rollout/staleness_max']:.0f}",
+                series=state.series("rollout/staleness_mean"),
+            )
+        )
     if "weights/verified" in now:
         verified = now["weights/verified"] == 1
         version = f"version {now['weights/version']:.0f}" if "weights/version" in now else ""
@@ -225,6 +260,13 @@ def _metric_rows(state: RunState) -> list[_Row]:
         key = "rollout/tokens_per_s"
         rows.append(_Row(label="tokens/s", value=number(now[key]), detail="   ".join(parts), series=state.series(key)))
     return rows
+
+
+def _held_out(state: RunState) -> str:
+    last = state.evaluations[-1]
+    error = last.get(f"{state.held_out_key}_se")
+    spread = "" if error is None else f"+- {number(error)}   "
+    return f"{spread}first {number(state.held_out()[0])}   at step {last['step']:.0f}"
 
 
 def _metric_table(rows: Sequence[_Row], width: int, ascii_only: bool) -> Table:

@@ -38,7 +38,7 @@ class HackingWatch:
         self._unweighted = unweighted_rewards(recipe)
         self._alarms = Alarms()
         for record in records:
-            self._alarms.measure(_levels(record))
+            self._alarms.measure(levels_of(record))
 
     def look(self, records: Sequence[Record], record: Record, groups: Sequence[RolloutGroup]) -> Sighting:
         """Judge the step of ``record``, which follows ``records``; return the signals that begin in it."""
@@ -62,11 +62,16 @@ class HackingWatch:
         return {name: f"monitor/{name}" for name in names} | {name: f"reward/{name}" for name in unweighted}
 
 
-def warn(sighting: Sighting, finished: int, place: str) -> None:
-    """Warn about the signals that begin at a step. ``place``: the file with their suspects."""
+def warn(sighting: Sighting, finished: int, place: str) -> dict[str, str]:
+    """Warn about the signals that begin at a step, and return the warnings by signal.
+
+    ``place``: the file with their suspects.
+    """
     end = f"The most suspicious samples are in {place}"
     findings = {name: reading.finding for name, reading in sighting.set_in.items()}
-    warn_of({name: f"step {finished}, hacking watch, {name}: {found}. {end}" for name, found in findings.items()})
+    texts = {name: f"step {finished}, hacking watch, {name}: {found}. {end}" for name, found in findings.items()}
+    warn_of(texts)
+    return texts
 
 
 def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
@@ -75,7 +80,7 @@ def unweighted_rewards(recipe: Recipe) -> frozenset[str]:
     return frozenset(section.name or section.function.rpartition(":")[2].rpartition("/")[2] for section in sections)
 
 
-def _levels(record: Record) -> dict[str, float]:
+def levels_of(record: Record) -> dict[str, float]:
     """Return the signals' levels in a record, by signal."""
     names = {key: key.removeprefix("watch/") for key in record if key.startswith("watch/") and key != WATCH_WARNINGS}
     return {name: record[key] for key, name in names.items() if not name.startswith("spread/")}

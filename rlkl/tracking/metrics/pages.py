@@ -23,8 +23,9 @@ def render_docs() -> str:
         "Written by `python -m rlkl.tracking.metrics.pages`; edit `rlkl/tracking/metrics/` and the `metrics.py` of\n"
         "the rules instead.\n\n"
         "The same keys are in `metrics.jsonl` (one JSON object per training step) and in W&B. `step` counts finished\n"
-        "training steps from 1. Metrics marked with a clock differ between two otherwise identical runs. If only some\n"
-        "rules log a metric, their names come first.\n"
+        "training steps from 1. Those of an evaluation (`eval/...`, `time/eval_s`) are in `eval.jsonl` and W&B. There\n"
+        "`step` 0 is before training ([evaluation.md](evaluation.md)). Metrics marked with a clock differ between two\n"
+        "otherwise identical runs. If only some rules log a metric, their names come first.\n"
     ]
     by_section: dict[str, list[MetricDefinition]] = {}
     for definition in METRICS:

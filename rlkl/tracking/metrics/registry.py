@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
 from rlkl.updates.grpo.metrics import METRICS as GRPO
@@ -27,6 +28,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         unit="reward",
         formula="Mean over all scored rollouts of the step of the weighted sum of rewards, before any normalisation.",
         bad="Flat from the start (the rule sees no spread, see reward/std), or falling.",
+        higher_is_better=True,
     ),
     MetricDefinition(
         key="reward/std",
@@ -44,6 +46,7 @@ METRICS: tuple[MetricDefinition, ...] = (
             "or abstained do not count."
         ),
         bad="One rises while the others fall: the policy trades them, or exploits one.",
+        higher_is_better=True,
     ),
     MetricDefinition(
         key="reward/<name>/<component>",
@@ -71,6 +74,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         unit="reward",
         formula="Mean of a reward with role: monitor over the rollouts that it scored. It is never optimised.",
         bad="Falling while reward/mean rises: the policy exploits the rewards that it is trained on.",
+        higher_is_better=True,
     ),
     MetricDefinition(
         key="monitor/<name>/<component>",
@@ -214,6 +218,12 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Often 1: every group is uniform; choose prompts of middling difficulty.",
     ),
     MetricDefinition(
+        key="optim/fault",
+        unit="0 or 1",
+        formula="1 when the step was skipped because a loss, gradient or log-prob was not finite (learner.on_fault).",
+        bad="1: the batch is kept in faults/; look into it with rlkl inspect.",
+    ),
+    MetricDefinition(
         key="weights/verified",
         unit="0 or 1",
         formula="1 when every engine's log-probs on the probes agree with the learner's after the publish, and have "
@@ -328,6 +338,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     ),
     *dict.fromkeys(definition for rule in RULE_METRICS.values() for definition in rule),
     *WATCH_METRICS,
+    *EVAL_METRICS,
 )
 
 

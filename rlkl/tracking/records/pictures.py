@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlkl.errors import InputError
 from rlkl.types import Image, RolloutGroup
 
 if TYPE_CHECKING:
@@ -52,11 +53,23 @@ def picture_columns(names: Sequence[str]) -> list[str]:
     )
 
 
+def picture_path(run_dir: Path, recorded: str) -> Path:
+    """Return the file of a picture that a sample record names.
+
+    Raises `InputError` if it is not in the run folder: a record that somebody else wrote could name any file of this
+    machine, and reports and W&B would show it.
+    """
+    path = run_dir / recorded
+    if not path.resolve().is_relative_to(run_dir.resolve()):
+        raise InputError(f"the sample records of {run_dir} name the picture {recorded!r}, which is not in that folder")
+    return path
+
+
 def side_by_side(run_dir: Path, paths: Sequence[str]) -> Picture | None:
     """Join the pictures at these paths in one row, on white; return None for none."""
     from PIL import Image as pil
 
-    pictures = [pil.open(run_dir / path).convert("RGB") for path in paths]
+    pictures = [pil.open(picture_path(run_dir, path)).convert("RGB") for path in paths]
     if not pictures:
         return None
     width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)

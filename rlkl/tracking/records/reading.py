@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlkl.errors import CheckpointError, LearnerError
+from rlkl.recipe.run_dir import numbered
 from rlkl.tracking.records.pictures import PictureColumns
 from rlkl.tracking.records.sample_schema import TOKEN_COLUMN, fitted, merged_schema
+from rlkl.tracking.records.token_texts import TokenTexts
 from rlkl.types import RolloutGroup, step_index
 
 TokenColumns = Mapping[str, Sequence[Sequence[float] | None]]
@@ -95,19 +97,46 @@ def write_samples(
     groups: Sequence[RolloutGroup],
     token_columns: TokenColumns = MappingProxyType({}),
     pictures: PictureColumns = MappingProxyType({}),
+    tokens: TokenTexts | None = None,
 ) -> None:
-    """Write one row a rollout, groups in order. ``logprobs`` is null for stored answers.
+    """Write the samples of a step; see `sample_table` and `write_sample_table`."""
+    write_sample_table(path, sample_table(finished, groups, token_columns, pictures, tokens))
+
+
+def write_sample_table(path: Path, table: pa.Table) -> None:
+    """Write a file of a run's samples.
 
     All sample files of a run have one schema, so that readers can take the folder as one table: a column that this step
     lacks is null, and one that is new is added to the earlier files.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = [other for other in _sample_paths(path.parent) if other != path]
+    schema = merged_schema([table.schema, *(pq.read_schema(other) for other in earlier[-1:])])
+    if earlier and schema != pq.read_schema(earlier[-1]):
+        _rewrite(earlier, schema)
+    write_table(path, fitted(table, schema))
+
+
+def sample_table(
+    finished: int,
+    groups: Sequence[RolloutGroup],
+    token_columns: TokenColumns = MappingProxyType({}),
+    pictures: PictureColumns = MappingProxyType({}),
+    tokens: TokenTexts | None = None,
+) -> pa.Table:
+    """Return one row a rollout, groups in order. ``logprobs`` is null for stored answers.
+
+    ``tokens`` decodes the column ``tokens``, the text of each token; without it there is no such column.
+    """
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+    texts = {} if tokens is None else {"tokens": [tokens.of(r.completion.token_ids) for _, r in pairs]}
     columns: dict[str, pa.Array] = {
         "step": pa.array([finished] * len(pairs), pa.int64()),
         "prompt_id": pa.array([prompt.id for prompt, _ in pairs], pa.string()),
         "prompt": pa.array([_utf8(prompt.text) for prompt, _ in pairs], pa.string()),
         "completion": pa.array([_utf8(rollout.completion.text) for _, rollout in pairs], pa.string()),
         "completion_ids": pa.array([rollout.completion.token_ids for _, rollout in pairs], pa.list_(pa.int64())),
+        **{name: pa.array(values, pa.list_(pa.string())) for name, values in texts.items()},
         "logprobs": pa.array([rollout.completion.logprobs for _, rollout in pairs], TOKEN_COLUMN),
         "finish_reason": pa.array([rollout.completion.finish_reason for _, rollout in pairs], pa.string()),
         "reward": pa.array([rollout.reward if rollout.scored else None for _, rollout in pairs], pa.float64()),
@@ -128,18 +157,12 @@ def write_samples(
         columns[name] = pa.array(values, TOKEN_COLUMN)
     for name, paths in pictures.items():
         columns[name] = pa.array(paths, pa.list_(pa.string()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    earlier = [other for other in sorted(path.parent.glob("step_*.parquet")) if other != path]
-    schema = merged_schema([table.schema, *(pq.read_schema(other) for other in earlier[-1:])])
-    if earlier and schema != pq.read_schema(earlier[-1]):
-        _rewrite(earlier, schema)
-    _write_table(path, fitted(table, schema))
+    return pa.table(columns)
 
 
 def unify_samples(run_dir: Path) -> None:
     """Bring all sample files to one schema, after a crash in between or if an earlier version wrote them."""
-    files = [path for _, path in sample_files(run_dir)]
+    files = _sample_paths(run_dir / "samples")
     if files:
         _rewrite(files, merged_schema([pq.read_schema(path) for path in files]))
 
@@ -147,25 +170,42 @@ def unify_samples(run_dir: Path) -> None:
 def _rewrite(files: Sequence[Path], schema: pa.Schema) -> None:
     for path in files:
         if pq.read_schema(path) != schema:
-            _write_table(path, fitted(pq.read_table(path), schema))
+            write_table(path, fitted(pq.read_table(path), schema))
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as parquet: whole, or not at all."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     _write_atomically(path, buffer.getvalue())
 
 
+def _sample_paths(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("step_*.parquet"), *folder.glob("eval_*.parquet")])
+
+
+def eval_sample_path(run_dir: Path, finished: int) -> Path:
+    """Return the file with the samples of an evaluation, by the number of finished steps."""
+    return run_dir / "samples" / f"eval_{finished:06d}.parquet"
+
+
+def eval_sample_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
+    """List finished steps and path of the samples of each evaluation, oldest first."""
+    yield from numbered(run_dir / "samples", "eval_*.parquet")
+
+
 def sample_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
-    """List finished steps and path of each sample file, oldest first."""
-    for path in sorted((run_dir / "samples").glob("step_*.parquet")):
-        yield int(path.stem.removeprefix("step_")), path
+    """List finished steps and path of the samples of each training step that has some, oldest first."""
+    yield from numbered(run_dir / "samples", "step_*.parquet")
 
 
 def drop_later_samples(run_dir: Path, first_step: int) -> None:
-    """Remove the sample files of steps that a run resumed at step index ``first_step`` will do again."""
+    """Remove the sample files of what a run will do again if it is resumed at step index ``first_step``."""
     for finished, path in sample_files(run_dir):
         if step_index(finished) >= first_step:
+            path.unlink()
+    for finished, path in eval_sample_files(run_dir):
+        if step_index(finished) >= first_step or first_step == 0:
             path.unlink()
 
 

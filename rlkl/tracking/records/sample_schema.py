@@ -7,14 +7,25 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from rlkl.tracking.records.pictures import picture_columns
+from rlkl.types import SHARED_TOKEN_COLUMNS
 
 TOKEN_COLUMN = pa.list_(pa.float64())
 """Type of a column with one number a token."""
 
-_FIRST = ("step", "prompt_id", "prompt", "completion", "completion_ids", "logprobs", "finish_reason", "reward")
+_FIRST = (
+    "step",
+    "prompt_id",
+    "prompt",
+    "completion",
+    "completion_ids",
+    "tokens",
+    "logprobs",
+    "finish_reason",
+    "reward",
+)
 _NAMED = ("reward/", "monitor/")
-_AFTER = ("reward_tags", "reward_failed", "sample_index", "weights_version", "versions")
-"""Columns in their order; after them come numbers a token, then pictures."""
+_AFTER = ("reward_tags", "reward_failed", "sample_index", "weights_version", "versions", "evaluation")
+"""Columns in their order; after them come numbers a token, those of every rule first, then pictures."""
 
 
 def merged_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -43,4 +54,6 @@ def _place(name: str) -> tuple[int, int, str]:
             return 1, number, name
     if name in _AFTER:
         return 2, _AFTER.index(name), name
-    return 3, 0, name
+    if name in SHARED_TOKEN_COLUMNS:
+        return 3, SHARED_TOKEN_COLUMNS.index(name), name
+    return 4, 0, name

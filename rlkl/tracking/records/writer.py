@@ -28,6 +28,10 @@ class BackgroundWriter:
         """Run ``job`` after those before it; returns a handle to wait for it. Raises the error of an earlier job."""
         if self._errors:
             raise self._errors.popleft()
+        return self.put(job)
+
+    def put(self, job: Callable[[], None]) -> AsyncResult[None]:
+        """Run ``job`` like `submit`, and leave errors of earlier jobs to `drain` and `take_errors`."""
         while self._jobs and self._jobs[0].ready():
             self._jobs.popleft()
         handle = self._pool.apply_async(job, error_callback=self._errors.append)

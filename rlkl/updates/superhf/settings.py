@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from rlkl.updates.run_facts import RunFacts
 
 class SuperHfSettings(RuleSettings):
     """SuperHF: cross-entropy on the best completions plus KL(reference || policy) (`rlkl.updates.superhf`)."""
+
+    is_best_of_n: ClassVar[bool] = True
 
     rule: Literal["superhf"] = Field(default="superhf", description="The update rule.")
     filter: FilterSettings | None = Field(

@@ -16,7 +16,7 @@ from rlkl.data.answers import AnswerEncoder, find_turn_end
 from rlkl.data.chat import EncodedPrompt
 from rlkl.data.prompts import Encoder, load_prompts
 from rlkl.recipe import DataSection
-from rlkl.training.setup import _stop_token_ids
+from rlkl.rollout.settings import _stop_token_ids
 from rlkl.types import Prompt
 from tests.chat_tokenizers import FAMILIES, TURN_ENDS, chat_tokenizer
 

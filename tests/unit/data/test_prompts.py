@@ -308,7 +308,8 @@ def test_rows_are_checked_without_a_tokenizer(tmp_path: Path):
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    prompts = check_prompts(DataSection(source=str(file), max_bad_fraction=0.7))
+    prompts, report = check_prompts(DataSection(source=str(file), max_bad_fraction=0.7))
+    assert (report.kept, report.total) == (2, 6)
     assert [(prompt.text, prompt.token_ids, prompt.columns["x"]) for prompt in prompts] == [("a", (), 1), ("hi", (), 2)]
     with pytest.raises(DataError, match=r"2 of 6 rows kept \(1 empty, 3 malformed"):
         check_prompts(DataSection(source=str(file)))

@@ -13,13 +13,15 @@ from rlkl.cli import _parse as command_line
 from rlkl.cli import main
 from rlkl.costs.gpus import gpu_named
 from rlkl.recipe.io import load_recipe
+from rlkl.sweeps.making import load_sweep, make_plan
 from rlkl.updates import RULES
 from tests.unit.docs.scripts import ROOT, load_script
 
 site = load_script("docs/build_site.py")
 PAGES: list[Path] = site.pages()
 README = (ROOT / "README.md").read_text()
-COMMAND = re.compile(r"^    (?:rlkl (?:train|plan)|launch/submit\.sh) (?!-)(.+?)(?:  +#.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"^    (?:rlkl (?:train|plan)|launch/submit\.sh) (?!-|sweep )(.+?)(?:  +#.*)?$", re.MULTILINE)
+SWEEP = re.compile(r"^    (?:launch/submit\.sh sweep|rlkl sweep) (.+?)(?: &&.*|  +#.*)?$", re.MULTILINE)
 USERS_FILES = {"sums.yaml", "my_recipe.yaml"}
 """Recipes on the pages that a reader is supposed to have written; the first is on the README itself."""
 
@@ -97,6 +99,26 @@ def test_recipes_and_keys_of_commands_are_accepted(command: str, monkeypatch: py
     else:
         monkeypatch.chdir(ROOT)
     load_recipe(recipe, *overrides)
+
+
+SWEEPS = sorted({command for page in PAGES for command in SWEEP.findall(page.read_text())})
+
+
+def test_sweeps_are_found():
+    assert "reviews_grpo 'update.kl_coef=[0.1,0.2,0.4]' seeds=5" in SWEEPS
+    assert "papo_time --jobs 1" in SWEEPS
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_sweeps_of_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert make_plan(load_sweep(command_line(["sweep", *shlex.split(command)]).words)).number_of_runs > 1
+
+
+def test_the_page_on_comparing_shows_a_sweep_that_is_accepted(tmp_path: Path):
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "comparing.md").read_text(), re.DOTALL)
+    (tmp_path / "rules.yaml").write_text(shown)
+    assert make_plan(load_sweep([str(tmp_path / "rules.yaml")])).number_of_runs == 20
 
 
 def test_the_page_on_planning_shows_what_the_command_prints(

@@ -66,6 +66,13 @@ def test_heads_that_vllm_cannot_compute_on_a_cpu_are_refused(tmp_path: Path, con
     check_limits(recipe(engine="hf"), path, CPU)
 
 
+def test_an_engine_has_no_more_processes_than_heads_can_be_shared_among(tmp_path: Path):
+    path = model(tmp_path, hidden_size=128, num_attention_heads=4)
+    check_limits(recipe(tensor_parallel=4), path, GPU)
+    with pytest.raises(RecipeError, match=r"tensor_parallel = 3.* has 4 attention heads.*expected one of 1, 2, 4"):
+        check_limits(recipe(tensor_parallel=3), path, GPU)
+
+
 def test_without_a_config_here_nothing_is_checked():
     check_limits(recipe(max_new_tokens=10**6), "owner/not-here", CPU)
 

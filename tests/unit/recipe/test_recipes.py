@@ -9,12 +9,13 @@ import pytest
 from rlkl.commands.plan import make_plan
 from rlkl.commands.plan_cluster import plan_cluster
 from rlkl.costs.gpus import gpu_named
-from rlkl.recipe.io import load_recipe
+from rlkl.errors import RecipeError
+from rlkl.recipe.io import built_in, built_in_names, load_recipe
 from rlkl.system.machine import Machine
 from rlkl.updates.settings import PapoSettings
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-FOR_OTHER_COMMANDS = {"reviews_reward_model", "reviews_sft"}
+FOR_OTHER_COMMANDS = {"reviews_reward_model", "reviews_sft", "wandb_sweep"}
 NAMES = sorted({file.stem for file in RECIPES.glob("*.yaml")} - FOR_OTHER_COMMANDS)
 ONLINE = ["reviews_grpo", "reviews_ppo", "reviews_sparsepo", "reviews_superhf"]
 
@@ -165,3 +166,12 @@ def test_dapos_recipe_carries_its_papers_settings():
     assert (rollout.prompts_per_step, rollout.samples_per_prompt, recipe.learner.minibatches) == (512, 16, 16)
     limit, buffer = (recipe.rewards[1].settings[key] for key in ("limit", "buffer"))
     assert (recipe.rewards[1].name, limit + buffer) == ("overlong", rollout.max_new_tokens)
+
+
+def test_a_sweep_of_wandb_is_no_recipe():
+    assert "quickstart" in built_in_names()
+    assert "wandb_sweep" not in built_in_names()
+    assert built_in("wandb_sweep") is None
+    with pytest.raises(RecipeError, match=r"no recipe at wandb_sweep; it can be a path") as caught:
+        load_recipe("wandb_sweep")
+    assert "wandb_sweep" not in str(caught.value).partition(":")[2]

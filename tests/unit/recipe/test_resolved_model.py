@@ -59,6 +59,12 @@ def test_each_mistake_names_the_key_the_value_what_is_wrong_and_what_is_expected
             read_model(path, NAME)
 
 
+def test_the_folder_of_a_run_is_refused_with_the_folder_of_its_policy(tmp_path: Path):
+    tiny_qwen3(tmp_path / "run" / "policy", tied=False, seed=0)
+    with pytest.raises(RecipeError, match=r"is the folder of a run; its model is in .*run/policy: give that"):
+        read_model(str(tmp_path / "run"), NAME)
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path):
     folder = tiny_qwen3(tmp_path / "model", tied=False, seed=0)
     check_weights(str(folder), NAME)

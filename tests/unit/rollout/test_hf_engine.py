@@ -189,3 +189,24 @@ def test_an_unknown_engine_lists_what_there_is():
         engine_class("vlm")
     with pytest.raises(RecipeError, match="cannot be imported"):
         engine_class("rlkl.rollout.hf_engine:Missing")
+
+
+def test_a_request_may_have_its_own_temperature(model_path: Path):
+    """Greedy tokens are the most probable ones, with log-probs at temperature 1; others are not touched by it."""
+    from rlkl.rollout.hf_engine import HfEngine
+
+    engine = HfEngine(settings(model_path, temperature=0.5))
+    usual = requests(4)
+    mixed = [*usual, *(replace(request, temperature=0.0) for request in usual), replace(usual[0], temperature=2.0)]
+
+    found = engine.generate(mixed)
+
+    assert found[:4] == engine.generate(usual)
+    assert found[8] == HfEngine(settings(model_path, temperature=2.0)).generate(usual[:1])[0]
+    for request, completion in zip(usual, found[4:8], strict=True):
+        whole = request.prompt_token_ids + completion.token_ids
+        (scores,) = engine.score([Probe(token_ids=whole)])
+        assert completion.logprobs == pytest.approx(scores[len(request.prompt_token_ids) - 1 :], abs=1e-5)
+        for length in range(len(request.prompt_token_ids), len(whole)):
+            others = [Probe(token_ids=(*whole[:length], token)) for token in range(3, 12)]
+            assert max(row[-1] for row in engine.score(others)) <= scores[length - 1] + 1e-6

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from rlkl.errors import InputError
+from rlkl.system.cache import cache_folder
 from rlkl.tasks import TASKS, Task, base_model, get_task, task_name, task_reward, task_rows
 from rlkl.tasks.arithmetic import Arithmetic
-from rlkl.tasks.cache import _fingerprint, cache_folder, cached_base_model
+from rlkl.tasks.cache import _fingerprint, cached_base_model
 from rlkl.tasks.reviews import Reviews
 
 

@@ -16,9 +16,10 @@ from rlkl.recipe import Recipe
 from rlkl.tracking import tracker as tracker_module
 from rlkl.tracking.hacking.signals import Reading
 from rlkl.tracking.hacking.watch import HackingWatch, Sighting
-from rlkl.tracking.records.reading import read_metrics
+from rlkl.tracking.records.reading import eval_sample_files, read_metrics, sample_files
+from rlkl.tracking.sinks import opening as sinks_opening
+from rlkl.tracking.sinks import recorder as sinks_recorder
 from rlkl.tracking.tracker import RunSummary, Tracker
-from rlkl.tracking.wandb import recorder as wandb_recorder
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 
@@ -45,12 +46,30 @@ def _groups(step: int) -> list[RolloutGroup]:
 
 
 def _metrics(step: int) -> dict[str, float]:
-    return {"reward/mean": step / 7, "kl/policy_to_reference": 0.25}
+    return {
+        "reward/mean": step / 7,
+        "kl/policy_to_reference": 0.25,
+        "rollout/tokens_per_s": 0.5,
+        "time/rollout_s": 4.0,
+        "time/step_s": STEP_S,
+    }
+
+
+STEP_S = 6.0
 
 
 def _steps(tracker: Tracker, first: int, last: int) -> None:
     for step in range(first, last):
         tracker.log(step, _metrics(step), _groups(step))
+
+
+def test_sample_files_are_in_the_order_of_their_steps(tmp_path: Path):
+    (tmp_path / "samples").mkdir()
+    for kind in ("step", "eval"):
+        for step in (1_000_000, 999_999):
+            (tmp_path / "samples" / f"{kind}_{step:06d}.parquet").touch()
+    assert [step for step, _ in sample_files(tmp_path)] == [999_999, 1_000_000]
+    assert [step for step, _ in eval_sample_files(tmp_path)] == [999_999, 1_000_000]
 
 
 def _sample_names(run_dir: Path) -> list[str]:
@@ -129,7 +148,7 @@ def test_a_step_is_recorded_before_an_earlier_error_in_writing_is_raised(
         return Sighting(metrics={}, set_in={"length": Reading(level=2.0, finding="longer")}, suspects={"length": []})
 
     monkeypatch.setattr(tracker_module, "write_samples", no_space)
-    monkeypatch.setattr(tracker_module, "warn", lambda *_: None)
+    monkeypatch.setattr(tracker_module, "warn", lambda *_: {})
     tracker = Tracker(tmp_path, _recipe(3), run_id=None, first_step=0)
     monkeypatch.setattr(HackingWatch, "look", lambda *_: Sighting(metrics={}, set_in={}, suspects={}))
     _steps(tracker, 0, 1)
@@ -157,22 +176,30 @@ def test_the_end_says_what_was_reached_and_where_it_is(tmp_path: Path, capsys: p
     assert "--resume" not in summary
 
 
-def test_the_summary_of_a_resumed_run_labels_what_is_of_the_whole_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_end_names_only_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tracker = Tracker(tmp_path, _recipe(8), run_id=None, first_step=0)
+    tracker.fail(RewardError("no reward"))
+    summary = capsys.readouterr().out
+    assert "metrics.jsonl" in summary
+    assert "samples" not in summary
+
+
+def test_the_summary_of_a_resumed_run_is_of_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first = Tracker(tmp_path, _recipe(8), run_id=None, first_step=0)
     _steps(first, 0, 5)
     first.finish(RunSummary(interrupted=True, policy_dir=None))
     out = capsys.readouterr().out
-    assert "since the resume" not in out
-    assert "whole run" not in out
+    assert re.search(r"interrupted after 5 of 8 steps in 0:00:\d\d\n", out)
+    assert re.search(r"sampled +10 tokens\n", out)
     second = Tracker(tmp_path, _recipe(8), run_id=first.run_id, first_step=4)
     _steps(second, 4, 8)
     second.finish(RunSummary(interrupted=False, policy_dir=None))
     out = capsys.readouterr().out
-    assert re.search(r"finished 8 of 8 steps, 4 of them in 0:00:\d\d since the resume\n", out)
-    assert re.search(r"reward +0\.000 -> 1\.000 +\(best 1\.000\) +\(whole run\)\n", out)
-    assert re.search(r"sampled +8 tokens since the resume\n", out)
+    took = re.search(r"finished 8 of 8 steps in 0:0(\d):(\d\d); resumed after step 4\n", out)
+    assert took
+    assert 60 * int(took[1]) + int(took[2]) >= 4 * STEP_S, "the steps before the resume count"
+    assert re.search(r"reward +0\.000 -> 1\.000 +\(best 1\.000\)\n", out)
+    assert re.search(r"sampled +16 tokens\n", out)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -190,7 +217,7 @@ def test_a_failed_run_closes_wandb_as_failed_and_shows_its_traces(
     closed: list[bool] = []
 
     class FakeWandbRun:
-        folder = tmp_path / "wandb" / "offline-run-x"
+        run_id = "x"
 
         def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -202,10 +229,15 @@ def test_a_failed_run_closes_wandb_as_failed_and_shows_its_traces(
         def finish(self, *, failed: bool) -> None:
             closed.append(failed)
 
-        def sync_hint(self) -> str:
-            return "wandb sync here"
+        def alert(self, title: str, text: str, *, level: str) -> None:
+            raise AssertionError("records nothing after a failure")
 
-    monkeypatch.setattr(tracker_module, "WandbRun", FakeWandbRun)
+        def flush(self) -> None: ...
+
+        def places(self) -> dict[str, str]:
+            return {"W&B": "wandb sync here"}
+
+    monkeypatch.setattr(sinks_opening, "WandbRun", FakeWandbRun)
     tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
     (tmp_path / "checkpoints" / "step_000001").mkdir(parents=True)
     _steps(tracker, 0, 1)
@@ -220,11 +252,11 @@ def test_a_failed_run_closes_wandb_as_failed_and_shows_its_traces(
 class UnsteadyWandb:
     """W&B as the tracker uses it, with one method that fails or hangs."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, method: str, does: Callable[[], None]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, does: Callable[[], None]) -> None:
         self.calls: list[str] = []
-        self.folder = folder / "wandb" / "offline-run-x"
+        self.run_id = "x"
         self._bad, self._does = method, does
-        monkeypatch.setattr(tracker_module, "WandbRun", lambda *_, **__: self)
+        monkeypatch.setattr(sinks_opening, "WandbRun", lambda *_, **__: self)
 
     def _call(self, method: str) -> None:
         self.calls.append(method)
@@ -240,8 +272,10 @@ class UnsteadyWandb:
     def finish(self, *, failed: bool) -> None:
         self._call("finish")
 
-    def sync_hint(self) -> str:
-        return "wandb sync here"
+    def flush(self) -> None: ...
+
+    def places(self) -> dict[str, str]:
+        return {"W&B": "wandb sync here"}
 
 
 def _picture_does_not_fit() -> None:
@@ -254,7 +288,7 @@ def _picture_does_not_fit() -> None:
 def test_an_error_of_wandb_is_warned_of_once_and_ends_its_record_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, before: list[str]
 ):
-    wandb = UnsteadyWandb(monkeypatch, tmp_path, method, _picture_does_not_fit)
+    wandb = UnsteadyWandb(monkeypatch, method, _picture_does_not_fit)
     tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
     for step in range(8):
         tracker.log(step, _metrics(step), _groups(step))
@@ -273,13 +307,13 @@ def test_an_error_of_wandb_is_warned_of_once_and_ends_its_record_not_the_run(
 def test_a_wandb_that_hangs_costs_its_patience_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(wandb_recorder, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(sinks_recorder, "PATIENCE_S", 0.2)
     gate = threading.Event()
 
     def hangs() -> None:
         gate.wait(20)
 
-    UnsteadyWandb(monkeypatch, tmp_path, "log", hangs)
+    UnsteadyWandb(monkeypatch, "log", hangs)
     tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
     started = time.monotonic()
     for step in range(8):

@@ -91,15 +91,25 @@ def test_a_run_stops_at_the_first_failure_that_is_one_too_many(file: str, tmp_pa
 
 
 def test_rewards_start_side_by_side(tmp_path: Path):
-    path = tmp_path / "slow.py"
+    """Each set-up waits for those of all others."""
+    path = tmp_path / "together.py"
     path.write_text(
-        "import time\nclass Slow:\n    def setup(self):\n        time.sleep(2)\n"
+        "import os, pathlib, time\n"
+        "class Together:\n"
+        "    def __init__(self, *, folder):\n        self.folder = pathlib.Path(folder)\n"
+        "    def setup(self):\n"
+        "        (self.folder / str(os.getpid())).touch()\n"
+        "        end = time.monotonic() + 120\n"
+        "        while len(list(self.folder.iterdir())) < 5:\n"
+        "            assert time.monotonic() < end\n"
+        "            time.sleep(0.05)\n"
         "    def __call__(self, completion):\n        return 1.0\n"
     )
-    with loaded(*({"function": f"{path}:Slow", "name": f"slow{n}"} for n in range(5))) as rewards:
-        start = time.monotonic()
+    (tmp_path / "up").mkdir()
+    settings = {"settings": {"folder": str(tmp_path / "up")}, "mode": "process"}
+    with loaded(*({"function": f"{path}:Together", "name": f"one{n}", **settings} for n in range(5))) as rewards:
         rewards.start()
-        assert time.monotonic() - start < 8
+    assert len(list((tmp_path / "up").iterdir())) == 5
 
 
 def test_a_closed_pool_refuses_calls():

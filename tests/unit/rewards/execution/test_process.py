@@ -376,6 +376,25 @@ def test_a_worker_that_ended_in_between_costs_nothing(tmp_path: Path):
         assert values(score(rewards, ["a", "b"])) == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_something_else_ends_costs_no_sample(tmp_path: Path, workers: int):
+    """As the kernel does when memory is short. The call that it was in is made once more, in a new process."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import os, pathlib, signal\n"
+        f"marker = pathlib.Path({str(tmp_path / 'marker')!r})\n"
+        "def killed_once(completion):\n"
+        "    if completion == 'bb' and not marker.exists():\n"
+        "        marker.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return float(len(completion))\n"
+    )
+    with loaded(drops(str(path), "killed_once", workers=workers)) as rewards:
+        done = score(rewards, ["a", "bb", "ccc"] * 20)
+    assert values(done) == [1.0, 2.0, 3.0] * 20
+    assert not done.failures
+
+
 def test_quick_calls_travel_together_and_a_bad_one_among_them_is_lost_alone(file: str):
     texts = ["a"] * 400
     for place, bad in ((90, "segv"), (91, "hang"), (250, "oom"), (399, "exit")):

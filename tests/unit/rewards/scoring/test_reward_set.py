@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from rlkl.errors import RewardError, RewardInputError
+from rlkl.recipe import RewardSection
 from rlkl.rewards import load_rewards, reward
 from rlkl.seeds import derive_seed
 from rlkl.types import Completion, Prompt
@@ -127,3 +129,78 @@ def test_check_looks_at_every_row_it_is_given():
     rewards.check([PROMPT])
     with pytest.raises(RewardInputError, match=r"row-8"):
         rewards.check([PROMPT, bare])
+
+
+def may_be_null(completion: str, answer: str | None):
+    return 1.0
+
+
+def may_be_null_at_runtime(completion, answer):
+    return 1.0
+
+
+may_be_null_at_runtime.__annotations__ = {"answer": str | None}  # the other annotations of this file are texts
+
+
+def any_value(completion: str, answer: Any):
+    return 1.0
+
+
+def has_a_default(completion: str, answer: str = "none"):
+    return 1.0
+
+
+def is_text(completion: str, answer: str):
+    return 1.0
+
+
+def all_may_be_null(completions: list[str], answer: list[str | None]):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("function", "lacking"),
+    [
+        (may_be_null, 1),
+        (may_be_null_at_runtime, 1),
+        (any_value, 1),
+        (all_may_be_null, 1),
+        (has_a_default, 0),
+        (is_text, 2),
+    ],
+)
+def test_null_is_a_value_only_if_the_annotation_allows_it(function: Any, lacking: int):
+    rows = [
+        Prompt(id="full", text="x", token_ids=(1,), columns={"answer": "2"}),
+        Prompt(id="null", text="x", token_ids=(1,), columns={"answer": None}),
+        Prompt(id="bare", text="x", token_ids=(1,)),
+    ]
+    rewards = load_rewards([], [function])
+    if not lacking:
+        assert rewards.check(rows) == []
+        return
+    first = "bare" if lacking == 1 else "null"
+    with pytest.raises(
+        RewardInputError, match=rf"'answer' is missing or null in {lacking} of 3 rows \(first: prompt {first}\)"
+    ):
+        rewards.check(rows)
+    if lacking == 1:
+        assert rewards.check(rows[:2]) == []
+
+
+def test_a_failure_names_the_file_with_its_stack_and_the_way_on(tmp_path: Path):
+    (tmp_path / "my.py").write_text("def fails(completion):\n    return 1 / 0\n")
+    sections = [
+        RewardSection(function="task:arithmetic", mode="inline"),
+        RewardSection(function=f"{tmp_path}/my.py:fails", mode="inline"),
+    ]
+    rewards = load_rewards(sections)
+    rewards.open_folder(tmp_path, first_step=0)
+    with pytest.raises(RewardError) as caught:
+        rewards.score(PROMPT, [completion("1")], step=0, seed=0)
+    rewards.close()
+    told = str(caught.value)
+    assert f"Its stack is in {tmp_path}/failures/step_000001.jsonl." in told
+    assert "rewards[1].on_error=drop_sample leaves such samples out" in told
+    assert caught.value.way_on == "rewards[1].on_error=drop_sample"
+    assert (tmp_path / "failures" / "step_000001.jsonl").is_file()

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from rlkl.recipe import Recipe
-from rlkl.tracking.console.console import LiveConsole, PlainConsole, plain_line
+from rlkl.tracking.console.console import LiveConsole, PlainConsole, plain_line, print_summary
 from rlkl.tracking.console.view import RunState, RunView, duration, number, one_line, sparkline
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
@@ -180,3 +180,43 @@ def test_logging_goes_above_the_live_view_and_back_afterwards(monkeypatch: pytes
     assert stderr.getvalue() == ""
     assert handler.stream is stderr
     assert sys.stderr is stderr
+
+
+EVALUATION = {
+    "eval/mean": 0.75,
+    "eval/mean_se": 0.012,
+    "eval/right": 0.75,
+    "eval/right_se": 0.012,
+    "eval/gold": 0.5,
+    "eval/pass@1": 0.75,
+    "eval/pass@2": 0.9,
+    "eval/length_mean": 3.0,
+    "time/eval_s": 2.0,
+}
+
+
+def test_an_evaluation_is_one_line_that_says_nothing_twice(capsys: pytest.CaptureFixture[str]):
+    state = _state()
+    state.evaluations.append({"step": 20, **EVALUATION})
+    PlainConsole(state, Console()).evaluated()
+
+    wanted = "evaluation after step 20: mean 0.750 +- 0.012  gold 0.500  pass@2 0.900  2.0 s"
+    assert capsys.readouterr().out.strip() == wanted
+
+
+def test_the_view_and_the_summary_show_evaluations_from_start_to_end(capsys: pytest.CaptureFixture[str]):
+    state = _state()
+    for step, mean in ((0, 0.25), (10, 0.75), (20, 0.5)):
+        state.evaluations.append({"step": step, **EVALUATION, "eval/mean": mean})
+
+    (row,) = [line for line in _draw(state, 80, 24) if line.startswith("held-out")]
+    assert row.split()[1:4] == ["0.500", "+-", "0.012"]
+    print_summary("finished", {}, state)
+    assert "held-out         0.250 -> 0.500   (best 0.750 at step 10)" in capsys.readouterr().out
+
+
+def test_without_trained_rewards_the_first_monitor_stands_for_the_evaluations():
+    state = _state()
+    state.evaluations.append({"step": 0, "eval/gold": 0.5, "eval/gold_se": 0.1, "time/eval_s": 1.0})
+
+    assert (state.held_out_key, state.held_out()) == ("eval/gold", [0.5])

@@ -17,7 +17,8 @@ from rlkl.tracking.records.reading import (
     unify_samples,
     write_samples,
 )
-from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+from rlkl.tracking.records.token_texts import TokenTexts
+from rlkl.types import SHARED_TOKEN_COLUMNS, Completion, Prompt, Rollout, RolloutGroup
 
 
 def _write(path: Path, steps: int, *, first_step: int = 0) -> None:
@@ -117,6 +118,19 @@ def test_samples_hold_every_rollout_with_its_rewards(tmp_path: Path):
     assert rows[2]["mask"] is None
     assert [row["prompt_id"] for row in rows] == ["a", "a", "b"]
     assert [file.name for file in path.parent.iterdir()] == [path.name], "no half-written file stays behind"
+
+
+def test_the_text_of_tokens_and_the_numbers_of_every_rule_come_before_those_of_one_rule(tmp_path: Path):
+    class Numbers:
+        def decode(self, ids: list[int]) -> str:
+            return "".join(f"<{token}>" for token in ids)
+
+    numbers = {name: [[0.0, 1.0]] for name in ("a_mask", *reversed(SHARED_TOKEN_COLUMNS))}
+    write_samples(sample_path(tmp_path, 1), 1, [_group("a", texts=("x",))], numbers, tokens=TokenTexts(Numbers()))
+    table = pq.read_table(sample_path(tmp_path, 1))
+    assert table["tokens"].to_pylist() == [["<7>", "<1>"]]
+    assert table.column_names.index("tokens") == table.column_names.index("completion_ids") + 1
+    assert table.column_names[-5:] == [*SHARED_TOKEN_COLUMNS, "a_mask"]
 
 
 def test_samples_of_steps_to_be_done_again_are_dropped(tmp_path: Path):
