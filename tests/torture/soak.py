@@ -3,8 +3,8 @@
 python -m tests.torture.soak [--minutes 30] [--folder build/soak]
 
 Trains the quickstart with its reward in processes, evaluation, checkpoints and W&B offline, and looks at all its
-processes every few seconds. Prints a table. The exit code is 1 if the run fails, or if memory, handles, threads or step
-time grow by more than `LIMITS` allow.
+processes every few seconds; each look is a line of `looks.jsonl`. Prints a table. The exit code is 1 if the run fails,
+or if memory, handles, threads or step time grow by more than `LIMITS` allow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 
@@ -52,6 +52,8 @@ KINDS = {
     "rlkl.rewards.execution": "reward process",
     "wandb-core": "W&B",
 }
+LOOKS = "looks.jsonl"
+"""File in the folder with all figures, a line a look."""
 _PAUSE_S = 5.0
 _DEADLINE_S = 300
 
@@ -89,7 +91,8 @@ def look(root: psutil.Process, run_dir: Path) -> Look:
             continue
     files = [path for path in run_dir.rglob("*") if path.is_file()] if run_dir.is_dir() else []
     sizes = [path.stat().st_size for path in files if path.exists()]
-    return Look(steps=len(step_seconds(run_dir)), figures=figures, disk_mib=sum(sizes) / 2**20)
+    plain = {kind: dict(of_kind) for kind, of_kind in figures.items()}
+    return Look(steps=len(step_seconds(run_dir)), figures=plain, disk_mib=sum(sizes) / 2**20)
 
 
 def step_seconds(run_dir: Path) -> list[float]:
@@ -110,6 +113,8 @@ def watch(root: psutil.Popen, run_dir: Path, minutes: float) -> Iterator[Look]:
             return
         if seen.steps:
             end = end or time.monotonic() + 60 * minutes
+            with (run_dir.parent / LOOKS).open("a") as file:
+                file.write(json.dumps(asdict(seen)) + "\n")
             yield seen
 
 

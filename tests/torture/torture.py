@@ -1,15 +1,17 @@
 """Kill runs at random moments, resume them, and compare with undisturbed ones.
 
 python -m tests.torture.torture [--kills 20] [--seed 1] [--folder build/torture] [--cases 'grpo;papo']
-                                [--targets driver,raylet] [--set rollout.engine=hf]
+                                [--targets driver,raylet] [--set rollout.engine=hf] [--part 1/2]
 
-A case is killed only in processes that it has. The run starts, SIGKILL falls at a random moment of it, and it is
-resumed until it is done. Then no step may be recorded twice, and metrics, samples and weights must be those of the
-case's undisturbed run, by hash. The numbers of `rollout.schedule: stream` depend on timing. There the prompts of each
-step must be the same, every publish verified, and no token staler than allowed.
+Kills each target so many times, spread over the cases that have it. A run is killed up to four times. SIGKILL falls at
+a random moment of a random step, or inside a publish or a checkpoint write; what was hit and in which phase the driver
+was is printed. The run is resumed until it is done. Then no step may be recorded twice, in `metrics.jsonl` or in W&B,
+and metrics, samples and weights must be those of the case's undisturbed run, by hash. The numbers of
+`rollout.schedule: stream` depend on timing. There the prompts of each step must be the same, every publish verified,
+and no token staler than allowed.
 
-If the process is not there at that moment, the kill is made again at another one. If all tries hit nothing, it counts
-as missed. Prints a line a kill and a table. The exit code is 1 if a run differs, or if all kills of a target missed.
+Prints a line a run and a table. The exit code is 1 if a run differs, or if a kill finds no process. ``--part`` makes
+every other round, so that two processes can share the work.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import psutil
 import pyarrow.parquet as pq
@@ -32,33 +36,50 @@ import pyarrow.parquet as pq
 from rlkl.recipe import Recipe
 from rlkl.recipe.io import load_recipe
 from rlkl.tracking.metrics.registry import without_timings
-from tests.torture.planning import Kill, only, plan_kills, targets_of
+from tests.torture.driver import PHASE_FILE, phase_in
+from tests.torture.planning import Kill, Round, only, plan_rounds, targets_of
+from tests.torture.wandb_steps import recorded_steps
 
-STEPS = 6
+STEPS = 8
 _DEADLINE_S = 900
 _RESUMES = 4
+_PAUSE_S = 0.01
 _QUICK = (
     f"steps={STEPS}",
     "rollout.prompts_per_step=16",
     "rollout.samples_per_prompt=4",
     "checkpoint.every=1",
     "tracking.samples_every=1",
+    "tracking.wandb=offline",
 )
-_REVIEWS = (*_QUICK, "rollout.samples_per_prompt=8")
+_REVIEWS = (*_QUICK, "rollout.samples_per_prompt=8", "rewards=[{function: task:reviews, mode: process}]")
+_QUICKSTART = ("quickstart", *_QUICK, "rewards=[{function: task:arithmetic, mode: process}]")
+_PAPO = ("shapes_papo", *_QUICK, "eval=null", "rewards=[{function: task:shapes, mode: process}]")
+_AHEAD = "rollout.schedule=one_step_off"
 CASES: dict[str, tuple[str, ...]] = {
-    "grpo": ("quickstart", *_QUICK, "rollout.workers=2", "rewards=[{function: task:arithmetic, mode: process}]"),
-    "grpo, 2 ranks": ("quickstart", *_QUICK, "learner.ranks=2"),
-    "grpo, one_step_off": ("quickstart", *_QUICK, "rollout.schedule=one_step_off"),
-    "grpo, stream": ("quickstart", *_QUICK, "rollout.schedule=stream"),
+    "grpo": (*_QUICKSTART, "rollout.workers=2"),
+    "grpo, one_step_off": (*_QUICKSTART, _AHEAD),
+    "grpo, stream": (*_QUICKSTART, "rollout.schedule=stream"),
+    "grpo, 2 ranks": (*_QUICKSTART, "learner.ranks=2"),
+    "grpo, 2 ranks, one_step_off": (*_QUICKSTART, "learner.ranks=2", _AHEAD),
     "ppo, adaptive KL": ("reviews_ppo", *_REVIEWS, "update.kl_target=0.5"),
+    "ppo, adaptive KL, one_step_off": ("reviews_ppo", *_REVIEWS, "update.kl_target=0.5", _AHEAD),
     "superhf": ("reviews_superhf", *_REVIEWS),
+    "superhf, one_step_off": ("reviews_superhf", *_REVIEWS, _AHEAD),
     "sparsepo": ("reviews_sparsepo", *_REVIEWS),
+    "sparsepo, one_step_off": ("reviews_sparsepo", *_REVIEWS, _AHEAD),
     "sparsepo, stored pairs": ("reviews_dpo", *_QUICK[:2], *_QUICK[3:], "update.mask=sparse_common"),
-    "papo": ("shapes_papo", *_QUICK, "eval=null"),
+    "papo": _PAPO,
+    "papo, one_step_off": (*_PAPO, _AHEAD),
 }
+ONE_OF = ("learner", "one of two ranks", "rollout worker", "reward worker")
+"""Targets of which one process is killed, if there are several."""
+GO_ON = ("rollout worker", "reward worker")
+"""Targets that a run replaces."""
 TARGETS: dict[str, Callable[[psutil.Process], bool]] = {
-    "driver": lambda process: "rlkl" in process.cmdline() and "train" in process.cmdline(),
+    "driver": lambda process: "tests.torture.driver" in process.cmdline(),
     "learner": lambda process: "LearnerWorker" in process.name(),
+    "one of two ranks": lambda process: "LearnerWorker" in process.name(),
     "rollout worker": lambda process: "RolloutWorker" in process.name(),
     "reward worker": lambda process: "rlkl.rewards.execution" in " ".join(process.cmdline()),
     "raylet": lambda process: process.name() == "raylet",
@@ -66,63 +87,79 @@ TARGETS: dict[str, Callable[[psutil.Process], bool]] = {
 }
 
 
-def start(words: Sequence[str], log: Path) -> psutil.Popen:
+def start(words: Sequence[str], log: Path, *, module: str = "rlkl", **variables: str) -> psutil.Popen:
     """Start `rlkl` with these words, in a session of its own; what it prints goes to ``log``."""
     with log.open("ab") as output:
         return psutil.Popen(
-            [sys.executable, "-m", "rlkl", *words],
+            [sys.executable, "-m", module, *words],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **variables},
             start_new_session=True,
         )
 
 
-def finish(words: Sequence[str], run_dir: Path, log: Path) -> int:
-    """Run to the end, resuming as often as needed; return the number of starts."""
-    for starts in range(1, _RESUMES + 1):
-        resume = any((run_dir / "checkpoints").glob("step_*"))
+class Run:
+    """A run that is started, killed and resumed until it is done."""
+
+    def __init__(self, words: Sequence[str], run_dir: Path, log: Path) -> None:
+        """Start it. ``words``: those of the command without the folder. ``log``: keeps what is printed."""
+        self._words, self._run_dir, self._log = words, run_dir, log
+        self._phase = log.with_suffix(".phase")
+        self.starts = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        resume = any((self._run_dir / "checkpoints").glob("step_*"))
         if not resume:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        child = start(["train", "--resume", str(run_dir)] if resume else [*words, f"run.dir={run_dir}"], log)
-        if child.wait(_DEADLINE_S) == 0:
-            return starts
-    raise SystemExit(f"{run_dir} did not come to its end in {_RESUMES} starts; see {log}")
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+        words = ["train", "--resume", str(self._run_dir)] if resume else [*self._words, f"run.dir={self._run_dir}"]
+        self.starts += 1
+        self._phase.unlink(missing_ok=True)
+        variables = {PHASE_FILE: str(self._phase)}
+        self._child = start(words, self._log, module="tests.torture.driver", **variables)
 
+    def finish(self) -> None:
+        """Resume it until it ends well."""
+        starts = self.starts
+        while self._child.wait(_DEADLINE_S) != 0:
+            if self.starts - starts > _RESUMES:
+                raise SystemExit(f"{self._run_dir} did not come to its end in {_RESUMES} resumes; see {self._log}")
+            self._begin()
 
-def kill_once(words: Sequence[str], run_dir: Path, target: str, after_s: float, log: Path) -> str | None:
-    """Start a run, kill ``target`` after so many seconds, and wait until the run has ended.
+    def strike(self, kill: Kill, *, step_s: float) -> str | None:
+        """Make one kill, and resume the run if it ends. ``step_s``: seconds of a step.
 
-    Return what was hit. If nothing was, end the run and return None.
-    """
-    child = start([*words, f"run.dir={run_dir}"], log)
-    end = time.monotonic() + after_s
-    while time.monotonic() < end and child.poll() is None:
-        time.sleep(0.02)
-    if child.poll():
-        raise SystemExit(f"{run_dir} failed before it was killed; see {log}")
-    found = [process for process in _tree(child) if _is(process, target)]
-    if target in ("learner", "rollout worker", "reward worker"):
-        found = found[-1:]  # one of them
-    hit = [_kill(process) for process in reversed(found)]  # children first: a driver that dies takes them along
-    if not any(hit):
-        for process in reversed(_tree(child)):
+        Returns the phase and what was hit; None if the run ended before.
+        """
+        if self._child.poll() is not None:
+            self._begin()
+        while self._child.poll() is None and not self._is_due(kill):
+            time.sleep(_PAUSE_S)
+        if kill.phase is None:
+            time.sleep(kill.share * step_s)
+        found, phase = self._victims(kill), phase_in(self._phase)
+        hit = [_kill(process) for process in reversed(found)]  # children first: a driver that dies takes them along
+        if not any(hit):
+            return None
+        if kill.target not in GO_ON:
+            self._child.wait(_DEADLINE_S)
+        names = f"{sum(hit)} processes" if len(hit) > 1 else kill.target
+        return f"{names} at step {_steps(self._run_dir)} ({phase})"
+
+    def end(self) -> None:
+        """Kill all its processes."""
+        for process in reversed(_tree(self._child)):
             _kill(process)
-    code = child.wait(_DEADLINE_S)
-    return f"{sum(hit)} process(es) after {_steps(run_dir)} steps; exit code {code}" if any(hit) else None
 
+    def _is_due(self, kill: Kill) -> bool:
+        if _steps(self._run_dir) < kill.steps or not self._victims(kill):
+            return False
+        return kill.phase is None or _steps(self._run_dir) > kill.steps + 1 or phase_in(self._phase) == kill.phase
 
-def strike(kill: Kill, words: Sequence[str], run_dir: Path, seconds: float, log: Path) -> str | None:
-    """Start a run and kill its target, at the next moment if it is not there at one; return what was hit.
-
-    ``seconds``: the time of an undisturbed run. None: it was there at none of the moments.
-    """
-    for share in kill.shares:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        told = kill_once(words, run_dir, kill.target, share * seconds, log)
-        if told is not None:
-            return told
-    return None
+    def _victims(self, kill: Kill) -> list[psutil.Process]:
+        found = [process for process in _tree(self._child) if _is(process, kill.target)]
+        return [found[int(kill.share * len(found))]] if found and kill.target in ONE_OF else found
 
 
 def _tree(child: psutil.Popen) -> list[psutil.Process]:
@@ -158,6 +195,8 @@ def facts(run_dir: Path, recipe: Recipe) -> dict[str, str]:
     """Return what must be equal in two runs of one recipe, by name."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = {"steps": str([record["step"] for record in records])}
+    if recipe.tracking.wandb != "disabled":
+        found["W&B steps"] = str(recorded_steps(run_dir))
     return found | (invariants if recipe.rollout.schedule == "stream" else hashes)(run_dir, records, recipe)
 
 
@@ -187,18 +226,18 @@ def _hash(data: bytes) -> str:
 
 
 def undisturbed(words: Sequence[str], folder: Path, recipe: Recipe) -> tuple[dict[str, str], float]:
-    """Return the facts and the seconds of the case's undisturbed run, which is made once."""
-    run_dir, stamp = folder / "undisturbed", folder / "seconds"
-    if not stamp.exists():
+    """Return the facts and the seconds of a step of the case's undisturbed run, which is made once."""
+    run_dir = folder / "undisturbed"
+    if not (run_dir / "policy").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(run_dir, ignore_errors=True)
-        before = time.monotonic()
-        finish(words, run_dir, folder / "undisturbed.log")
-        stamp.write_text(str(time.monotonic() - before))
+        Run(words, run_dir, folder / "undisturbed.log").finish()
     found = facts(run_dir, recipe)
-    whole = {"steps": str(list(range(1, recipe.steps + 1))), "unverified": "[]", "stale": "[]"}
+    numbers = str(list(range(1, recipe.steps + 1)))
+    whole = {"steps": numbers, "W&B steps": numbers, "unverified": "[]", "stale": "[]"}
     assert found == found | {name: value for name, value in whole.items() if name in found}, f"{run_dir}: {found}"
-    return found, float(stamp.read_text())
+    seconds = [json.loads(line)["time/step_s"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return found, median(seconds)
 
 
 @dataclass(slots=True)
@@ -209,57 +248,71 @@ class Tally:
     same: int = 0
     """Kills that hit, after which the run ended as an undisturbed one."""
     missed: int = 0
-
-    @property
-    def is_good(self) -> bool:
-        """Whether all runs ended as undisturbed ones, and not because every kill missed."""
-        return self.same == self.hit and (self.hit > 0 or not self.missed)
+    phases: Counter[str] = field(default_factory=Counter)
+    """Phases of the driver in which it hit."""
 
 
-def torture(kill: Kill, words: Sequence[str], folder: Path, tally: Tally, *, seed: int) -> str:
-    """Make one kill, finish the run and compare it; return a line about it. A run that is as it must be is removed."""
+def torture(plan: Round, words: Sequence[str], folder: Path, tallies: Mapping[str, Tally], *, seed: int) -> str:
+    """Make the kills of one run, finish it and compare it; return a line about it.
+
+    A run that is as it must be is removed.
+    """
     recipe = load_recipe(*words[1:])
-    expected, seconds = undisturbed(words, folder, recipe)
-    run_dir, log = folder / f"kill-{seed}-{kill.number}", folder / f"kill-{seed}-{kill.number}.log"
-    told = strike(kill, words, run_dir, seconds, log)
-    if told is None:
-        tally.missed += 1
-        shutil.rmtree(run_dir, ignore_errors=True)
-        return f"missed at {len(kill.shares)} moments"
-    starts = 0 if (run_dir / "policy").is_dir() else finish(words, run_dir, log)
+    expected, step_s = undisturbed(words, folder, recipe)
+    run_dir, log = folder / f"round-{seed}-{plan.number}", folder / f"round-{seed}-{plan.number}.log"
+    run, told = Run(words, run_dir, log), []
+    try:
+        for kill in plan.kills:
+            hit = run.strike(kill, step_s=step_s)
+            told.append(hit or f"{kill.target} missed")
+        run.finish()
+    finally:
+        run.end()
     found = facts(run_dir, recipe)
     differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    tally.hit += 1
-    tally.same += not differing
-    told += f"; resumed {starts} times" if starts else "; went on by itself"
+    for kill, hit in zip(plan.kills, told, strict=True):
+        tally = tallies[kill.target]
+        missed = hit.endswith("missed")
+        tally.missed += missed
+        tally.hit += not missed
+        tally.same += not missed and not differing
+        if not missed:
+            tally.phases[hit.rpartition("(")[2].rstrip(")")] += 1
+    line = f"{', '.join(told)}; {run.starts} starts"
     if differing:
-        return f"{told}: {differing}"
+        return f"{line}: {differing}"
     shutil.rmtree(run_dir)
-    return f"{told}: the same {'prompts' if recipe.rollout.schedule == 'stream' else 'bits'}"
+    return f"{line}: the same {'prompts' if recipe.rollout.schedule == 'stream' else 'bits'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make all kills and print what came of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="of each target")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("build/torture"))
     parser.add_argument("--cases", default=";".join(CASES), help="separated by semicolons")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--set", nargs="*", default=[], help="overrides for all cases")
+    parser.add_argument("--part", default="1/1", help="which of how many parts of the cases")
     options = parser.parse_args(arguments)
+    part, parts = (int(number) for number in options.part.split("/"))
     commands = {case: ["train", *CASES[case], *options.set] for case in options.cases.split(";")}
     tallies = {target: Tally() for target in options.targets.split(",")}
-    possible = {case: targets_of(load_recipe(*words[1:])) for case, words in commands.items()}
-    for kill in plan_kills(options.kills, options.seed, only(list(tallies), possible)):
-        folder = options.folder.absolute() / kill.case.replace(",", "").replace(" ", "_")
-        told = torture(kill, commands[kill.case], folder, tallies[kill.target], seed=options.seed)
-        sys.stdout.write(f"{kill.number}/{options.kills} {kill.case}: {kill.target}, {told}\n")
+    possible = only(list(tallies), {case: targets_of(load_recipe(*words[1:])) for case, words in commands.items()})
+    rounds = plan_rounds(options.kills, options.seed, possible, steps=STEPS)
+    for plan in rounds:
+        if list(commands).index(plan.case) % parts != part - 1:
+            continue
+        folder = options.folder.absolute() / plan.case.replace(",", "").replace(" ", "_")
+        told = torture(plan, commands[plan.case], folder, tallies, seed=options.seed)
+        sys.stdout.write(f"{plan.number}/{len(rounds)} {plan.case}: {told}\n")
         sys.stdout.flush()
-    sys.stdout.write("\n| killed | as undisturbed | missed |\n|---|---|---|\n")
+    sys.stdout.write("\n| killed | as undisturbed | missed | phases of the driver |\n|---|---|---|---|\n")
     for target, tally in tallies.items():
-        sys.stdout.write(f"| {target} | {tally.same} of {tally.hit} | {tally.missed} |\n")
-    return int(not all(tally.is_good for tally in tallies.values()))
+        phases = ", ".join(f"{phase} {count}" for phase, count in tally.phases.most_common())
+        sys.stdout.write(f"| {target} | {tally.same} of {tally.hit} | {tally.missed} | {phases} |\n")
+    return int(any(tally.missed or tally.same < tally.hit for tally in tallies.values()))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 from rlkl.errors import EnvironmentProblem
 from rlkl.recipe import Recipe
 from rlkl.recipe.arm import arm_of, rule_of, variant_of
+from rlkl.recipe.run_dir import EVAL_FILE, METRICS_FILE
 from rlkl.tracking.records.pictures import picture_columns, side_by_side
-from rlkl.tracking.records.reading import TOKEN_COLUMN, sample_files, sample_path
+from rlkl.tracking.records.reading import TOKEN_COLUMN, read_metrics, sample_files, sample_path
 from rlkl.tracking.sinks.rows import COLUMNS
 from rlkl.tracking.sinks.sink import AlertLevel
+from rlkl.tracking.wandb.parts import last_step
 from rlkl.types import SHARED_TOKEN_COLUMNS
 
 _log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class WandbRun:
         settings = recipe.tracking
         self._run_dir = run_dir
         self._run_id = run_id
+        recorded = last_step(run_dir, run_id) if first_step else None
         self._rows_kept = settings.samples_kept
         self._staging = _StagingFolder(run_dir)
         self._run = self._start(recipe)
@@ -68,6 +71,19 @@ class WandbRun:
         for finished, path in [] if self._run.resumed else sample_files(run_dir):
             if finished <= first_step:
                 self._add_rows(path)
+        if recorded is not None:
+            self._add_lost(recorded + 1 if self._run.offline else self._run.step, first_step)
+
+    def _add_lost(self, begin: int, end: int) -> None:
+        """Log the steps from ``begin`` to ``end``, which a kill has cut off from what W&B holds.
+
+        W&B takes in a row when the next one begins, and writes its file in blocks.
+        """
+        records = [record for name in (METRICS_FILE, EVAL_FILE) for record in read_metrics(self._run_dir / name)]
+        for record in sorted(records, key=lambda record: record["step"]):
+            if begin <= record["step"] <= end:
+                metrics = {key: value for key, value in record.items() if key != "step"}
+                self.log(int(record["step"]), metrics)
 
     def _start(self, recipe: Recipe) -> Any:
         import wandb
@@ -142,7 +158,7 @@ class WandbRun:
         self._run.alert(title=title, text=text, level=level)
 
     def flush(self) -> None:
-        """Do nothing: W&B's own process writes at once."""
+        """Do nothing: what W&B has not written when the process is killed, a resume logs again."""
 
     def log_samples(self, finished: int) -> None:
         """Add the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""

@@ -6,10 +6,12 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ from rlkl.recipe import Recipe
 from rlkl.tracking.records.pictures import save_pictures
 from rlkl.tracking.records.reading import sample_path, write_samples
 from rlkl.tracking.sinks.rows import COLUMNS
+from rlkl.tracking.wandb import parts
+from rlkl.tracking.wandb.parts import part_folders, read_rows
 from rlkl.tracking.wandb.run import WandbRun
 from rlkl.types import SHARED_TOKEN_COLUMNS, Completion, Prompt, Rollout, RolloutGroup
 from tests.unit.tracking.wandb.graphql_server import serve
@@ -167,6 +171,53 @@ def test_a_resumed_run_keeps_its_id_and_the_rows_so_far(tmp_path: Path):
     assert [item["step"] for item in history] == [3, 4]
     rows = [row for item in history for row in _table_rows(after, item)]
     assert rows == [_row(finished, index) for finished in (1, 2, 3, 4) for index in (0, 1)]
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+import psutil
+from tests.unit.tracking.wandb import test_run as this
+run = this.WandbRun(Path(sys.argv[1]), this._recipe(), run_id=this.RUN_ID, first_step=0)
+run.log_evaluation(0, {"eval/mean": 0.5})
+for finished in (1, 2, 3):
+    run.log(finished, {"reward/mean": finished / 8})
+run.log_evaluation(3, {"eval/mean": 0.75})
+run.flush()
+me = psutil.Process()
+for process in [*me.children(recursive=True), me]:
+    process.kill()
+"""
+
+
+def test_a_resume_logs_again_what_a_kill_has_cut_off(tmp_path: Path):
+    """The kill reaches W&B's own process too."""
+    records = [{"step": step, "reward/mean": step / 8} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    evaluations = [{"step": step, "eval/mean": mean} for step, mean in ((0, 0.5), (3, 0.75))]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evaluations))
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}  # W&B's process its own
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], timeout=120, env=own)
+    assert killed.returncode == -signal.SIGKILL
+    (before,) = part_folders(tmp_path, RUN_ID)
+    before.rename(before.with_name(before.name.replace("offline-run-2", "offline-run-1")))
+
+    run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=3)
+    run.log(4, {"reward/mean": 0.5})
+    run.finish()
+
+    rows = [row for part in part_folders(tmp_path, RUN_ID) for row in read_rows(part)]
+    found = [(row["step"], row.get("reward/mean"), row.get("eval/mean")) for row in rows]
+    assert found == [(0, None, 0.5), (1, 0.125, None), (2, 0.25, None), (3, 0.375, 0.75), (4, 0.5, None)]
+
+
+def test_parts_that_cannot_be_read_are_said_and_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    _run(tmp_path, first_step=0, last_step=2, recipe=_recipe())
+    monkeypatch.setattr(parts, "sys", SimpleNamespace(executable="/bin/false"))
+    assert parts.last_step(tmp_path, RUN_ID) is None
+    assert "Steps that a kill has cut off from W&B are not added to it" in caplog.text
 
 
 def test_the_hint_names_all_parts_of_the_run(tmp_path: Path):
