@@ -195,7 +195,7 @@ def facts(run_dir: Path, recipe: Recipe) -> dict[str, str]:
     """Return what must be equal in two runs of one recipe, by name."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = {"steps": str([record["step"] for record in records])}
-    if recipe.tracking.wandb != "disabled":
+    if recipe.tracking.wandb != "off":
         found["W&B steps"] = str(recorded_steps(run_dir))
     return found | (invariants if recipe.rollout.schedule == "stream" else hashes)(run_dir, records, recipe)
 

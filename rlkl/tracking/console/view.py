@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkl.recipe import Recipe
+from rlkl.tracking.records.compact import CompactRecord
 from rlkl.types import RolloutGroup
 
 SHARES = (
@@ -66,6 +67,7 @@ class RunState:
     """Seconds of the steps that were finished before this process started."""
 
     def __post_init__(self) -> None:
+        self.records[:] = [CompactRecord(record) for record in self.records]
         self._earlier_s = sum(record.get("time/step_s", 0.0) for record in self.records)
         self.tokens = sum(
             round(record.get("rollout/tokens_per_s", 0.0) * record.get("time/rollout_s", 0.0))
@@ -75,7 +77,7 @@ class RunState:
     def update(self, record: Mapping[str, float], groups: Sequence[RolloutGroup]) -> None:
         now = time.monotonic()
         self._ends.append(now)
-        self.records.append(record)
+        self.records.append(CompactRecord(record))
         self.note = ""
         self.tokens += sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
         is_last = self.finished == self.recipe.steps
