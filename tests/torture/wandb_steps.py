@@ -32,5 +32,5 @@ def recorded_steps(run_dir: Path) -> list[int]:
 def _rows(part: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the steps and their metrics, without times and without tables."""
     for row in read_rows(part):
-        metrics = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key[0] != "_"}
+        metrics = {key: value for key, value in row.items() if isinstance(value, (int, float)) and "/" in key}
         yield int(row["step"]), without_timings(metrics)

@@ -274,7 +274,10 @@ def test_steps_in_two_parts_of_wandb_count_once_if_they_are_equal(
 
     def rows(part: Path) -> list[dict[str, float]]:
         found = parts[part.name.removeprefix("offline-run-")]
-        return [{"step": step, "reward/mean": mean, "time/step_s": id(part), "_step": step} for step, mean in found]
+        return [
+            {"step": step, "reward/mean": mean, "time/step_s": id(part), "samples.size": id(part)}
+            for step, mean in found
+        ]
 
     monkeypatch.setattr(wandb_steps, "read_rows", rows)
     assert wandb_steps.recorded_steps(tmp_path) == [1, 2, 3, 3, 3]
