@@ -16,10 +16,15 @@ HANGS = """
 import os, sys, threading, time
 from rlkl.system.stacks import answer_signal
 
+reads, writes = os.pipe()
+
 def waits_for_ever():
+    os.write(writes, b".")
     time.sleep(600)
 
 def is_stuck():
+    for _ in range(2 if child else 1):
+        os.read(reads, 1)  # one is there
     print(child, flush=True)
     threading.Event().wait()
 
@@ -75,6 +80,7 @@ def test_a_process_that_did_not_agree_gets_no_signal():
 def test_a_stopped_process_is_called_stopped():
     with hanging() as (process, _):
         os.kill(process, signal.SIGSTOP)
+        os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOWAIT)
         written = stacks_of(process, timeout_s=0.2)
     assert written.endswith("It has written nothing within 0.2 s. It is stopped, as by SIGSTOP.\n")
 
