@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rlkl.system.stacks import own_stacks, stacks_of
+import pytest
+
+from rlkl.system.stacks import ask, own_stacks, stacks_of
 
 HANGS = """
 import os, sys, threading, time
@@ -55,7 +57,7 @@ def hanging(answers: str = "answers", forks: str = "alone") -> Iterator[tuple[in
 def test_all_threads_of_a_hanging_process_are_shown_each_time():
     with hanging() as (process, _):
         for _ in range(2):
-            written = stacks_of(process)
+            written = stacks_of(process, timeout_s=60.0)
             assert written.count("in is_stuck") == 1
             assert written.count("in waits_for_ever") == 1
             assert written.index("in is_stuck") < written.index("in waits_for_ever")
@@ -63,11 +65,18 @@ def test_all_threads_of_a_hanging_process_are_shown_each_time():
 
 def test_processes_that_it_forked_are_asked_too():
     with hanging(forks="forks") as (process, child):
-        written = stacks_of(process)
+        written = stacks_of(process, timeout_s=60.0)
     of_parent, _, of_child = written.partition(f"Process {child}:")
     assert "in is_stuck" in of_parent
     assert "in waits_for_ever" in of_child
     assert "in is_stuck" not in of_child
+
+
+def test_stacks_that_come_in_parts_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    sizes = [0, 10, 10, 20, 30]
+    assert ask(1, lambda: sizes.pop(0) if len(sizes) > 1 else sizes[0], timeout_s=60.0) == 0
+    assert sizes == [30]
 
 
 def test_a_process_that_did_not_agree_gets_no_signal():
