@@ -41,7 +41,7 @@ def run_processes(function: Callable[..., None], count: int, folder: Path, *argu
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(600)
     problems = [path.read_text() for path in sorted(folder.glob("*.problem"))]
     assert not problems, "\n".join(problems)
     assert [process.exitcode for process in processes] == [0] * count

@@ -12,6 +12,8 @@ from pathlib import Path
 
 _NAME = "rlkl-stacks"
 _PAUSE_S = 0.02
+_QUIET_PAUSES = 5
+"""Pauses without a further byte after which stacks count as whole: on a busy machine a process writes them in parts."""
 _MOST_BYTES = 200_000
 _STATES = {
     "T": "It is stopped, as by SIGSTOP",
@@ -61,12 +63,11 @@ def ask(process: int, size: Callable[[], int], *, timeout_s: float) -> int:
     """
     before = now = size()
     os.kill(process, signal.SIGUSR1)
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    end, quiet = time.monotonic() + timeout_s, 0
+    while time.monotonic() < end and quiet < _QUIET_PAUSES:
         time.sleep(_PAUSE_S)
         last, now = now, size()
-        if now == last > before:
-            break
+        quiet = quiet + 1 if now == last > before else 0
     return before
 
 

@@ -135,6 +135,14 @@ class Hangs(HfEngine):
         yield from ()
 
 
+class StaysLoading(HfEngine):
+    """Never ends its start. It leaves a file ``loading`` in the model's folder."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        (Path(settings.model_path) / "loading").touch()
+        time.sleep(3600)
+
+
 class Unlucky(HfEngine):
     """Ends or hangs once at each place that a file in the model's folder names; the file goes with it.
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from rlkl.recipe import Recipe
 from rlkl.tracking.metrics.registry import without_timings
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 5
-DEADLINE_S = 240
+DEADLINE_S = 600
+"""For a run, or a part of it, on a busy machine: a hang alone takes longer."""
 
 
 def digits(completion: str) -> float:
@@ -49,6 +56,30 @@ def wait_for_steps(process: subprocess.Popen[str], run_dir: Path, steps: int) ->
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() < end, f"no {steps} steps within {DEADLINE_S} s"
         time.sleep(0.01)
+
+
+def hold_after_steps(process: subprocess.Popen[str], run_dir: Path, steps: int) -> None:
+    """Stop the run's own process as in `wait_for_steps`: it cannot end while the test looks at it. SIGCONT goes on."""
+    wait_for_steps(process, run_dir, steps)
+    process.send_signal(signal.SIGSTOP)
+
+
+def learners_of(process: int) -> list[int]:
+    """Return the ids of the learner's processes of a run, in order."""
+    found = []
+    for child in psutil.Process(process).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "LearnerWorker" in child.name():
+                found.append(child.pid)
+    return sorted(found)
+
+
+def free_port() -> int:
+    """Return a free port that nothing gets by chance: above those of Ray's workers, below those of the kernel."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

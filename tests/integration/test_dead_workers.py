@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,16 @@ import rlkl
 from rlkl.errors import ActorDiedError
 from rlkl.recipe.io import dump_recipe
 from rlkl.training.result import RunResult
-from tests.integration.runs import DEADLINE_S, make_recipe, recorded_stacks, records, start_cli, untimed, wait_for_steps
+from tests.integration.runs import (
+    DEADLINE_S,
+    hold_after_steps,
+    learners_of,
+    make_recipe,
+    recorded_stacks,
+    records,
+    start_cli,
+    untimed,
+)
 
 UNLUCKY = "tests.integration.engines:Unlucky"
 
@@ -97,12 +107,11 @@ def test_a_learner_that_ends_is_restarted_and_changes_no_number(
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
-    wait_for_steps(process, tmp_path / "run", 3)
+    hold_after_steps(process, tmp_path / "run", 3)
 
-    (learner,) = [
-        child for child in psutil.Process(process.pid).children(recursive=True) if "LearnerWorker" in child.name()
-    ]
-    learner.kill()
+    (learner,) = learners_of(process.pid)
+    os.kill(learner, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
     output, _ = process.communicate(timeout=DEADLINE_S)
 
     assert process.returncode == 0, output

@@ -62,7 +62,7 @@ def test_an_engine_that_does_not_join_is_named_within_the_deadline(untied_model:
     assert "missing: rollout worker 0" in str(error)
     _, _, theirs = recorded_stacks(tmp_path / "run").read_text().partition("---- rollout worker 0 ----")
     assert re.search(r"tests/integration/engines\.py\", line \d+ in join_group", theirs)
-    assert seconds < 200  # a start of Ray and of two actors, 18 s, and 15 s in which the worker could have answered
+    assert seconds < 400  # a start of Ray and of two actors, 18 s, and 15 s in which the worker could have answered
 
 
 def test_a_flipped_bit_and_a_matrix_that_is_kept_are_named_and_read_back(untied_model: Path, tmp_path: Path):

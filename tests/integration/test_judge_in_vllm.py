@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,11 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward_models import Judge
 from rlkl.errors import RewardError, RewardInputError
-from tests.integration.runs import REPOSITORY
+from tests.integration.runs import DEADLINE_S, REPOSITORY, free_port
 from tests.integration.test_vision_in_vllm import SETTINGS
 from tests.models import tiny_qwen3
 
-START_S = 300
 TEMPLATE = "Rate {completion} for {question}:"
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}={% endif %}"
@@ -43,8 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "256", "--enforce-eager"]
@@ -63,11 +60,11 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        server.wait(timeout=60)
+        server.wait(DEADLINE_S)
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    until = time.monotonic() + START_S
+    until = time.monotonic() + DEADLINE_S
     while True:
         try:
             with urllib.request.urlopen(address, timeout=5):

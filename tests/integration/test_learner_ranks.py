@@ -15,6 +15,8 @@ from rlkl.errors import ActorDiedError, LearnerError
 from rlkl.recipe import ClusterSection
 from tests.integration.rank_members import Member
 
+TIMEOUT_S = 120.0
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
@@ -26,8 +28,8 @@ def _ray() -> Iterator[None]:
 @pytest.fixture
 def ranks() -> Iterator[LearnerRanks]:
     actors: list[Any] = [ray.remote(Member).options(num_cpus=0).remote(rank) for rank in range(2)]
-    made = LearnerRanks(actors, timeout_s=60.0)
-    started = ray.get(made.start(None, "10.0.0.1", timeout_s=60.0))  # pyright: ignore[reportArgumentType]
+    made = LearnerRanks(actors, timeout_s=TIMEOUT_S)
+    started = ray.get(made.start(None, "10.0.0.1", timeout_s=TIMEOUT_S))  # pyright: ignore[reportArgumentType]
     assert started == [("10.0.0.1", 1234, 0, 2), ("10.0.0.1", 1234, 1, 2)]
     yield made
     for actor in actors:
@@ -64,8 +66,8 @@ def test_a_rank_that_fails_alone_or_ends_ends_all_calls_at_once(ranks: LearnerRa
     started = time.monotonic()
     with pytest.raises(ActorDiedError, match=message):
         ranks.call("learn", method)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < TIMEOUT_S / 2
     started = time.monotonic()
     with pytest.raises(ActorDiedError, match=message):
         ranks.call("name its last step", "add", 1, 2)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5

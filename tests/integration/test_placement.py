@@ -181,9 +181,9 @@ def test_gpus_that_another_run_holds_are_waited_for_and_no_actor_sees_them() -> 
     whole = place(recipe(rollout={"workers": 2}), cluster_nodes())
     held = Reservation(whole, own_ray=False, timeout_s=DEADLINE_S)
     with pytest.raises(
-        EnvironmentProblem, match=r"no room for this run for 1 s: it wants 3 CPU, 3 GPU, and .* CPU, 0 GPU are free"
+        EnvironmentProblem, match=r"no room for this run for 10 s: it wants 3 CPU, 3 GPU, and .* CPU, 0 GPU are free"
     ):
-        Reservation(whole, own_ray=False, timeout_s=1.0)
+        Reservation(whole, own_ray=False, timeout_s=10.0)  # Ray may count the GPUs as free for some seconds
     without = place(recipe(rollout={"gpus_per_worker": 0}, learner={"gpus": 0}), cluster_nodes())
     reservation, actors = start(without)
     assert ray.get([actor.has_cuda.remote() for actor in actors.values()], timeout=DEADLINE_S) == [False, False]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.runs import REPOSITORY
+from tests.integration.runs import DEADLINE_S, REPOSITORY
 
 
 def publish(case: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def publish(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=DEADLINE_S,
     )
     assert child.returncode == (-signal.SIGKILL if case.get("is_killed") else 0), child.stderr
     return json.loads((folder / "answers.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from tests.run_folders import (
 )
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
+PATIENCE_S = 180
+"""Seconds for an event of the page."""
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
 ARMS = ("update.kl_coef=0.0", "update.kl_coef=0.2")
 
@@ -58,8 +61,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(report: Path) -> Iterator[Seen]:
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=PATIENCE_S * 1000)
         context = browser.new_context(viewport={"width": 1400, "height": 1000}, offline=True)
+        context.set_default_timeout(PATIENCE_S * 1000)
         page = context.new_page()
         found = Seen(page=page)
         page.on("request", lambda request: found.requests.append(request.url))
@@ -70,6 +74,12 @@ def seen(report: Path) -> Iterator[Seen]:
         yield found
         assert found.errors == [], "also after all that the tests did"
         browser.close()
+
+
+def chart_colours(page: Page, file: Path) -> set[object]:
+    """Return the colours in the chart of the mean reward."""
+    page.locator('#curves [data-chart="reward/mean"] canvas').screenshot(path=file)
+    return {colour for _, colour in Image.open(file).convert("RGB").getcolors(1 << 20) or []}
 
 
 def shown_texts(page: Page, selector: str) -> list[str]:
@@ -83,8 +93,7 @@ def test_it_opens_without_a_request_or_an_error_and_draws_its_charts(seen: Seen,
     assert seen.errors == []
     page.locator('#curves [data-chart="reward/mean"]').scroll_into_view_if_needed()
     page.locator('#curves [data-chart="reward/mean"] .plot[data-drawn]').wait_for()
-    page.locator('#curves [data-chart="reward/mean"] canvas').screenshot(path=tmp_path / "chart.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "chart.png").convert("RGB").getcolors(1 << 20) or []}
+    colours = chart_colours(page, tmp_path / "chart.png")
     assert {(0, 114, 178), (213, 94, 0)} <= colours, "the lines of both arms"
 
 
@@ -149,11 +158,11 @@ def test_an_arm_can_be_hidden_in_all_charts(seen: Seen, tmp_path: Path):
     page = seen.page
     page.evaluate("document.querySelector('#curves').scrollIntoView()")
     page.locator('[data-arm="kl_coef 0.2"]').click()
-    page.wait_for_timeout(300)
-    page.locator('#curves [data-chart="reward/mean"] canvas').screenshot(path=tmp_path / "chart.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "chart.png").convert("RGB").getcolors(1 << 20) or []}
+    end = time.monotonic() + PATIENCE_S
+    while (213, 94, 0) in (colours := chart_colours(page, tmp_path / "chart.png")):
+        assert time.monotonic() < end, "the arm is still drawn"
+        page.wait_for_timeout(50)
     assert (0, 114, 178) in colours
-    assert (213, 94, 0) not in colours
 
 
 def test_definitions_events_failures_and_recipes_are_on_the_page(seen: Seen):

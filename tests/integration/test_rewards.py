@@ -63,7 +63,7 @@ def file(tmp_path: Path) -> str:
 
 
 def test_a_reward_that_hangs_on_some_samples_costs_those_and_no_others(file: str, untied_model: Path, tmp_path: Path):
-    hangs = {"function": f"{file}:hangs_on_some", "mode": "process", "workers": 2, "timeout_s": 2.0, "memory_mb": 500}
+    hangs = {"function": f"{file}:hangs_on_some", "mode": "process", "workers": 2, "timeout_s": 5.0, "memory_mb": 500}
     hangs |= {"on_error": "drop_sample", "max_failed_fraction": 0.9}
     watched = {"function": f"{file}:digits", "role": "monitor", "mode": "thread"}
     recipe = make_recipe(
@@ -175,14 +175,14 @@ def test_an_actor_outlives_calls_that_cannot_travel_and_is_given_up_once_it_does
     section = {"function": f"{path}:Once", "mode": "actor", "settings": {"folder": str(folder)}}
     recipe = make_recipe(tmp_path / "run", untied_model, rewards=[section])
     with ray_for_rewards(recipe) as make_worker, closing(load_rewards(recipe.rewards)) as rewards:
-        rewards.start_actors(make_worker, timeout_s=60.0)
+        rewards.start_actors(make_worker, timeout_s=240.0)
         pool = rewards.pool_of("Once")
         socket = Path(ray.nodes()[0]["ObjectStoreSocketName"])
         assert stat.S_IMODE(socket.parents[3].stat().st_mode) == 0o700  # other users cannot reach it
 
         def failure(argument: object) -> Failure | None:
             call = Call(unit="sample", arguments={"completion": argument}, tokens=(1,))
-            return pool.submit(call).result(timeout=120).failure
+            return pool.submit(call).result(timeout=240).failure
 
         assert failure("a") is None
         stuck = failure(threading.Lock())

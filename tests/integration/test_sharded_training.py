@@ -9,14 +9,13 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import rlkl
 from rlkl.errors import RlklError
-from tests.integration.runs import DEADLINE_S, make_recipe, recorded_stacks, records
+from tests.integration.runs import DEADLINE_S, learners_of, make_recipe, recorded_stacks, records
 
 STEPS = 3
 
@@ -52,15 +51,14 @@ def signal_one(run_dir: Path, number: signal.Signals) -> None:
     while time.monotonic() < end:
         metrics = run_dir / "metrics.jsonl"
         if metrics.exists() and metrics.read_text():
-            children = psutil.Process().children(recursive=True)
-            os.kill(max(child.pid for child in children if "LearnerWorker" in child.name()), number)
+            os.kill(learners_of(os.getpid())[-1], number)
             return
         time.sleep(0.05)
 
 
 def fail(run_dir: Path, model: Path, number: signal.Signals) -> str:
     """Send a signal to one of two ranks during a run, and return the error that ends the run."""
-    cluster = {"call_timeout_s": 15.0}
+    cluster = {"call_timeout_s": 45.0}
     learner = {"ranks": 2, "threads": 1}
     recipe = make_recipe(run_dir, model, steps=500, rollout={"engine": "hf"}, learner=learner, cluster=cluster)
     sender = threading.Thread(target=signal_one, args=(run_dir, number))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.integration.runs import (
     REPOSITORY,
     STEPS,
     digits,
+    hold_after_steps,
     make_recipe,
     recorded_stacks,
     records,
@@ -103,7 +105,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole_run: RunResult, untied_model: Pa
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
-    wait_for_steps(process, run_dir, 3)
+    hold_after_steps(process, run_dir, 3)
     stored = rlkl.load_recipe(run_dir / "recipe.yaml")
     with pytest.raises(RunInUseError, match=f"process {process.pid} of user"):
         rlkl.train(stored, resume_from=run_dir)
@@ -191,10 +193,10 @@ def test_a_worker_that_hangs_is_named_at_the_deadline(untied_model: Path, tmp_pa
         tmp_path / "hangs",
         untied_model,
         rollout={"engine": "tests.integration.engines:Hangs"},
-        cluster={"call_timeout_s": 10.0},
+        cluster={"call_timeout_s": 30.0},
     )
 
-    with pytest.raises(DeadlineError, match="rollout worker 0 did not generate within 10 s") as caught:
+    with pytest.raises(DeadlineError, match="rollout worker 0 did not generate within 30 s") as caught:
         rlkl.train(recipe)
     stacks = recorded_stacks(tmp_path / "hangs")
     assert str(stacks) in str(caught.value)
@@ -215,19 +217,23 @@ def to_its_group(process: subprocess.Popen[str]) -> int:
 
 
 def test_a_signal_while_ray_starts_ends_the_run_without_an_error(untied_model: Path, tmp_path: Path):
-    recipe = make_recipe(tmp_path / "run", untied_model, rollout={"engine": "hf"})
+    """Ray has its handlers by then, and an actor loads."""
+    model = Path(shutil.copytree(untied_model, tmp_path / "model"))
+    recipe = make_recipe(tmp_path / "run", model, rollout={"engine": "tests.integration.engines:StaysLoading"})
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     process = start_cli("train", str(path))
-    assert process.stdout is not None
-    while "starting Ray" not in process.stdout.readline():
-        assert process.poll() is None
-    time.sleep(2.0)  # Ray has its handlers by then, and the actors load
+    end = time.monotonic() + DEADLINE_S
+    while not (model / "loading").exists():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
     process.terminate()
     output, _ = process.communicate(timeout=DEADLINE_S)
 
     assert process.returncode == 128 + signal.SIGTERM
+    assert "starting Ray" in output
     assert "stopped at once" in output
     assert "*** SIGTERM" not in output
     assert "Traceback" not in output

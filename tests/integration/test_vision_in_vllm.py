@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runs import REPOSITORY
+from tests.integration.runs import DEADLINE_S, REPOSITORY
 from tests.models import tiny_qwen2_5_vl
 
 SETTINGS = {
@@ -31,7 +31,7 @@ def test_an_image_is_seen_by_vllm_as_by_transformers(tmp_path: Path):
         env={**os.environ, **SETTINGS},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=DEADLINE_S,
     )
     assert child.returncode == 0, child.stderr
     report = json.loads(answers.read_text())

@@ -66,7 +66,7 @@ def test_the_number_of_ranks_does_not_matter(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank), str(tmp_path / "store")], cwd=ROOT, stdout=-1, stderr=-2, text=True)
         for rank in range(WORLD)
     ]
-    answers = [process.communicate(timeout=120)[0] for process in ranks]
+    answers = [process.communicate(timeout=900)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * WORLD, "\n".join(answers)
     assert all(f"compared {len(RULES)} rules" in answer for answer in answers)
 

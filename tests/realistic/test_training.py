@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlkl
 from rlkl.recipe import Recipe
-from tests.integration.runs import REPOSITORY, records, untimed
+from tests.integration.runs import DEADLINE_S, REPOSITORY, records, untimed
 from tests.realistic.models import ModelChoice, build
 
 LIMIT = 256
@@ -80,7 +80,7 @@ def check_vllm(folder: Path, sequences: list[list[int]], tmp_path: Path) -> None
     file = tmp_path / "sequences.json"
     file.write_text(json.dumps(sequences))
     command = [sys.executable, "-m", "tests.realistic.score", str(folder), "float32", str(file)]
-    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=DEADLINE_S)
     assert answer.returncode == 0, answer.stderr
     for sequence, scores in zip(sequences, json.loads(answer.stdout.splitlines()[-1]), strict=True):
         with torch.no_grad():

@@ -29,7 +29,7 @@ def call(scripts: Path, script: str, *words: str, state: str, **more: str) -> su
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"RLKL_CLUSTER_DIR": state, "RAY_LOG": str(scripts / "log"), **more}
     return subprocess.run(
-        ["bash", scripts / script, *words], env=environment, cwd=scripts, capture_output=True, text=True, timeout=60
+        ["bash", scripts / script, *words], env=environment, cwd=scripts, capture_output=True, text=True, timeout=300
     )
 
 

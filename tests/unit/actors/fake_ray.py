@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 """No event of a test takes so long."""
 
 

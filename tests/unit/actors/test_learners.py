@@ -16,7 +16,7 @@ from rlkl.errors import DeadlineError
 from rlkl.weights import Probes
 from tests.unit.actors.fake_ray import FakeActor, FakeRay, Gate
 
-TIMEOUT_S = 0.2
+TIMEOUT_S = 2.0
 
 
 class Hangs:
@@ -78,13 +78,13 @@ def test_a_learner_that_hangs_is_waited_for_once(learner: Hangs, kept: list[str]
     """A second call would wait behind the first one for a whole deadline, and keep the stacks again."""
     ranks = LearnerRanks([FakeActor(learner)], timeout_s=TIMEOUT_S)
 
-    with pytest.raises(DeadlineError, match=r"the learner did not learn within 0\.4 s") as first:
+    with pytest.raises(DeadlineError, match=r"the learner did not learn within 4 s") as first:
         ranks.call("learn", "learn", calls=2)
     with pytest.raises(DeadlineError) as second:
         ranks.call("name its last step", "finished_steps")
     assert second.value is first.value
     assert learner.calls == ["learn"]
-    assert kept == ["the learner did not learn within 0.4 s."]
+    assert kept == ["the learner did not learn within 4 s."]
 
 
 def test_a_broadcast_that_hangs_is_waited_for_once(learner: Hangs, kept: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -102,7 +102,7 @@ def test_a_broadcast_that_hangs_is_waited_for_once(learner: Hangs, kept: list[st
 
     monkeypatch.setattr(ray, "wait", noted)
 
-    with pytest.raises(DeadlineError, match=r"the learner did not send weights within 0\.2 s"):
+    with pytest.raises(DeadlineError, match=r"the learner did not send weights within 2 s"):
         transport.publish(1, Probes(), lambda name, receipt: None)
     manifest, beside, alone = waits
     assert manifest <= TIMEOUT_S

@@ -135,7 +135,7 @@ def test_a_worker_that_dies_while_it_starts_counts_and_ends_the_run_with_its_las
 
 def test_a_worker_that_hangs_while_it_starts_is_replaced():
     never = Gate()
-    cluster = Cluster(1, anew=[{"start": never.pass_through}], start_timeout_s=0.1)
+    cluster = Cluster(1, anew=[{"start": never.pass_through}], start_timeout_s=2.0)
     cluster.publish(0)
     cluster.actors[0].kill()
     cluster.sampler.submit(requests(1))

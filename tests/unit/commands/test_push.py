@@ -33,7 +33,7 @@ def push(hub: Hub, home: Path, *words: str, token: str | None = TOKEN) -> subpro
         env=kept | own | ({} if token is None else {"HF_TOKEN": token}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

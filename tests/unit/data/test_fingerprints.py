@@ -74,7 +74,7 @@ def test_values_of_a_parquet_file_hash_alike_in_every_process(tmp_path: Path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rows.parquet")]
     answer = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONHASHSEED": "7"}
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONHASHSEED": "7"}
     )
     assert answer.stdout.strip() == str(here), answer.stderr
     assert len(set(here.values())) == len(table.column_names)

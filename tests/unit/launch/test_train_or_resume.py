@@ -23,11 +23,11 @@ def programs(tmp_path: Path) -> Path:
     return folder
 
 
-def call(programs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def call(programs: Path, *words: str, wait_s: int = 1) -> subprocess.CompletedProcess[str]:
     path = f"{programs}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", SCRIPT, *words],
-        env={**os.environ, "PATH": path, "RLKL_LOCK_WAIT_S": "1"},
+        env={**os.environ, "PATH": path, "RLKL_LOCK_WAIT_S": str(wait_s)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -89,11 +89,11 @@ def test_the_lock_of_a_live_run_stays(programs: Path, tmp_path: Path) -> None:
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        answer = call(programs, str(run), "quickstart")
+        answer = call(programs, str(run), "quickstart", wait_s=4)
     finally:
         done.set()
         thread.join()
-    assert "watching it for 1 s" in answer.stderr
+    assert "watching it for 4 s" in answer.stderr
     assert lock.exists()
     assert answer.stdout == f"train --resume {run}\n"  # rlkl refuses, and names the owner
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlkl.errors import InputError, RunInUseError
 from rlkl.recipe import run_lock
-from rlkl.recipe.run_lock import LOCK_FILE, lock_run_dir
+from rlkl.recipe.run_lock import LOCK_FILE, RunLock, lock_run_dir
 
 HOLD = """
 import sys
@@ -57,6 +58,22 @@ except InputError as error:
     print(f"{type(error).__name__}: {error}", flush=True)
 sys.stdin.read()
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_lock_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Release every lock: the thread of one that is lost would report it half a minute later, in another test's log."""
+    held: list[RunLock] = []
+    make = RunLock.__init__
+
+    def make_and_note(lock: RunLock, *arguments: Any) -> None:
+        make(lock, *arguments)
+        held.append(lock)
+
+    monkeypatch.setattr(RunLock, "__init__", make_and_note)
+    yield
+    for lock in held:
+        lock.release()
 
 
 @contextmanager
@@ -193,7 +210,7 @@ def test_a_living_owner_gives_signs_of_life_and_notices_a_lost_lock(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)

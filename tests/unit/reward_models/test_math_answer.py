@@ -80,7 +80,7 @@ def test_a_child_process_that_dies_is_replaced():
     reward._idle[0]._process.wait()
     assert reward(completion="3", answer="3") == 1.0
     os.kill(reward._idle[0]._process.pid, signal.SIGSTOP)  # stands for one that is killed in the middle of an answer
-    threading.Timer(0.2, os.kill, (reward._idle[0]._process.pid, signal.SIGKILL)).start()
+    threading.Timer(2.0, os.kill, (reward._idle[0]._process.pid, signal.SIGKILL)).start()
     with pytest.raises(RewardError, match="ended with exit code -9"):
         reward(completion="3", answer="3")
     reward.close()

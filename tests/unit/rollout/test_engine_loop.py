@@ -15,6 +15,9 @@ from rlkl.rollout.engine import Request, SteppedEngine
 from rlkl.rollout.engine_loop import EngineLoop
 from rlkl.types import Completion
 
+PATIENCE_S = 60.0
+"""No event of a test takes so long."""
+
 
 class Streaming:
     """Finishes requests one after the other; notes the version that was loaded while each was sampled."""
@@ -23,9 +26,13 @@ class Streaming:
         self._pause_s = pause_s
         self.loaded = self.finished = 0
         self.begun = threading.Event()
+        self.gate = threading.Event()
+        """Closed, it holds the engine back in its first request."""
+        self.gate.set()
 
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         self.begun.set()
+        assert self.gate.wait(PATIENCE_S)
         for number in range(len(requests)):
             time.sleep(self._pause_s)
             self.finished += 1
@@ -95,7 +102,7 @@ def started(engine: Any) -> EngineLoop:
 def all_of(loop: EngineLoop, count: int) -> list[tuple[int, Completion]]:
     found: list[tuple[int, Completion]] = []
     while len(found) < count:
-        part = loop.finished(10.0)
+        part = loop.finished(PATIENCE_S)
         assert part
         found += part
     return found
@@ -107,6 +114,17 @@ def load(version: int) -> Any:
         return version
 
     return job
+
+
+def updating(loop: EngineLoop, engine: Any, version: int) -> threading.Thread:
+    """Update the weights on another thread; return it once the loop knows of the update."""
+    thread = threading.Thread(target=loop.update, args=(version, load(version)), daemon=True)
+    thread.start()
+    end = time.monotonic() + PATIENCE_S
+    while loop._jobs.empty() and engine.loaded != version:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return thread
 
 
 @pytest.mark.parametrize(("requests", "pause_s"), [(3, 0.06), (40, 0.001), (1, 0.0), (200, 0.0)])
@@ -122,12 +140,12 @@ def test_each_request_is_finished_once_under_its_own_number(kind: type, requests
 
 
 def test_parts_are_some_time_apart_but_the_last_one_comes_at_once():
-    loop = started(Streaming(0.004))
+    loop = started(Streaming(0.02))
     start = time.monotonic()
-    loop.submit([(n, request()) for n in range(50)])  # at least 0.2 s
+    loop.submit([(n, request()) for n in range(50)])  # at least 1 s
     parts: list[int] = []
     while sum(parts) < 50:
-        parts.append(len(loop.finished(10.0)))
+        parts.append(len(loop.finished(PATIENCE_S)))
     assert 2 <= len(parts) <= (time.monotonic() - start) / 0.05 + 2
 
 
@@ -157,16 +175,16 @@ def test_weights_change_between_two_steps_and_tokens_know_by_which_they_were_sam
     assert loop.update(4, load(4)) == 4
     engine.gate = threading.Semaphore(0)
     loop.submit([(0, request(6)), (1, request(2))])
-    while engine.steps < 3:
+    for _ in range(3):
         engine.gate.release()
-        time.sleep(0.01)
-    updating = threading.Thread(target=loop.update, args=(5, load(5)))
-    updating.start()
+    while engine.steps < 3:
+        time.sleep(0.001)
+    update = updating(loop, engine, 5)
     for _ in range(50):
         engine.gate.release()
 
     found = dict(all_of(loop, 2))
-    updating.join(timeout=10)
+    update.join(PATIENCE_S)
 
     long, short = found[0], found[1]
     assert (short.token_ids, short.weights_version, short.versions) == ((4, 4), 4, ())
@@ -177,10 +195,13 @@ def test_weights_change_between_two_steps_and_tokens_know_by_which_they_were_sam
 
 def test_an_engine_that_only_streams_finishes_what_it_has_begun_before_new_weights():
     engine = Streaming(0.02)
+    engine.gate.clear()
     loop = started(engine)
     loop.submit([(n, request()) for n in range(5)])
-    assert engine.begun.wait(10)
-    loop.update(1, load(1))
+    assert engine.begun.wait(PATIENCE_S)
+    update = updating(loop, engine, 1)
+    engine.gate.set()
+    update.join(PATIENCE_S)
     loop.submit([(5, request())])
 
     found = dict(all_of(loop, 6))
@@ -191,11 +212,13 @@ def test_an_engine_that_only_streams_finishes_what_it_has_begun_before_new_weigh
 
 
 def test_an_engine_that_only_streams_begins_as_many_as_it_may():
-    engine: Any = Streaming(0.02)
+    engine: Any = Streaming()
+    engine.gate.clear()
     loop = EngineLoop(lambda: engine, at_once=2)
     loop.submit([(n, request()) for n in range(6)])
-    assert engine.begun.wait(10)
-    loop.update(1, load(1))
+    assert engine.begun.wait(PATIENCE_S)
+    updating(loop, engine, 1)
+    engine.gate.set()
     found = dict(all_of(loop, 6))
     assert [found[n].weights_version for n in range(6)] == [0, 0, 1, 1, 1, 1]
 
@@ -204,7 +227,7 @@ def test_an_engine_that_only_streams_is_not_called_in_the_middle():
     engine: Any = Streaming(0.02)
     loop = started(engine)
     loop.submit([(n, request()) for n in range(4)])
-    assert engine.begun.wait(10)
+    assert engine.begun.wait(PATIENCE_S)
     assert loop.call(lambda _: engine.finished) == 4
     assert len(all_of(loop, 4)) == 4
 
@@ -247,7 +270,7 @@ def test_a_failing_step_is_raised_by_whoever_asks_next():
     loop = started(Failing())
     loop.submit([(0, request())])
     with pytest.raises(RolloutError, match="out of memory"):
-        loop.finished(10.0)
+        loop.finished(PATIENCE_S)
     with pytest.raises(RolloutError, match="out of memory"):
         loop.call(lambda engine: None)
 
@@ -270,10 +293,10 @@ def test_idle_time_is_time_without_requests_from_the_first_ones_on():
     loop.submit([(0, request())])
     all_of(loop, 1)
     time.sleep(0.2)
+    start = time.monotonic()
     before = loop.idle_s
     assert before >= 0.2
     loop.submit([(1, request()), (2, request())])
-    start = time.monotonic()
     all_of(loop, 2)
     assert loop.idle_s - before <= time.monotonic() - start - 0.2 + 0.05  # sampling took 0.2 s
 

@@ -23,8 +23,8 @@ from rlkl.system.machine import Machine
 T = TypeVar("T")
 SLEEPER = """
 import subprocess, sys, time
-print(subprocess.Popen(["sleep", "60"]).pid, file=sys.stderr, flush=True)
-time.sleep(60)
+print(subprocess.Popen(["sleep", "600"]).pid, file=sys.stderr, flush=True)
+time.sleep(600)
 """
 """A child that starts a process of its own, as Ray and engines do, which outlives it."""
 PARENT = """
@@ -33,7 +33,7 @@ from pathlib import Path
 from rlkl.sweeps import child
 sys.executable = str(Path(sys.argv[1]).with_name("sleeper"))
 print(child.Child([], child.open_log(Path(sys.argv[1])), stdout=None, env={})._process.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -66,7 +66,7 @@ def test_the_log_of_a_killed_sweeps_child_stays_locked(tmp_path: Path) -> None:
 
 
 def wait_for(found: Callable[[], T | None]) -> T:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not (one := found()):
         assert time.monotonic() < end
         time.sleep(0.02)

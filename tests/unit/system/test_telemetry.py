@@ -61,6 +61,6 @@ def test_reports_are_sent_only_if_the_user_asks_for_them(
         env={**inherited, "HF_ENDPOINT": address, **variables},
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert [path for path in paths if "telemetry" in path] == (["/api/telemetry/trl/test"] if sent else [])

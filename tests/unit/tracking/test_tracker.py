@@ -311,7 +311,7 @@ def test_a_wandb_that_hangs_costs_its_patience_once(
     gate = threading.Event()
 
     def hangs() -> None:
-        gate.wait(20)
+        gate.wait(120)
 
     UnsteadyWandb(monkeypatch, "log", hangs)
     tracker = Tracker(tmp_path, _recipe(8, wandb="offline"), run_id=None, first_step=0)
@@ -323,7 +323,7 @@ def test_a_wandb_that_hangs_costs_its_patience_once(
     took = time.monotonic() - started
     gate.set()
 
-    assert took < 5
+    assert took < 60
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 8
     assert caplog.text.count("W&B failed (DeadlineError") == 1
 

@@ -22,7 +22,7 @@ from tests.ranks import join
 
 RANKS, ENGINES = 2, 2
 MEMBERS = ("the learner", "engine 0", "engine 1")
-DEADLINE_S = 6.0
+DEADLINE_S = 15.0
 NAMES = [f"layer.{number}.weight" for number in range(6)]
 
 

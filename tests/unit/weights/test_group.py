@@ -9,8 +9,8 @@ import pytest
 from tests.ranks import run_processes
 from tests.unit.weights.group_members import DEADLINE_S, ENGINES, NAMES, RANKS, damage, take_part
 
-SOON_S = 2.0
-"""Seconds on top of a deadline that an error may take to be noticed everywhere."""
+SOON_S = 12.0
+"""Seconds on top of a deadline that an error may take to be noticed everywhere: less than a second deadline."""
 
 
 def publish(folder: Path, fault: str) -> dict[str, Any]:
@@ -96,4 +96,4 @@ def test_an_engine_that_never_joins(tmp_path: Path):
 
     for who in ("rank 0", "engine 0"):
         assert "missing: engine 1" in seen[who]["version 1"]
-        assert DEADLINE_S - SOON_S < seen[who]["seconds 1"] < DEADLINE_S + SOON_S
+        assert DEADLINE_S / 2 < seen[who]["seconds 1"] < DEADLINE_S + SOON_S

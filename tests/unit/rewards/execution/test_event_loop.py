@@ -16,7 +16,7 @@ import asyncio, time
 
 async def answers(completion):
     if completion == "block":
-        time.sleep(4)
+        time.sleep(8)
     if completion == "forever":
         while True:
             time.sleep(0.1)
@@ -26,7 +26,7 @@ async def answers(completion):
     return 1.0
 
 async def blocks():
-    time.sleep(4)
+    time.sleep(8)
 
 async def computes(completion):
     for _ in range(3):
@@ -57,7 +57,7 @@ async def leaves_a_task(completion):
 
 async def blocks_later():
     await asyncio.sleep(0.2)
-    time.sleep(20)
+    time.sleep(60)
 
 class Connected:
     async def setup(self):
@@ -65,7 +65,7 @@ class Connected:
         self.lock = asyncio.Lock()
     async def __call__(self, completion):
         if completion == "block":
-            time.sleep(4)
+            time.sleep(8)
         async with self.lock:
             await asyncio.sleep(0.05)
         return float(self.loop is asyncio.get_running_loop())
@@ -79,7 +79,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def on_threads(file: str, name: str, *, workers: int = 10, timeout_s: float = 1.0) -> dict[str, Any]:
+def on_threads(file: str, name: str, *, workers: int = 10, timeout_s: float = 2.0) -> dict[str, Any]:
     section = {"function": f"{file}:{name}", "mode": "thread", "workers": workers, "timeout_s": timeout_s}
     return section | {"on_error": "drop_sample", "max_failed_fraction": 1.0}
 
@@ -91,7 +91,7 @@ def test_a_call_that_blocks_fails_alone(file: str, bad: dict[int, str]):
     with loaded(on_threads(file, "answers")) as rewards:
         start = time.monotonic()
         done = score(rewards, texts)
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 40
     assert [index for index, value in enumerate(values(done)) if value is None] == list(bad)
     assert {failure.kind for failure in done.failures} == {"timeout"}
     assert all("time.sleep" in failure.traceback for failure in done.failures)
@@ -104,7 +104,7 @@ def test_calls_that_compute_for_a_while_do_not_use_up_the_time_of_others(file: s
 
 def test_a_call_that_cannot_be_cancelled_is_left_to_itself(file: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(event_loop, "_CANCEL_S", 0.5)
-    with loaded(on_threads(file, "stubborn", workers=4, timeout_s=0.5)) as rewards:
+    with loaded(on_threads(file, "stubborn", workers=4, timeout_s=2.0)) as rewards:
         done = score(rewards, ["a", "stubborn", "b", "c"])
     assert values(done) == [1.0, None, 1.0, 1.0]
 
@@ -120,7 +120,7 @@ def test_a_task_that_nobody_waits_for_does_not_hold_up_the_run(file: str):
     with loaded(on_threads(file, "leaves_a_task", workers=3, timeout_s=2.0)) as rewards:
         start = time.monotonic()
         done = score(rewards, ["leave", "a", "b"])
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 40
     assert values(done)[0] == 1.0
     assert None in values(done)[1:]
     assert {failure.kind for failure in done.failures} == {"timeout"}

@@ -74,19 +74,19 @@ def test_score_ends_at_a_function_that_sleeps_and_names_the_sample(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     start = time.monotonic()
     assert main(["score", "--data", str(data), f"--reward={file}:sleeps"]) == 1
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     told = capsys.readouterr().err
     assert "reward 'sleeps' took longer than timeout_s = 1 on prompt row-0, completion 'sleep 0'" in told
     assert "raise timeout_s" in told
 
 
 def test_a_run_stops_at_the_first_failure_that_is_one_too_many(file: str, tmp_path: Path):
-    section = {"function": f"{file}:sleeps", "timeout_s": 0.3, "on_error": "drop_sample"}
+    section = {"function": f"{file}:sleeps", "timeout_s": 2.0, "on_error": "drop_sample"}
     with loaded(section, folder=tmp_path) as rewards:
         start = time.monotonic()
         with pytest.raises(RewardError, match=r"failed on 5 of 40 samples \(7 were scored by then\) \(timeout 5\)"):
             score(rewards, ["a", "b"] + ["sleep"] * 38)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 60  # all would take more than 76 s
     assert len((tmp_path / "failures" / "step_000003.jsonl").read_text().splitlines()) == 5
 
 
@@ -129,7 +129,7 @@ def test_a_closed_pool_refuses_calls():
 
     pool = WorkerPool([Answers()])
     call = Call(unit="sample", arguments={}, tokens=(1,))
-    assert pool.submit(call).result(10) == CallResult()
+    assert pool.submit(call).result(60) == CallResult()
     pool.close()
     with pytest.raises(CancelledError):
-        pool.submit(call).result(10)
+        pool.submit(call).result(60)

@@ -93,7 +93,7 @@ def kinds(done: Any) -> list[tuple[int, str]]:
     return [(failure.draw * len("ab") + failure.sample_index, failure.kind) for failure in done.failures]
 
 
-PROCESS = {"timeout_s": 1.0, "memory_mb": 256}
+PROCESS = {"timeout_s": 3.0, "memory_mb": 256}
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_whatever_is_no_reward_is_no_zero_in_any_mode(file: str, mode: str):
 
 
 def test_a_hang_is_told_with_the_place_where_it_hung(file: str):
-    with loaded(drops(file, "sample", timeout_s=0.5)) as rewards:
+    with loaded(drops(file, "sample", timeout_s=2.0)) as rewards:
         start = time.monotonic()
         done = score(rewards, ["hang", "a"], ["sleep", "b"])
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 60
     assert values(done) == [None, 1.0, None, 1.0]
-    assert "took longer than timeout_s = 0.5" in done.failures[0].error
+    assert "took longer than timeout_s = 2" in done.failures[0].error
     assert 'own_rewards.py", line' in done.failures[0].traceback
     assert "misbehave" in done.failures[1].traceback
 
@@ -166,16 +166,16 @@ def test_a_crash_is_told_with_its_signal_and_the_place(file: str):
 
 
 def test_hangs_do_not_hold_up_the_other_workers(file: str):
-    with loaded(drops(file, "sample", workers=3, timeout_s=2.0)) as rewards:
+    with loaded(drops(file, "sample", workers=3, timeout_s=15.0)) as rewards:
         rewards.start()
         start = time.monotonic()
         done = score(rewards, ["hang", "hang"], *[["a", "b"]] * 20)
-        assert time.monotonic() - start < 2 * 2.0 + 20  # side by side, not one after the other, and time to restart
+        assert time.monotonic() - start < 2 * 15.0  # side by side, not one after the other, and time to restart
     assert values(done) == [None, None, *[1.0] * 40]
 
 
 def test_a_thread_that_hangs_is_left_to_itself(file: str):
-    with loaded(drops(file, "sample", "thread", timeout_s=0.3)) as rewards:
+    with loaded(drops(file, "sample", "thread", timeout_s=2.0)) as rewards:
         done = score(rewards, ["sleep", "a"])
     assert values(done) == [None, 1.0]
     assert done.failures[0].kind == "timeout"
@@ -193,12 +193,13 @@ def test_async_calls_of_threads_overlap_and_are_cancelled_when_overdue(tmp_path:
     path.write_text(
         "import asyncio\nrunning = most = 0\n"
         "async def together(completion):\n    global running, most\n    running += 1\n    most = max(most, running)\n"
-        "    try:\n        await asyncio.sleep(3600 if completion == 'hang' else 0.2)\n"
+        "    try:\n        while most < 4 or completion == 'hang':\n            await asyncio.sleep(0.01)\n"
+        "        await asyncio.sleep(0.1)\n"
         "    finally:\n        running -= 1\n"
         "    return most\n"
         "def left(completion):\n    return running\n"
     )
-    section = {"mode": "thread", "workers": 4, "timeout_s": 2.0, "on_error": "drop_sample", "max_failed_fraction": 1.0}
+    section = {"mode": "thread", "workers": 4, "timeout_s": 5.0, "on_error": "drop_sample", "max_failed_fraction": 1.0}
     with loaded({"function": f"{path}:together"} | section, {"function": f"{path}:left", "role": "monitor"}) as rewards:
         done = score(rewards, ["hang", "b", "c", "d"])
     assert values(done) == [None, 4.0, 4.0, 4.0]
@@ -365,14 +366,21 @@ def test_a_row_that_cannot_travel_costs_its_own_sample(tmp_path: Path):
 def test_a_worker_that_ended_in_between_costs_nothing(tmp_path: Path):
     path = tmp_path / "own.py"
     path.write_text(
-        "import os, threading\n"
+        "import os, pathlib, threading, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "def end_when_told():\n"
+        "    while not (here / 'told').exists():\n        time.sleep(0.01)\n"
+        "    os._exit(1)\n"
         "def ends_later(completion):\n"
-        "    if completion == 'last':\n        threading.Timer(0.3, os._exit, [1]).start()\n"
+        "    if completion == 'last':\n"
+        "        (here / 'process').write_text(str(os.getpid()))\n"
+        "        threading.Thread(target=end_when_told, daemon=True).start()\n"
         "    return 1.0\n"
     )
     with loaded(drops(str(path), "ends_later")) as rewards:
         assert values(score(rewards, ["last", "a"])) == [1.0, 1.0]
-        time.sleep(1.0)
+        (tmp_path / "told").touch()
+        assert _until(lambda: not _alive(int((tmp_path / "process").read_text())))
         assert values(score(rewards, ["a", "b"])) == [1.0, 1.0]
 
 
@@ -427,7 +435,7 @@ def _alive(pid: int) -> bool:
 
 
 def _until(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not true() and time.monotonic() < end:
         time.sleep(0.05)
     return true()

@@ -199,10 +199,10 @@ def test_programs_that_a_reward_starts_do_not_have_the_connection(file: str, nam
     [("begins_a_message", "timeout"), ("announces_gigabytes", "crashed"), ("answers_in_advance", "crashed")],
 )
 def test_whatever_is_written_to_the_connection_costs_its_own_sample_and_no_wait(file: str, name: str, kind: str):
-    with loaded(drops(file, name, timeout_s=1.0)) as rewards:
+    with loaded(drops(file, name, timeout_s=3.0)) as rewards:
         start = time.monotonic()
         done = score(rewards, ["a", "attack"], ["b", "c"])
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 60
     assert values(done) == [1.0, None, 1.0, 1.0]
     assert done.failures[0].kind == kind
 

@@ -188,5 +188,5 @@ def test_every_process_finds_the_same_hash():
         "from tests.unit.rewards.function.test_fingerprint import MAKERS, fingerprint\n"
         "print(*[fingerprint(make(1)) for make in MAKERS.values()], sep='\\n')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout.split() == [fingerprint(make(1)) for make in MAKERS.values()]

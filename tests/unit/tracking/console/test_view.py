@@ -9,9 +9,18 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from rlkl.recipe import Recipe
+from rlkl.tracking.console import console as console_module
+from rlkl.tracking.console import view as view_module
 from rlkl.tracking.console.console import LiveConsole, PlainConsole, plain_line, print_summary
 from rlkl.tracking.console.view import RunState, RunView, duration, number, one_line, sparkline
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+
+
+@pytest.fixture(autouse=True)
+def _a_test_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it takes longer than a plain line, or the samples, stand."""
+    monkeypatch.setattr(console_module, "PLAIN_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(view_module, "SAMPLES_REFRESH_S", 3600.0)
 
 
 def _recipe(steps: int = 50) -> Recipe:

@@ -12,7 +12,7 @@ from rlkl.tracking.records.writer import BackgroundWriter
 
 def _fail(gate: threading.Event | None = None) -> None:
     if gate is not None:
-        gate.wait(5)
+        gate.wait(60)
     raise OSError("disk full")
 
 
@@ -20,7 +20,7 @@ def test_jobs_run_in_order_and_flush_waits_for_them():
     done: list[int] = []
     gate = threading.Event()
     background = BackgroundWriter()
-    background.submit(lambda: done.append(int(gate.wait(5))))
+    background.submit(lambda: done.append(int(gate.wait(60))))
     background.submit(lambda: done.append(2))
     assert done == []
     gate.set()
@@ -58,7 +58,7 @@ def test_a_stuck_job_ends_in_a_deadline_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writer, "FLUSH_TIMEOUT_S", 0.05)
     gate, done = threading.Event(), []
     background = BackgroundWriter()
-    background.submit(lambda: done.append(gate.wait(5)))
+    background.submit(lambda: done.append(gate.wait(60)))
     with pytest.raises(DeadlineError, match=r"1 records unwritten after 0\.05 s"):
         background.flush()
     gate.set()

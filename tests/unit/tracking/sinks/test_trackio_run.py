@@ -34,7 +34,7 @@ print(json.dumps({"logs": logs, "alerts": SQLiteStorage.get_alerts("rlkl"),
 def answer_of(script: str, *arguments: str, env: dict[str, str]) -> dict[str, Any]:
     """Run a script in a process of its own; return the JSON of its last line."""
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=env, check=False, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *arguments], env=env, check=False, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])

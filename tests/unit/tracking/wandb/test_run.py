@@ -80,7 +80,7 @@ def _run(run_dir: Path, *, first_step: int, last_step: int, recipe: Recipe) -> P
 def _read_back(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Records of the run's ``.wandb`` file by type."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     records: dict[str, list[dict[str, Any]]] = {}
     for line in out.splitlines():
         record = json.loads(line)
@@ -197,7 +197,7 @@ def test_a_resume_logs_again_what_a_kill_has_cut_off(tmp_path: Path):
     evaluations = [{"step": step, "eval/mean": mean} for step, mean in ((0, 0.5), (3, 0.75))]
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(record) + "\n" for record in evaluations))
     own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}  # W&B's process its own
-    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], timeout=120, env=own)
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], timeout=600, env=own)
     assert killed.returncode == -signal.SIGKILL
     (before,) = part_folders(tmp_path, RUN_ID)
     before.rename(before.with_name(before.name.replace("offline-run-2", "offline-run-1")))
