@@ -45,7 +45,7 @@ def _facts(recipe: Recipe) -> RunFacts:
 def _on_models(recipe: Recipe) -> Iterator[str]:
     """Warn about models that no term of rlkl uses; a custom rule or term may use any."""
     has_custom = ":" in recipe.update.rule or any(":" in term.term for term in recipe.update.terms)
-    named = {term.frozen_model for term in recipe.update.terms}
+    named = {term.frozen_model for term in recipe.update.terms} | recipe.update.frozen_models
     for name in [] if has_custom else sorted(recipe.models.keys() - named):
         yield f"models.{name} is named, but no term uses it. Add update.terms: [{{term: kl, to: {name}}}]"
 
@@ -129,7 +129,7 @@ def _on_evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def _on_records(recipe: Recipe) -> Iterator[str]:
-    if not recipe.rewards and not recipe.data.has_pairs:
+    if not recipe.rewards and not recipe.data.has_pairs and not recipe.update.frozen_models:
         yield (
             "rewards is empty: rlkl train has nothing to optimise. Name one (rewards: [{function: my.py:score}]), or "
             "call rlkl.train(recipe, rewards=[...]) from Python"

@@ -169,6 +169,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _terms_name_models(self) -> Recipe:
         named = ["reference", *self.models]
+        for name in sorted(self.update.frozen_models - self.models.keys()):
+            raise ValueError(
+                f"update.rule = {self.update.rule} needs a model named {name!r}, and models has none; add "
+                f"models: {{{name}: {{path: ...}}}}"
+            )
         for number, term in enumerate(self.update.terms):
             to = term.frozen_model
             if to is not None and to not in named:

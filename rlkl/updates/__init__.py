@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rlkl.updates.settings import UpdateSettings
 
 RULES = {
+    "distill": "rlkl.updates.distill.rule:Distill",
     "grpo": "rlkl.updates.grpo.rule:Grpo",
     "papo": "rlkl.updates.papo.rule:Papo",
     "ppo": "rlkl.updates.ppo.rule:Ppo",

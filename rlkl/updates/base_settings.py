@@ -57,6 +57,11 @@ class RuleSettings(Section):
         return frozenset()
 
     @property
+    def frozen_models(self) -> frozenset[str]:
+        """The names of ``models`` that the rule itself compares the policy with."""
+        return frozenset()
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the learner keeps the frozen reference for this rule."""
         return True

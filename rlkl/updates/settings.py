@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rlkl.updates.base_settings import FilterSettings, RuleSettings
+from rlkl.updates.distill.settings import DistillSettings
 from rlkl.updates.grpo.settings import (
     GRPO_VARIANTS,
     KL_ESTIMATORS,
@@ -32,6 +33,7 @@ __all__ = [
     "PAPO_GRPO",
     "Advantage",
     "Aggregation",
+    "DistillSettings",
     "FilterSettings",
     "GrpoChoices",
     "GrpoSettings",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 UpdateSettings = Annotated[
-    GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings, Field(discriminator="rule")
+    DistillSettings | GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings,
+    Field(discriminator="rule"),
 ]
 """The settings of any built-in rule, by ``rule``."""

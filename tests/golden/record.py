@@ -37,6 +37,8 @@ METRICS = ("loss/total", "optim/grad_norm", "kl/policy_to_reference", "reward/me
 RULES: dict[str, dict[str, object]] = {
     "grpo": {"rule": "grpo", "kl_coef": 0.05},
     "dapo": {"rule": "grpo", "variant": "dapo"},
+    "distill": {"rule": "distill", "top_k": 5},
+    "distill_reward": {"rule": "distill", "placement": "reward", "reward_coef": 0.2},
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},
     "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
@@ -67,7 +69,8 @@ def trajectory(name: str) -> list[dict[str, float]]:
         path = Path(folder) / "model"
         model_path = str(tiny_qwen2_5_vl(path, seed=0) if is_multimodal else tiny_qwen3(path, tied=False, seed=0))
         recipe = _recipe(model_path, RULES[name])
-        learner = Learner(LearnerSpec(recipe=recipe, model_path=model_path))
+        frozen = {name: str(tiny_qwen3(Path(folder) / name, tied=False, seed=1)) for name in recipe.models}
+        learner = Learner(LearnerSpec(recipe=recipe, model_path=model_path, frozen_paths=frozen))
         engine = (SeeingEngine if is_multimodal else HfEngine)(_engine_settings(recipe))
         return [_step(recipe, learner, engine, step) for step in range(STEPS)]
 
@@ -90,6 +93,7 @@ def _recipe(model_path: str, update: dict[str, object]) -> Recipe:
         {
             "steps": STEPS,
             "model": {"path": model_path},
+            "models": {"teacher": {"path": "unused"}} if update["rule"] == "distill" else {},
             "data": {"source": "unused.jsonl", "max_prompt_tokens": 4},
             "rollout": {"engine": "hf", "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 6},
             "update": update,

@@ -14,6 +14,7 @@ from rlkl.batch import Batch, Signal, Signals
 from rlkl.updates import build_update
 from rlkl.updates.settings import (
     GRPO_VARIANTS,
+    DistillSettings,
     GrpoSettings,
     PapoSettings,
     PpoSettings,
@@ -55,6 +56,9 @@ RULES: list[UpdateSettings] = [
     SuperHfSettings(),
     SuperHfSettings(kl_coef=0.0),
     SuperHfSettings(compat=True),
+    DistillSettings(terms=TERMS),
+    DistillSettings(direction="model_to_policy", top_k=2),
+    DistillSettings(placement="reward", reward_coef=0.5),
     *(SparsePoSettings(mask=mask, l1_reward=0.1, l1_kl=0.2) for mask in get_args(TokenMask)),
     SparsePoSettings(mask="sparse_independent", masked_terms="kl"),
 ]
@@ -69,6 +73,7 @@ REWARDS_ALONE: list[UpdateSettings] = [
 ]
 """Rules for which equal rewards leave nothing to learn."""
 
+TEACHER = Signal("logprobs", "teacher", moment="step_start")
 LEARNED: dict[Signal, int | slice] = {
     Signal.POLICY_LOGPROBS: 0,
     Signal.HEADS: slice(1, 3),
@@ -77,6 +82,8 @@ LEARNED: dict[Signal, int | slice] = {
     Signal.KL_REFERENCE_TO_POLICY: 4,
     Signal.KL_POLICY_TO_REFERENCE: 5,
     Signal.POLICY_ENTROPY: 6,
+    Signal("kl_to_policy", "teacher", top_k=2): 4,
+    Signal("kl_from_policy", "teacher"): 5,
 }
 """Columns of the ``[B, T, K]`` tensor from which `evaluate` takes a rule's differentiable signals."""
 COLUMNS = 7
@@ -109,7 +116,8 @@ def example() -> Batch:
     chosen_B = torch.tensor([True, False, False, False, True, False, False])
     batch = replace(batch, list_B=pair_B, rank_B=(~chosen_B).long()).recounted()
     heads_BTK = torch.stack([random_logprobs(batch.response_BT, seed=seed) for seed in (4, 5)], dim=-1)
-    return with_frozen(batch, {Signal.PROXIMAL_HEADS: heads_BTK})
+    teacher_BT = random_logprobs(batch.response_BT, seed=6)
+    return with_frozen(batch, {Signal.PROXIMAL_HEADS: heads_BTK, TEACHER: teacher_BT})
 
 
 def prepared(settings: UpdateSettings, batch: Batch) -> Batch:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
+from rlkl.updates.distill.metrics import METRICS as DISTILL
 from rlkl.updates.grpo.metrics import METRICS as GRPO
 from rlkl.updates.papo.metrics import METRICS as PAPO
 from rlkl.updates.ppo.metrics import METRICS as PPO
@@ -14,6 +15,7 @@ from rlkl.updates.sparsepo.metrics import METRICS as SPARSEPO
 from rlkl.updates.superhf.metrics import METRICS as SUPERHF
 
 RULE_METRICS: Mapping[str, tuple[MetricDefinition, ...]] = {
+    "distill": DISTILL,
     "grpo": GRPO,
     "papo": PAPO,
     "ppo": PPO,

@@ -1,0 +1,148 @@
+"""On-policy distillation: values by hand, a vocabulary of five tokens enumerated, and what the recipe may say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rlkl.batch import Batch, Signal, Signals
+from rlkl.commands.plan_warnings import warnings_about
+from rlkl.errors import RecipeError
+from rlkl.functional.kl import exact_kl
+from rlkl.recipe.io import load_recipe
+from rlkl.system.machine import this_machine
+from rlkl.updates.distill.rule import Distill
+from rlkl.updates.settings import DistillSettings
+from tests.builders import PROMPT_TOKENS, make_batch, with_frozen
+
+TEACHER = Signal("logprobs", "teacher", moment="step_start")
+
+
+def two_answers(**frozen: list[list[float]]) -> Batch:
+    """A completion of three tokens and one of two, with frozen log-probs of policy and teacher."""
+    batch = make_batch(lengths=[3, 2], rewards=[1.0, 0.0], groups=[0, 0])
+    named = {"policy": Signal.PROXIMAL_LOGPROBS, "teacher": TEACHER}
+    return with_frozen(batch, {named[name]: spread(batch, rows) for name, rows in frozen.items()})
+
+
+def spread(batch: Batch, rows: list[list[float]]) -> Tensor:
+    values_BT = torch.zeros(batch.response_BT.shape)
+    for row, values in enumerate(rows):
+        values_BT[row, PROMPT_TOKENS : PROMPT_TOKENS + len(values)] = torch.tensor(values)
+    return values_BT
+
+
+def test_the_loss_is_the_mean_of_the_exact_kl_over_tokens() -> None:
+    rule, batch = Distill(DistillSettings()), two_answers()
+    signal = Signal("kl_from_policy", "teacher")
+    output = rule.loss(batch, Signals({signal: spread(batch, [[0.1, 0.2, 0.4], [0.3, 0.5]])}))
+
+    assert rule.needs == {signal}
+    assert output.loss.item() == pytest.approx(1.5 / 5)
+    assert output.terms["distill"].item() == pytest.approx(1.5 / 5)
+    assert output.metrics["distill/kl"].item() == pytest.approx(1.5 / 5)
+
+
+def test_the_direction_and_the_tokens_of_the_kl_are_the_recipes() -> None:
+    settings = DistillSettings(teacher="big", direction="model_to_policy", top_k=64)
+    assert Distill(settings).needs == {Signal("kl_to_policy", "big", top_k=64)}
+
+
+def test_as_a_reward_the_advantage_is_the_log_ratio_of_the_sampled_token() -> None:
+    rule = Distill(DistillSettings(placement="reward", max_log_ratio=2.0))
+    batch = two_answers(policy=[[-1.0, -2.0, -4.0], [-3.0, -5.0]], teacher=[[-1.5, -1.0, -9.0], [-3.0, -1.0]])
+    credited = rule.credit(batch)
+
+    torch.testing.assert_close(credited.advantages_BT, spread(batch, [[-0.5, 1.0, -2.0], [0.0, 2.0]]))
+    assert rule.batch_metrics(credited) == {
+        "distill/kl": pytest.approx(-(-0.5 + 1.0 - 5.0 + 0.0 + 4.0) / 5),
+        "distill/cut_fraction": pytest.approx(2 / 5),
+    }
+    live_BT = batch.signals[Signal.PROXIMAL_LOGPROBS].clone().requires_grad_()
+    loss = rule.loss(credited, batch.signals.merged(Signals({Signal.POLICY_LOGPROBS: live_BT}))).loss
+    (gradient_BT,) = torch.autograd.grad(loss, live_BT)
+    torch.testing.assert_close(gradient_BT, -credited.advantages_BT / 5)
+
+
+def test_rewards_act_beside_the_teacher_by_their_coefficient() -> None:
+    rule = Distill(DistillSettings(placement="reward", reward_coef=0.5))
+    batch = two_answers(policy=[[-1.0] * 3, [-1.0] * 2], teacher=[[-1.0] * 3, [-1.0] * 2])
+    of_one = 0.5 * 0.5 / (0.5**0.5 + 1e-4)  # (reward - mean) / (std + 1e-4), rewards 1 and 0
+
+    torch.testing.assert_close(rule.credit(batch).advantages_BT, spread(batch, [[of_one] * 3, [-of_one] * 2]))
+    apart = replace(batch, rewards_B=torch.tensor([9.0, -9.0]))
+    alone = Distill(DistillSettings(placement="reward"))
+    assert not alone.credit(apart).advantages_BT.any()
+
+
+@pytest.mark.parametrize("placement", ["loss", "reward"])
+def test_a_teacher_like_the_policy_gives_exactly_no_gradient(placement: str) -> None:
+    rule = Distill(DistillSettings.model_validate({"placement": placement}))
+    logits_V = torch.tensor([0.5, -1.0, 0.0, 1.5, 0.2], requires_grad=True)
+    loss = expected_loss(rule, logits_V, logits_V.detach().log_softmax(0))
+    (gradient_V,) = torch.autograd.grad(loss, logits_V)
+    torch.testing.assert_close(gradient_V, torch.zeros(5), rtol=0, atol=1e-7)
+
+
+def expected_loss(rule: Distill, logits_V: Tensor, teacher_V: Tensor) -> Tensor:
+    """The loss of one response token, averaged over all five tokens that the policy may draw."""
+    policy_V = logits_V.log_softmax(0)
+    batch = make_batch(lengths=[1], rewards=[0.0], groups=[0])
+    total = torch.zeros(())
+    for token in range(5):
+        drawn = with_frozen(
+            batch,
+            {
+                Signal.PROXIMAL_LOGPROBS: policy_V[token].detach() * batch.response_BT,
+                TEACHER: teacher_V[token] * batch.response_BT,
+            },
+        )
+        live = {
+            Signal.POLICY_LOGPROBS: policy_V[token] * batch.response_BT,
+            Signal("kl_from_policy", "teacher"): exact_kl(policy_V, teacher_V) * batch.response_BT,
+            Signal("kl_to_policy", "teacher"): exact_kl(teacher_V, policy_V) * batch.response_BT,
+        }
+        credited = rule.credit(drawn)
+        total = total + policy_V[token].detach().exp() * rule.loss(credited, drawn.signals.merged(Signals(live))).loss
+    return total
+
+
+def test_as_a_reward_the_expected_gradient_is_that_of_the_exact_reverse_kl() -> None:
+    logits_V = torch.tensor([0.5, -1.0, 0.0, 1.5, 0.2], requires_grad=True)
+    teacher_V = torch.tensor([0.1, 0.7, -0.4, 0.3, -1.2]).log_softmax(0)
+
+    def gradient(**settings: str) -> Tensor:
+        rule = Distill(DistillSettings.model_validate(settings))
+        return torch.autograd.grad(expected_loss(rule, logits_V, teacher_V), logits_V)[0]
+
+    torch.testing.assert_close(gradient(placement="reward"), gradient(direction="policy_to_model"))
+    assert (gradient(placement="reward") - gradient(direction="model_to_policy")).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"placement": "reward", "top_k": 5}, "top_k with placement = reward: it acts with placement = loss only"),
+        ({"reward_coef": 0.5, "clip": 0.1}, "clip and reward_coef with placement = loss: it acts with placement = rew"),
+        ({"clip": 0.0, "placement": "reward"}, "clip"),
+    ],
+)
+def test_keys_that_would_do_nothing_are_refused(words: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        DistillSettings.model_validate(words)
+
+
+def test_a_recipe_without_the_teacher_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"distill needs a model named 'teacher', and models has none; add models: "):
+        load_recipe("quickstart", "update={rule: distill}")
+
+
+def test_a_recipe_with_a_teacher_needs_no_rewards(tmp_path: Path) -> None:
+    words = ("update={rule: distill, teacher: big}", f"models={{big: {{path: {tmp_path}}}}}", "rewards=[]")
+    found = warnings_about(load_recipe("quickstart", *words), this_machine())
+    assert not [warning for warning in found if "rewards is empty" in warning or "models.big" in warning]
