@@ -94,9 +94,15 @@ def start(words: Sequence[str], log: Path, *, module: str = "rlkl", **variables:
             [sys.executable, "-m", module, *words],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **variables},
+            env=_environment() | variables,
             start_new_session=True,
         )
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a run: W&B's process is the run's own, so that killing all of them kills it too."""
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return own | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 class Run:

@@ -103,18 +103,19 @@ def test_all_marked_methods_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {PUBLISH, CHECKPOINT} <= {phase for _, phase in marked}
 
 
-# Stands for a run: finishes a step each 0.2 s, and goes on after the last one that is in its folder. A kill of the
-# child, which stands for a worker, changes nothing.
+# Stands for a run: finishes as many steps as the file "allowed" says, and goes on after the last one that is in its
+# folder. A kill of the child, which stands for a worker, changes nothing.
 STAND_IN = """
 import json, subprocess, sys, time
 from pathlib import Path
 folder, steps = Path(next(w for w in sys.argv if w.startswith("run.dir=") or "/" in w).removeprefix("run.dir=")), 4
 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "worker"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "worker"])
 metrics = folder / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
 for step in range(done + 1, steps + 1):
-    time.sleep(0.2)
+    while step > int((folder.parent / "allowed").read_text()):
+        time.sleep(0.01)
     with metrics.open("a") as file:
         file.write(json.dumps({"step": step}) + "\\n")
     (folder / "checkpoints" / f"step_{step}").mkdir(exist_ok=True)
@@ -133,18 +134,24 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_killed_at_its_moments_and_resumed_until_it_is_done(stand_in: None, tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.write_text("1")
     run = torture.Run(["train"], tmp_path / "run", tmp_path / "log")
     kill = Kill(target="rollout worker", steps=1, share=0.0)
     assert run.strike(kill, step_s=0.0) == "rollout worker at step 1 (set-up)"
+    allowed.write_text("2")
     assert run.strike(replace(kill, target="driver", steps=2), step_s=0.0) == "driver at step 2 (set-up)"
+    allowed.write_text("3")
     assert run.strike(replace(kill, target="whole tree", steps=3), step_s=0.0) == "2 processes at step 3 (set-up)"
     assert run.starts == 2
+    allowed.write_text("4")
     run.finish()
     assert run.starts == 3
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 4
 
 
 def test_a_kill_that_waits_for_a_phase_falls_in_it(stand_in: None, tmp_path: Path) -> None:
+    (tmp_path / "allowed").write_text("0")
     run = torture.Run(["train"], tmp_path / "run", tmp_path / "log")
     (tmp_path / "log.phase").write_text(PUBLISH)
     kill = Kill(target="driver", steps=0, share=0.9, phase=PUBLISH)
@@ -153,6 +160,7 @@ def test_a_kill_that_waits_for_a_phase_falls_in_it(stand_in: None, tmp_path: Pat
 
 
 def test_a_kill_that_finds_no_process_is_no_hit(stand_in: None, tmp_path: Path) -> None:
+    (tmp_path / "allowed").write_text("4")
     run = torture.Run(["train"], tmp_path / "run", tmp_path / "log")
     assert run.strike(Kill(target="raylet", steps=0, share=0.0), step_s=0.0) is None
     run.finish()
