@@ -20,6 +20,7 @@ from rlkl.updates.grpo.settings import (
     Ratio,
     Surrogate,
 )
+from rlkl.updates.listwise.settings import ListwiseSettings, OverTokens, TauUnit
 from rlkl.updates.papo.settings import PAPO_GRPO, PapoSettings
 from rlkl.updates.ppo.settings import PpoSettings
 from rlkl.updates.run_facts import RunFacts
@@ -38,7 +39,9 @@ __all__ = [
     "GrpoVariant",
     "KlEstimator",
     "KlPlacement",
+    "ListwiseSettings",
     "MaskedTerms",
+    "OverTokens",
     "PapoSettings",
     "PpoSettings",
     "Ratio",
@@ -47,11 +50,13 @@ __all__ = [
     "SparsePoSettings",
     "SuperHfSettings",
     "Surrogate",
+    "TauUnit",
     "TokenMask",
     "UpdateSettings",
 ]
 
 UpdateSettings = Annotated[
-    GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings, Field(discriminator="rule")
+    GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings | ListwiseSettings,
+    Field(discriminator="rule"),
 ]
 """The settings of any built-in rule, by ``rule``."""

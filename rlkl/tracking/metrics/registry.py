@@ -8,6 +8,7 @@ from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
 from rlkl.updates.grpo.metrics import METRICS as GRPO
+from rlkl.updates.listwise.metrics import METRICS as LISTWISE
 from rlkl.updates.papo.metrics import METRICS as PAPO
 from rlkl.updates.ppo.metrics import METRICS as PPO
 from rlkl.updates.sparsepo.metrics import METRICS as SPARSEPO
@@ -15,6 +16,7 @@ from rlkl.updates.superhf.metrics import METRICS as SUPERHF
 
 RULE_METRICS: Mapping[str, tuple[MetricDefinition, ...]] = {
     "grpo": GRPO,
+    "listwise": LISTWISE,
     "papo": PAPO,
     "ppo": PPO,
     "sparsepo": SPARSEPO,
