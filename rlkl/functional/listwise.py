@@ -151,3 +151,41 @@ def _without_gaps(scores_KG: Tensor, members_KG: Tensor, below_KG: Tensor) -> _N
     subsets_KS = torch.where(rest_above_KS, 0.0, under_KS / (size_K1 - under_KS + 1))
     shift_K = size_K1[:, 0] * sorted_KS[:, 0] - ((gap_KS - NEGLIGIBLE).clamp(min=0) * subsets_KS).sum(dim=1)
     return _Near(near_KS[:, :-1], near_KS[:, -1], shift_K)
+
+
+def ranknet_losses(scores_LG: Tensor, preferred_LGG: Tensor, present_LG: Tensor) -> Tensor:
+    """Return RankNet's loss of each list, ``[L]`` float64: the mean over its pairs i, j, with d = s_i - s_j, of
+
+        -p log sigmoid(d) - (1 - p) log sigmoid(-d)
+
+    ``preferred_LGG[l, i, j]`` is p, the probability that i is better than j. Each list has two members or more. With
+    two it is Bradley and Terry's loss with a soft label.
+    """
+    scores_LG = torch.where(present_LG, scores_LG.double(), 0.0)
+    gap_LGG = scores_LG.unsqueeze(2) - scores_LG.unsqueeze(1)
+    losses_LGG = torch.nn.functional.softplus(gap_LGG) - preferred_LGG.double() * gap_LGG
+    pairs_LGG = (present_LG.unsqueeze(1) & present_LG.unsqueeze(2)).triu(diagonal=1)
+    return torch.where(pairs_LGG, losses_LGG, 0.0).sum(dim=(1, 2)) / pairs_LGG.sum(dim=(1, 2))
+
+
+def soft_preferences(targets_LG: Tensor) -> Tensor:
+    """Return p = sigmoid(t_i - t_j), ``[L, G, G]``. Targets of 1 and 0 give 0.73, not 1 (DeAR, arXiv 2508.16998)."""
+    return (targets_LG.unsqueeze(2) - targets_LG.unsqueeze(1)).sigmoid()
+
+
+def hard_preferences(targets_LG: Tensor) -> Tensor:
+    """Return p = 1 if t_i > t_j, 1/2 if they are equal, and 0 otherwise, ``[L, G, G]``."""
+    return ((targets_LG.unsqueeze(2) - targets_LG.unsqueeze(1)).sign() + 1) / 2
+
+
+def list_kl_losses(scores_LG: Tensor, targets_LG: Tensor, present_LG: Tensor, *, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(t / T) || softmax(s / T)) of each list, ``[L]`` float64 (DeAR, arXiv 2508.16998).
+
+    A shift of all scores of a list changes nothing, so absolute scores are not learned.
+    """
+    teacher_LG, student_LG = (
+        torch.where(present_LG, x_LG.double() / temperature, -torch.inf).log_softmax(dim=1)
+        for x_LG in (targets_LG, scores_LG)
+    )
+    gaps_LG = torch.where(present_LG, teacher_LG, 0.0) - torch.where(present_LG, student_LG, 0.0)
+    return temperature**2 * (teacher_LG.exp() * gaps_LG).sum(dim=1)
