@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reward_models.training.judging import ScoredPair
 from reward_models.training.recipe import PairsSection
 from rlkl.data.prompts import Encoder, load_prompts
 from rlkl.errors import DataError, did_you_mean
@@ -24,6 +25,21 @@ class Pair:
     rejected_ids: tuple[int, ...]
     margin: float | None = None
     probability: float | None = None
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of its answers."""
+        return (self.chosen_ids, self.rejected_ids)
+
+    @property
+    def comparisons(self) -> int:
+        """The number of pairs that it is."""
+        return 1
+
+    def judged(self, scores: Sequence[float]) -> list[ScoredPair]:
+        """Return the pair with a model's scores of its two answers."""
+        probability = 1.0 if self.probability is None else self.probability
+        return [ScoredPair(chosen=scores[0], rejected=scores[1], probability=probability)]
 
 
 def load_pairs(section: PairsSection, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
@@ -48,8 +64,8 @@ def load_pairs(section: PairsSection, tokenizer: PreTrainedTokenizerBase) -> lis
                 prompt=prompt.text,
                 chosen_ids=prompt.token_ids + chosen,
                 rejected_ids=prompt.token_ids + rejected,
-                margin=_number(section, "margin_column", prompt.columns, prompt.id),
-                probability=_number(section, "probability_column", prompt.columns, prompt.id),
+                margin=number_of(section, "margin_column", prompt.columns, prompt.id),
+                probability=number_of(section, "probability_column", prompt.columns, prompt.id),
             )
         )
     _check_probabilities(section, pairs)
@@ -68,7 +84,8 @@ def training_rows(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
     return columns
 
 
-def _number(section: PairsSection, key: str, columns: Mapping[str, Any], row: str) -> float | None:
+def number_of(section: PairsSection, key: str, columns: Mapping[str, Any], row: str) -> float | None:
+    """Return the number in a row's column that ``section.key`` names; None if it names none. Raises DataError."""
     column = getattr(section, key)
     if column is None:
         return None

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from reward_models.training.list_recipe import ListColumns, ListLosses, check_losses
 from rlkl.recipe import DataSection, LoraSection, RunSection
 from rlkl.recipe.sections import TemplateArguments
 from rlkl.schema import Section
@@ -98,8 +99,8 @@ class RowsSection(Section):
         )
 
 
-class PairsSection(RowsSection):
-    """Preferences."""
+class PairsSection(ListColumns, RowsSection):
+    """Preferences: pairs, or answers with scores."""
 
     chosen_column: str = Field(default="chosen", description="Column with the preferred answer.")
     rejected_column: str = Field(default="rejected", description="Column with the other answer.")
@@ -144,7 +145,7 @@ class HalvesSection(SplitSection):
     )
 
 
-class RewardModelLearnerSection(LearnerSection):
+class RewardModelLearnerSection(ListLosses, LearnerSection):
     """Optimisation of a reward model."""
 
     center_coef: float = Field(
@@ -169,6 +170,13 @@ class RewardModelRecipe(Section):
     learner: RewardModelLearnerSection = Field(
         default_factory=lambda: RewardModelLearnerSection(), description="Optimisation."
     )
+
+    @model_validator(mode="after")
+    def _loss_and_data_fit(self) -> RewardModelRecipe:
+        labels = ("margin_column", "probability_column")
+        named = [f"data.{key}" for key in labels if getattr(self.data, key) is not None]
+        check_losses(self.data, self.learner, named[0] if named else None)
+        return self
 
 
 class SftRecipe(Section):

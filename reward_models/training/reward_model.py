@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reward_models.training.judging import Agreement, Judgement, ScoredPair, agreement, judge
-from reward_models.training.pairs import Pair, load_pairs, training_rows
+from reward_models.training.lists import AnswerList, load_comparisons, training_columns
+from reward_models.training.pairs import Pair, training_rows
 from reward_models.training.recipe import RewardModelRecipe
 from reward_models.training.split import split_by_prompt
 from rlkl.errors import InputError
@@ -21,7 +23,12 @@ from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
 from rlkl.system.telemetry import silence_telemetry
 
+if TYPE_CHECKING:
+    from trl.trainer.reward_trainer import RewardTrainer
+
 logger = logging.getLogger(__name__)
+
+Examples = Sequence[Pair | AnswerList]
 
 REWARD_MODEL = "reward_model"
 HELD_OUT_REWARD_MODEL = "held_out_reward_model"
@@ -39,6 +46,7 @@ class RewardModelReport:
     """The content of ``report.json``. Everything is measured on the same held-out pairs."""
 
     pairs: int
+    """Pairs of answers, those of unequal scores in lists included."""
     prompts: int
     trained_on: dict[str, int]
     """Pairs that each model was trained on, by its folder."""
@@ -64,7 +72,7 @@ def train_reward_model(recipe: RewardModelRecipe) -> RewardModelResult:
 
     path = model_folder(recipe.model.path)
     tokenizer = load_tokenizer(path)
-    pairs = load_pairs(recipe.data, tokenizer)
+    pairs = load_comparisons(recipe.data, tokenizer)
     names = [REWARD_MODEL, HELD_OUT_REWARD_MODEL] if recipe.split.halves else [REWARD_MODEL]
     held_out, parts = split_by_prompt(
         [pair.prompt for pair in pairs],
@@ -76,15 +84,18 @@ def train_reward_model(recipe: RewardModelRecipe) -> RewardModelResult:
     run_dir = open_run(recipe, dump_recipe(recipe))
     judged = [pairs[row] for row in held_out]
     scored: dict[str, list[ScoredPair]] = {}
+    trained_on: dict[str, int] = {}
     with on_threads(recipe.learner):
         for name, rows in zip(names, parts, strict=True):
-            logger.info("training %s on %d pairs, judged by %d others", name, len(rows), len(judged))
-            model = _train(recipe, path, tokenizer, [pairs[row] for row in rows], run_dir / name)
+            part = [pairs[row] for row in rows]
+            trained_on[name] = count_pairs(part)
+            logger.info("training %s on %d pairs, judged by %d others", name, trained_on[name], count_pairs(judged))
+            model = _train(recipe, path, tokenizer, part, run_dir / name)
             scored[name] = score_pairs(model, judged, tokenizer.pad_token_id, recipe.learner.micro_batch_size)
     report = RewardModelReport(
-        pairs=len(pairs),
+        pairs=count_pairs(pairs),
         prompts=len({pair.prompt for pair in pairs}),
-        trained_on={name: len(rows) for name, rows in zip(names, parts, strict=True)},
+        trained_on=trained_on,
         held_out={name: judge(found) for name, found in scored.items()},
         agreement=agreement(*scored.values()) if len(scored) == 2 else None,
     )
@@ -92,13 +103,11 @@ def train_reward_model(recipe: RewardModelRecipe) -> RewardModelResult:
     return RewardModelResult(run_dir=run_dir, report=report)
 
 
-def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Sequence[Pair], folder: Path) -> Any:
-    """Train one model on ``pairs`` and save it to ``folder``; returns it as it was saved."""
-    from datasets import Dataset
+def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Examples, folder: Path) -> Any:
+    """Train one model on pairs or lists and save it to ``folder``; returns it as it was saved."""
     from transformers import PrinterCallback
     from trl.trainer.reward_config import RewardConfig
 
-    from reward_models.training.bradley_terry import BradleyTerryTrainer, LabelledPairs
     from reward_models.training.start import TrainingLog, lora_config, merged, save_model, trl_settings
 
     seed = derive_seed(recipe.seed, "reward model", folder.name)
@@ -109,11 +118,9 @@ def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Sequence
             **trl_settings(recipe.model, recipe.learner, seed),
         )
         try:
-            trainer = BradleyTerryTrainer(
+            trainer = _trainer_of(recipe, pairs, tokenizer.pad_token_id)(
                 model=path,
                 args=settings,
-                data_collator=LabelledPairs(pad_token_id=tokenizer.pad_token_id),
-                train_dataset=Dataset.from_dict(training_rows(pairs)),
                 processing_class=tokenizer,
                 peft_config=lora_config(recipe.model, "SEQ_CLS"),
                 callbacks=[TrainingLog(folder.with_name(f"{folder.name}_training.jsonl"))],
@@ -128,18 +135,30 @@ def _train(recipe: RewardModelRecipe, path: str, tokenizer: Any, pairs: Sequence
     return model
 
 
-def score_pairs(model: Any, pairs: Sequence[Pair], pad_token_id: Any, batch_size: int) -> list[ScoredPair]:
-    """Score both answers of each pair. Padding is on the right, so a score does not depend on its batch."""
-    sequences = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    scores = score_sequences(model, sequences, pad_token_id, batch_size)
-    return [
-        ScoredPair(
-            chosen=scores[2 * number],
-            rejected=scores[2 * number + 1],
-            probability=1.0 if pair.probability is None else pair.probability,
-        )
-        for number, pair in enumerate(pairs)
-    ]
+def _trainer_of(recipe: RewardModelRecipe, examples: Examples, pad_token_id: int) -> Callable[..., RewardTrainer]:
+    """Return the trainer for pairs or for lists, with its batches and its rows."""
+    from datasets import Dataset
+
+    from reward_models.training.bradley_terry import BradleyTerryTrainer, LabelledPairs
+    from reward_models.training.list_trainer import ListCollator, ListTrainer
+
+    if lists := [one for one in examples if isinstance(one, AnswerList)]:
+        rows = Dataset.from_dict(training_columns(lists))
+        return partial(ListTrainer, losses=recipe.learner, data_collator=ListCollator(pad_token_id), train_dataset=rows)
+    rows = Dataset.from_dict(training_rows([one for one in examples if isinstance(one, Pair)]))
+    return partial(BradleyTerryTrainer, data_collator=LabelledPairs(pad_token_id=pad_token_id), train_dataset=rows)
+
+
+def count_pairs(examples: Examples) -> int:
+    """Return the number of pairs of answers that some pairs or lists compare."""
+    return sum(one.comparisons for one in examples)
+
+
+def score_pairs(model: Any, pairs: Examples, pad_token_id: Any, batch_size: int) -> list[ScoredPair]:
+    """Score all answers; return each compared pair. Padding is on the right: no score depends on its batch."""
+    sequences = [ids for pair in pairs for ids in pair.sequences]
+    scores = iter(score_sequences(model, sequences, pad_token_id, batch_size))
+    return [found for pair in pairs for found in pair.judged([next(scores) for _ in pair.sequences])]
 
 
 def score_sequences(

@@ -98,12 +98,13 @@ def most_tokens(recipe: Recipe) -> int:
     """Return the tokens of the largest micro-batch.
 
     It holds at most ``learner.micro_batch_tokens``, no more than a minibatch of the longest sequences has, and always
-    at least one sequence.
+    at least one sequence, or one list of sequences that the rule compares.
     """
     rollout, learner = recipe.rollout, recipe.learner
     longest = recipe.data.max_prompt_tokens + rollout.max_new_tokens
     groups = math.ceil(rollout.prompts_per_step / learner.minibatches)
-    return max(min(learner.micro_batch_tokens, groups * _kept(recipe) * longest), longest)
+    least = recipe.update.sequences_together(_samples(recipe)) * longest
+    return max(min(learner.micro_batch_tokens, groups * _kept(recipe) * longest), least)
 
 
 def _samples(recipe: Recipe) -> int:

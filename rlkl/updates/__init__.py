@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RULES = {
     "distill": "rlkl.updates.distill.rule:Distill",
     "grpo": "rlkl.updates.grpo.rule:Grpo",
+    "listwise": "rlkl.updates.listwise.rule:Listwise",
     "papo": "rlkl.updates.papo.rule:Papo",
     "ppo": "rlkl.updates.ppo.rule:Ppo",
     "sparsepo": "rlkl.updates.sparsepo.rule:SparsePo",

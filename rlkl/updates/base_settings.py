@@ -107,6 +107,10 @@ class RuleSettings(Section):
         """
         return iter(())
 
+    def sequences_together(self, samples: int) -> int:
+        """Return the most sequences of a prompt that must share a micro-batch, for so many samples a prompt."""
+        return 1
+
     def resolved(self) -> RuleSettings:
         """Return these settings with every key filled in, for people to read."""
         return self

@@ -21,6 +21,7 @@ from rlkl.updates.grpo.settings import (
     Ratio,
     Surrogate,
 )
+from rlkl.updates.listwise.settings import ListwiseSettings, OverTokens, TauUnit
 from rlkl.updates.papo.settings import PAPO_GRPO, PapoSettings
 from rlkl.updates.ppo.settings import PpoSettings
 from rlkl.updates.run_facts import RunFacts
@@ -40,7 +41,9 @@ __all__ = [
     "GrpoVariant",
     "KlEstimator",
     "KlPlacement",
+    "ListwiseSettings",
     "MaskedTerms",
+    "OverTokens",
     "PapoSettings",
     "PpoSettings",
     "Ratio",
@@ -49,12 +52,13 @@ __all__ = [
     "SparsePoSettings",
     "SuperHfSettings",
     "Surrogate",
+    "TauUnit",
     "TokenMask",
     "UpdateSettings",
 ]
 
 UpdateSettings = Annotated[
-    DistillSettings | GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings,
+    DistillSettings | GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings | ListwiseSettings,
     Field(discriminator="rule"),
 ]
 """The settings of any built-in rule, by ``rule``."""

@@ -73,7 +73,17 @@ def test_only_the_command_line_and_the_console_print() -> None:
     assert printing <= set(PRINTING)
 
 
-RULES = frozenset({"GrpoSettings", "PapoSettings", "PpoSettings", "SparsePoSettings", "SuperHfSettings", *UPDATES})
+RULES = frozenset(
+    {
+        "GrpoSettings",
+        "ListwiseSettings",
+        "PapoSettings",
+        "PpoSettings",
+        "SparsePoSettings",
+        "SuperHfSettings",
+        *UPDATES,
+    }
+)
 """Built-in rules, as the recipe names them and by their settings."""
 
 

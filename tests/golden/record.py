@@ -42,6 +42,8 @@ RULES: dict[str, dict[str, object]] = {
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},
     "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
+    "listwise": {"rule": "listwise", "beta": 0.5},
+    "listwise_mean": {"rule": "listwise", "over_tokens": "mean", "tau": 0.5, "tau_unit": "reward"},
     "papo": {"rule": "papo", "perception_coef": 0.1, "entropy_coef": 0.02, "anneal_to": 0.05},
     "papo_recompute": {"rule": "papo", "perception_coef": 0.2, "corrupted_entropy_coef": 0.02, "recompute": True},
 }

@@ -16,6 +16,7 @@ from rlkl.updates.settings import (
     GRPO_VARIANTS,
     DistillSettings,
     GrpoSettings,
+    ListwiseSettings,
     PapoSettings,
     PpoSettings,
     SparsePoSettings,
@@ -61,6 +62,9 @@ RULES: list[UpdateSettings] = [
     DistillSettings(placement="reward", reward_coef=0.5),
     *(SparsePoSettings(mask=mask, l1_reward=0.1, l1_kl=0.2) for mask in get_args(TokenMask)),
     SparsePoSettings(mask="sparse_independent", masked_terms="kl"),
+    ListwiseSettings(),
+    ListwiseSettings(terms=TERMS),
+    ListwiseSettings(over_tokens="mean", tau=0.5, tau_unit="reward"),
 ]
 REWARDS_ALONE: list[UpdateSettings] = [
     *(
@@ -150,8 +154,14 @@ def assert_same(ours: Result, theirs: Result) -> None:
     torch.testing.assert_close(ours.gradient_BTK, theirs.gradient_BTK, rtol=1e-5, atol=1e-7)
 
 
+def cut_for(settings: UpdateSettings, cut: list[list[int]], batch: Batch) -> list[list[int]]:
+    """The cut as micro-batches are cut for this rule."""
+    compares = isinstance(settings, SparsePoSettings | ListwiseSettings)
+    return with_whole_pairs(cut, batch) if compares else cut
+
+
 def with_whole_pairs(cut: list[list[int]], batch: Batch) -> list[list[int]]:
-    """The cut with each pair's second row moved to its first, since micro-batches never part a pair."""
+    """The cut with the rows of each list moved to its first, since micro-batches never part a list."""
     pairs = batch.pair_B.tolist()
     home = {row: pairs.index(pair) if pair >= 0 else row for row, pair in enumerate(pairs)}
     moved = [[row for row in home if home[row] in rows] for rows in cut]
@@ -170,7 +180,7 @@ def test_the_cut_into_micro_batches_does_not_matter(settings: UpdateSettings, cu
     whole = evaluate(settings, batch, learned_BTK)
     gradient_BTK = torch.zeros_like(learned_BTK)
     parts = []
-    for rows in with_whole_pairs(cut, batch) if settings.learns_from_pairs else cut:
+    for rows in cut_for(settings, cut, batch):
         micro_batch = batch.rows(torch.tensor(rows))
         width = micro_batch.response_BT.shape[1]
         part = evaluate(settings, micro_batch, learned_BTK[rows, :width])
@@ -279,7 +289,9 @@ def test_zero_advantages_give_the_policy_exactly_no_gradient(settings: UpdateSet
     assert to_policy_BT.any() or clips_all
 
 
-@pytest.mark.parametrize("settings", [s for s in RULES if isinstance(s, SparsePoSettings) and not s.terms], ids=name)
+@pytest.mark.parametrize(
+    "settings", [s for s in RULES if isinstance(s, SparsePoSettings | ListwiseSettings) and not s.terms], ids=name
+)
 def test_without_a_preference_there_is_exactly_no_gradient(settings: UpdateSettings) -> None:
     batch = replace(example(), list_B=torch.full((7,), -1)).recounted()
     assert not evaluate(settings, prepared(settings, batch), learned_of(batch)).gradient_BTK.any()

@@ -14,16 +14,16 @@ from torch import Tensor, distributed
 
 from rlkl.batch import Batch
 from rlkl.updates.settings import UpdateSettings
-from tests.invariants.test_grpo_invariants import RULES, evaluate, example, learned_of, name, prepared, with_whole_pairs
+from tests.invariants.test_grpo_invariants import RULES, cut_for, evaluate, example, learned_of, name, prepared
 
 WORLD = 3
 ROOT = Path(__file__).parents[2]
 
 
 def shares(settings: UpdateSettings, batch: Batch, ranks: int) -> list[list[int]]:
-    """Rows of each of the first ``ranks`` ranks, dealt like cards; pairs stay whole; nothing for further ranks."""
+    """Rows of each of the first ``ranks`` ranks, dealt like cards; lists stay whole; nothing for further ranks."""
     dealt = [list(range(batch.size))[rank::ranks] for rank in range(ranks)]
-    whole = with_whole_pairs(dealt, batch) if settings.learns_from_pairs else dealt
+    whole = cut_for(settings, dealt, batch)
     return whole + [[]] * (WORLD - len(whole))
 
 

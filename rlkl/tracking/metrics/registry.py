@@ -9,6 +9,7 @@ from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
 from rlkl.updates.distill.metrics import METRICS as DISTILL
 from rlkl.updates.grpo.metrics import METRICS as GRPO
+from rlkl.updates.listwise.metrics import METRICS as LISTWISE
 from rlkl.updates.papo.metrics import METRICS as PAPO
 from rlkl.updates.ppo.metrics import METRICS as PPO
 from rlkl.updates.sparsepo.metrics import METRICS as SPARSEPO
@@ -17,6 +18,7 @@ from rlkl.updates.superhf.metrics import METRICS as SUPERHF
 RULE_METRICS: Mapping[str, tuple[MetricDefinition, ...]] = {
     "distill": DISTILL,
     "grpo": GRPO,
+    "listwise": LISTWISE,
     "papo": PAPO,
     "ppo": PPO,
     "sparsepo": SPARSEPO,

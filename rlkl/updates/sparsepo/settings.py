@@ -52,6 +52,9 @@ class SparsePoSettings(RuleSettings):
     def selection(self, run: RunFacts) -> str:
         return "update.rule = sparsepo, which takes the best and the worst of a prompt,"
 
+    def sequences_together(self, samples: int) -> int:
+        return 2
+
     def warnings(self, run: RunFacts) -> Iterator[str]:
         if not run.has_pairs and run.samples_per_prompt == 1:
             yield (

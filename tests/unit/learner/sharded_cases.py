@@ -61,6 +61,7 @@ CASES: dict[str, Case] = {
     "tiles": Case(update={"rule": "superhf"}, path="untied", tile=5),
     "tied tiles": Case(update={"kl_coef": 0.1}, sizes=(3,), tile=5),
     "sparsepo": Case(update={"rule": "sparsepo", "mask": "sparse_common", "l1_kl": 0.01}, path="untied", sizes=(2, 3)),
+    "listwise": Case(update={"rule": "listwise", "beta": 1.0}, path="untied", sizes=(2, 3)),
     "lora": Case(
         model={"lora": {"rank": 2}, "gradient_checkpointing": True},
         update={"terms": [{"term": "kl", "coef": 0.1}]},
@@ -137,6 +138,8 @@ def batch(case: Case, folder: Path, step: int) -> Sequence[Example]:
         ]
     elif case.update.get("rule") == "sparsepo":
         found = pairs(step)
+    elif case.update.get("rule") == "listwise":
+        found = [replace(one, list=one.group, rank=one.rollout.sample_index) for one in examples(step)]
     else:
         found = examples(step)
     return found if case.rows is None else found[: case.rows] if case.rows > 0 else found[case.rows :]

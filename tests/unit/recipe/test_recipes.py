@@ -17,7 +17,7 @@ from rlkl.updates.settings import PapoSettings
 RECIPES = Path(__file__).parents[3] / "recipes"
 FOR_OTHER_COMMANDS = {"reviews_reward_model", "reviews_sft", "wandb_sweep"}
 NAMES = sorted({file.stem for file in RECIPES.glob("*.yaml")} - FOR_OTHER_COMMANDS)
-ONLINE = ["reviews_grpo", "reviews_ppo", "reviews_sparsepo", "reviews_superhf"]
+ONLINE = ["reviews_grpo", "reviews_listwise", "reviews_ppo", "reviews_sparsepo", "reviews_superhf"]
 
 
 LAPTOP = Machine(cpus=4, memory_gib=16.0, gpus=())

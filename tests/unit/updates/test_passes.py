@@ -7,6 +7,7 @@ import pytest
 from rlkl.updates.passes import Passes, passes_of
 from rlkl.updates.settings import (
     GrpoSettings,
+    ListwiseSettings,
     PapoSettings,
     PpoSettings,
     RuleSettings,
@@ -22,6 +23,7 @@ from rlkl.updates.settings import (
         (GrpoSettings(kl_coef=0.1, kl_placement="reward"), Passes(forward=1), Passes(forward=1)),
         (SuperHfSettings(), Passes(forward=0), Passes(forward=1)),
         (SparsePoSettings(), Passes(forward=0), Passes(forward=1)),
+        (ListwiseSettings(), Passes(forward=0), Passes(forward=1)),
         (PpoSettings(kl_coef=0), Passes(forward=1), Passes(forward=1)),
         (PpoSettings(kl_coef=0, critic="none"), Passes(forward=0), Passes(forward=1)),
         (PpoSettings(), Passes(forward=1), Passes(forward=1)),

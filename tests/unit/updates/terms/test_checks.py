@@ -51,6 +51,7 @@ def test_names_that_come_again_are_numbered():
         ({"rule": "superhf"}, "cross_entropy"),
         ({"rule": "sparsepo"}, "preference"),
         ({"rule": "sparsepo", "l1_kl": 0.1}, "l1"),
+        ({"rule": "listwise"}, "listwise"),
     ],
 )
 def test_the_name_of_one_of_the_rules_own_terms_is_refused_when_the_recipe_is_read(update: dict[str, Any], own: str):
@@ -96,7 +97,7 @@ def warnings(update: dict[str, Any], **facts: Any) -> list[str]:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("term", [{"term": "kl"}, {"term": "masked_kl", "token_ids": [3]}], ids=["kl", "masked_kl"])
 def test_two_pulls_to_the_reference_are_a_warning(rule: str, term: dict[str, Any]):
-    weight = {"beta": 0.25} if rule == "sparsepo" else {"kl_coef": 0.25}
+    weight = {"beta": 0.25} if rule in ("sparsepo", "listwise") else {"kl_coef": 0.25}
     (warning,) = warnings({"rule": rule, **weight, "terms": [term]})
     assert warning.startswith("update.terms[0]: the term compares with the reference")
     assert f"update.{next(iter(weight))} = 0.25: both act" in warning
