@@ -20,9 +20,11 @@ from torch import Tensor
 
 from rlkl.errors import MissingSignalError
 
-Quantity = Literal["logprobs", "entropy", "kl_to_policy", "kl_from_policy", "heads"]
+Quantity = Literal["logprobs", "entropy", "kl_to_policy", "kl_from_policy", "cauchy_schwarz", "answers", "heads"]
 """logprobs: of the sampled tokens. entropy: of the next-token distribution. kl_to_policy: KL(model || policy) of the
-next-token distributions. kl_from_policy: KL(policy || model). heads: the output ``[B, T, K]`` of the rule's heads."""
+next-token distributions. kl_from_policy: KL(policy || model). cauchy_schwarz: the divergence of both, over the whole
+vocabulary. answers: log-probs ``[B, T, K]`` of the K ``tokens`` among each other, at places of one of them. heads:
+the output ``[B, T, K]`` of the rule's heads."""
 
 CLEAN = "clean"
 """The view of the prompt's own pictures."""
@@ -46,6 +48,8 @@ class Signal:
     top_k: int | None = None
     """For KLs: the frozen model's likeliest tokens to compare on, and one bucket for all others; None: the vocabulary,
     or the rule's `kl_top_k`."""
+    tokens: tuple[int, ...] = ()
+    """For answers: their token ids."""
 
     POLICY_LOGPROBS: ClassVar[Signal]
     """log pi(token), current weights, with gradient."""
@@ -77,6 +81,11 @@ class Signal:
         return self.quantity in ("kl_to_policy", "kl_from_policy")
 
     @property
+    def is_comparison(self) -> bool:
+        """Whether it needs the logits of policy and frozen model at one time."""
+        return self.is_kl or self.quantity == "cauchy_schwarz"
+
+    @property
     def frozen_model(self) -> str | None:
         """The frozen model that the learner must keep for it; None: it needs the policy alone."""
         return None if self.model == POLICY else self.model
@@ -87,7 +96,7 @@ class Signal:
         if self in _NAMES:
             return _NAMES[self]
         parts = [self.quantity, f"model={self.model}", f"view={self.view}", f"moment={self.moment}"]
-        return f"Signal({', '.join(parts)})"
+        return f"Signal({', '.join(parts + [f'tokens={self.tokens}'] * bool(self.tokens))})"
 
 
 Signal.POLICY_LOGPROBS = Signal("logprobs")

@@ -81,6 +81,18 @@ def exact_kl(left_V: Tensor, right_V: Tensor) -> Tensor:
     return straight_through(total.clamp_min(0.0), total)
 
 
+def cauchy_schwarz(left_V: Tensor, right_V: Tensor) -> Tensor:
+    """Compute -2 log<p, q> + log<p, p> + log<q, q> of log-probabilities over the last dimension; never below zero.
+
+    It is symmetric, and zero only if both are equal. A token of one side alone adds no log-ratio, so the divergence is
+    infinite only if the two share no token at all. It is minus twice the log of the cosine between the vectors p and q
+    (R. Jenssen et al., "The Cauchy-Schwarz divergence and Parzen windowing", 2006; in a loss: arXiv 2404.17951).
+    """
+    both, left, right = (x.logsumexp(dim=-1) for x in (left_V + right_V, 2 * left_V, 2 * right_V))
+    total = left + right - 2 * both
+    return straight_through(total.clamp_min(0.0), total)
+
+
 def top_k_and_tail(policy_V: Tensor, reference_V: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Reduce both distributions to the reference's ``k`` likeliest tokens and, last, one bucket for all others.
 
@@ -102,6 +114,17 @@ def _with_tail(logprobs_V: Tensor, index_K: Tensor) -> Tensor:
 def free_nats(kl: Tensor, allowance: float) -> Tensor:
     """Return the part of ``kl`` above ``allowance`` nats; zero and without gradient below it."""
     return (kl - allowance).relu()
+
+
+def free_nats_of_sequence(kl_BT: Tensor, response_BT: Tensor, allowance: float) -> Tensor:
+    """Return ``kl_BT`` with ``allowance`` nats taken off each response, spread evenly over its tokens.
+
+    A response whose sum is not above the allowance is zero, without gradient. Summed over the others' tokens this is
+    the sum minus the allowance, with the gradient of the whole sum. ``kl_BT`` must be zero outside ``response_BT``.
+    """
+    share_B1 = allowance / response_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    above_B1 = kl_BT.detach().sum(dim=1, keepdim=True) > allowance
+    return torch.where(response_BT & above_B1, kl_BT - share_B1, 0.0)
 
 
 ADAPTIVE_ERROR_LIMIT = 0.2

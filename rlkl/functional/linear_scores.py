@@ -59,12 +59,13 @@ class LinearHead:
 
 
 class TokenScores(NamedTuple):
-    """Per token, float32, in nats: log-probability, entropy, and exact KLs over the vocabulary."""
+    """Per token, float32, in nats: log-probability, entropy, exact KLs and divergence over the vocabulary."""
 
     logprobs_N: Tensor
     entropy_N: Tensor
     kl_reference_to_policy_N: Tensor
     kl_policy_to_reference_N: Tensor
+    cauchy_schwarz_N: Tensor
 
 
 def linear_scores(
@@ -80,7 +81,7 @@ def linear_scores(
 
     ``policy``: hidden states ``[N, H]`` and head. ``reference``: those of a frozen model, to compare with; without it
     both KLs are zero. Without ``entropy`` the entropies are zero. ``chunk_tokens``: tokens of a tile. A KL is exact to
-    about 1e-6 nats.
+    about 1e-6 nats. The Cauchy-Schwarz divergence is not computed here: it is zero.
     """
     hidden_NH, head = policy
     plan = _Plan(
@@ -91,7 +92,8 @@ def linear_scores(
         reference=reference,
         chunk=chunk_tokens,
     )
-    return TokenScores(*_Scores.apply(hidden_NH, head.weight_VH, head.bias_V, plan))  # pyright: ignore
+    scores: tuple[Tensor, ...] = _Scores.apply(hidden_NH, head.weight_VH, head.bias_V, plan)  # pyright: ignore
+    return TokenScores(*scores, torch.zeros_like(scores[0]))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -80,8 +80,10 @@ class WantedScores:
     entropy: bool = False
     kl_reference_to_policy: bool = False
     kl_policy_to_reference: bool = False
+    cauchy_schwarz: bool = False
     top_k: int | None = None
-    """KLs over the reference's ``top_k`` likeliest tokens and one bucket for all others; None: the whole vocabulary."""
+    """KLs over the reference's ``top_k`` likeliest tokens and one bucket for all others; None: the whole vocabulary,
+    which ``cauchy_schwarz`` always takes."""
 
 
 def chunked_scores_against_reference(
@@ -93,13 +95,13 @@ def chunked_scores_against_reference(
     temperature: float,
     chunk_tokens: int,
 ) -> TokenScores:
-    """Compute log-probs and entropy as `chunked_logprobs_and_entropy` does, and KLs between reference and policy.
+    """Compute log-probs and entropy as `chunked_logprobs_and_entropy` does, and divergences of reference and policy.
 
     ``hidden`` and ``heads`` are those of the policy and of the reference, in this order; no gradient flows into the
     reference. A chunk holds the logits of two models, so it has half as many tokens. Peak memory then stays near that
     of log-probabilities alone (``benchmarks/exact_kl_memory.py``).
     """
-    if _is_tiled(heads[0]) and _is_tiled(heads[1]) and wanted.top_k is None:
+    if _is_tiled(heads[0]) and _is_tiled(heads[1]) and wanted.top_k is None and not wanted.cauchy_schwarz:
         reference = (hidden[1].detach(), heads[1])
         return linear_scores(
             (hidden[0], heads[0]),
@@ -135,6 +137,7 @@ def _score_chunk_against_reference(
     logprobs_C = policy_CV.gather(-1, targets_C.unsqueeze(-1)).squeeze(-1)
     zeros_C = torch.zeros_like(logprobs_C)
     entropy_C = -(policy_CV.exp() * policy_CV).sum(dim=-1) if wanted.entropy else zeros_C
+    divergence_C = kl.cauchy_schwarz(policy_CV, reference_CV) if wanted.cauchy_schwarz else zeros_C
     if wanted.top_k is not None:
         policy_CV, reference_CV = kl.top_k_and_tail(policy_CV, reference_CV, wanted.top_k)
     return TokenScores(
@@ -142,4 +145,5 @@ def _score_chunk_against_reference(
         entropy_C,
         kl.exact_kl(reference_CV, policy_CV) if wanted.kl_reference_to_policy else zeros_C,
         kl.exact_kl(policy_CV, reference_CV) if wanted.kl_policy_to_reference else zeros_C,
+        divergence_C,
     )

@@ -47,6 +47,8 @@ def live_signals(
     for signal in sorted(needs, key=lambda signal: signal.name):
         if signal.quantity == "logprobs" and signal.view != CLEAN:
             values[signal] = view_logprobs(signal.view, models.policy, batch, settings)
+        if signal.quantity == "answers":
+            values[signal] = _answers(models, batch, settings, hidden_BTH, signal.tokens)
         if signal.quantity in CUSTOM:
             values[signal] = CUSTOM[signal.quantity](models, batch, settings)
     if models.heads is not None:
@@ -59,14 +61,26 @@ def live_signals(
     return Live(signals=Signals(wanted, update.rule), logprobs_BT=logprobs_BT, entropy_BT=entropy_BT)
 
 
+def _answers(
+    models: Models, batch: Batch, settings: SignalSettings, hidden_BTH: Tensor, tokens: tuple[int, ...]
+) -> Tensor:
+    """Compute log-probs ``[B, T, K]`` of K tokens among each other, at response tokens that are one of them."""
+    ids_K = torch.tensor(tokens, device=batch.token_ids_BT.device)
+    at_BT = batch.response_BT[:, 1:] & torch.isin(batch.token_ids_BT[:, 1:], ids_K)
+    logits_NK = models.policy.head(hidden_BTH[:, :-1][at_BT])[:, ids_K].float() / settings.temperature
+    return torch.stack([spread(x_N, at_BT) for x_N in logits_NK.log_softmax(dim=1).unbind(dim=1)], dim=-1)
+
+
 Comparison = tuple[str, int | None, list[Signal]]
-"""A frozen model, the tokens to compare on, and the KLs between it and the policy: one pass over two models' logits."""
+"""A frozen model, the tokens to compare on, and the divergences between it and the policy: one pass over two models'
+logits."""
 
 
 def _comparisons(needs: Collection[Signal], top_k: int | None) -> list[Comparison]:
     groups: dict[tuple[str, int | None], list[Signal]] = {}
-    for signal in sorted((signal for signal in needs if signal.is_kl), key=lambda one: (one.model, one.quantity)):
-        groups.setdefault((signal.model, signal.top_k or top_k), []).append(signal)
+    for signal in sorted((one for one in needs if one.is_comparison), key=lambda one: (one.model, one.quantity)):
+        limit = (signal.top_k or top_k) if signal.is_kl else None
+        groups.setdefault((signal.model, limit), []).append(signal)
     return [(name, tokens, signals) for (name, tokens), signals in groups.items()]
 
 
@@ -100,6 +114,7 @@ def _from_logits(
             yield Signal.POLICY_LOGPROBS, spread(scores.logprobs_N, predicted)
             yield Signal.POLICY_ENTROPY, spread(scores.entropy_N, predicted)
         found = {"kl_to_policy": scores.kl_reference_to_policy_N, "kl_from_policy": scores.kl_policy_to_reference_N}
+        found["cauchy_schwarz"] = scores.cauchy_schwarz_N
         for signal in comparison[2]:
             yield signal, spread(found[signal.quantity], predicted)
 
@@ -126,6 +141,7 @@ def _compared(
             entropy=entropy,
             kl_reference_to_policy="kl_to_policy" in quantities,
             kl_policy_to_reference="kl_from_policy" in quantities,
+            cauchy_schwarz="cauchy_schwarz" in quantities,
             top_k=top_k,
         ),
         temperature=settings.temperature,

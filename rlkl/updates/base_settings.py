@@ -44,7 +44,7 @@ class RuleSettings(Section):
 
     filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
     terms: list[TermEntry] = Field(
-        default_factory=list, description="Terms to add to the rule's loss: kl, masked_kl, entropy, or your own."
+        default_factory=list, description="Terms to add to the rule's loss: built-in ones (docs/terms.md) or your own."
     )
 
     @property

@@ -6,6 +6,7 @@
 | k1 | log(policy / model) of the sampled token | that of k2: k1's own is zero in expectation |
 | k2 | half the squared log-ratio | KL(policy ‖ model) |
 | k3 | r - 1 - log r, r = model / policy (arXiv 2402.03300, eq. 4) | KL(model ‖ policy) |
+| cauchy_schwarz | another divergence of the next-token distributions, symmetric (arXiv 2404.17951) | its own |
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rlkl.functional import kl, reduce
 from rlkl.functional.reduce import masked
 from rlkl.signals import Signal, Signals
 from rlkl.updates.terms.base import Term
-from rlkl.updates.terms.settings import KlSettings
+from rlkl.updates.terms.settings import SAMPLED, KlSettings
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "k1": kl.kl_policy_to_reference_k1_descending_k2,
@@ -59,20 +60,22 @@ class Kl(Term):
 
     @property
     def signal(self) -> Signal:
-        """The signal that holds the frozen model's part: its log-probs, or the exact KL."""
-        if self.settings.estimator != "exact":
+        """The signal that holds the frozen model's part: its log-probs, or the divergence itself."""
+        if self.settings.estimator in SAMPLED:
             return Signal("logprobs", self.settings.to, moment="step_start")
+        if self.settings.estimator == "cauchy_schwarz":
+            return Signal("cauchy_schwarz", self.settings.to)
         quantity = "kl_from_policy" if self.settings.direction == "policy_to_model" else "kl_to_policy"
         return Signal(quantity, self.settings.to, top_k=self.settings.top_k)
 
     @property
     def needs(self) -> frozenset[Signal]:
-        return frozenset({self.signal} if self.settings.estimator == "exact" else {self.signal, Signal.POLICY_LOGPROBS})
+        return frozenset({self.signal, Signal.POLICY_LOGPROBS} if self.settings.estimator in SAMPLED else {self.signal})
 
     def per_token(self, batch: Batch, signals: Signals) -> Tensor:
         """Return the KL ``[B, T]`` of each response token in nats, zero elsewhere, before free nats and weights."""
         model_BT = masked(signals[self.signal], batch.response_BT)
-        if self.settings.estimator == "exact":
+        if self.settings.estimator not in SAMPLED:
             return model_BT
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         return ESTIMATORS[self.settings.estimator](policy_BT, model_BT)
@@ -81,6 +84,8 @@ class Kl(Term):
         kl_BT = self.per_token(batch, signals)
         if self.settings.free_nats > 0:
             kl_BT = kl.free_nats(kl_BT, self.settings.free_nats)
+        if self.settings.free_nats_per_sequence > 0:
+            kl_BT = kl.free_nats_of_sequence(kl_BT, batch.response_BT, self.settings.free_nats_per_sequence)
         return self.coef * (self.weights(batch) * kl_BT).sum()
 
     def metrics(self, batch: Batch, signals: Signals) -> Mapping[str, Tensor]:

@@ -14,7 +14,9 @@ from rlkl.updates.run_facts import RunFacts
 if TYPE_CHECKING:
     from rlkl.updates.base_settings import RuleSettings
 
-Estimator = Literal["exact", "k1", "k2", "k3"]
+Estimator = Literal["exact", "k1", "k2", "k3", "cauchy_schwarz"]
+SAMPLED = ("k1", "k2", "k3")
+"""Estimators that read the sampled token alone."""
 Direction = Literal["policy_to_model", "model_to_policy"]
 
 
@@ -64,7 +66,8 @@ class KlSettings(TermSettings):
         default="policy_to_model", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
     estimator: Estimator = Field(
-        default="exact", description="Over the vocabulary, or from the sampled token: k1, k2 or k3 (docs/kl.md)."
+        default="exact",
+        description="Over the vocabulary, or from the sampled token: k1, k2, k3; or cauchy_schwarz (docs/terms.md).",
     )
     top_k: int | None = Field(
         default=None,
@@ -72,6 +75,9 @@ class KlSettings(TermSettings):
         description="exact: over the model's k likeliest tokens and a tail; null: the whole vocabulary.",
     )
     free_nats: float = Field(default=0.0, ge=0, description="KL per token up to so many nats costs nothing.")
+    free_nats_per_sequence: float = Field(
+        default=0.0, ge=0, description="KL summed over a response up to so many nats costs nothing."
+    )
     target: float | None = Field(
         default=None, gt=0, description="Nats per sequence that coef is steered to; null keeps coef fixed."
     )
@@ -80,8 +86,11 @@ class KlSettings(TermSettings):
     @model_validator(mode="after")
     def _estimator_fits(self) -> KlSettings:
         if self.estimator != "exact" and self.top_k is not None:
-            raise ValueError(f"top_k = {self.top_k} is for estimator = exact; {self.estimator} reads one token only")
-        if self.estimator != "exact" and self.direction == "model_to_policy":
+            reads = "one token only" if self.estimator in SAMPLED else "the whole vocabulary"
+            raise ValueError(f"top_k = {self.top_k} is for estimator = exact; {self.estimator} reads {reads}")
+        if self.estimator == "cauchy_schwarz" and self.direction == "model_to_policy":
+            raise ValueError("estimator = cauchy_schwarz is symmetric, so direction means nothing. Leave direction out")
+        if self.estimator in SAMPLED and self.direction == "model_to_policy":
             raise ValueError(
                 f"estimator = {self.estimator} with direction = model_to_policy: k1, k2 and k3 estimate KL(policy || "
                 "model) from the policy's own samples. Take estimator: exact"
@@ -91,6 +100,17 @@ class KlSettings(TermSettings):
                 f"free_nats = {self.free_nats:g} with estimator = k1: k1 of a single token is often below 0, and free "
                 "nats cut only this side away, so the loss no longer estimates a KL. Take estimator: exact, or set "
                 "free_nats: 0"
+            )
+        if self.estimator == "k1" and self.free_nats_per_sequence > 0:
+            raise ValueError(
+                f"free_nats_per_sequence = {self.free_nats_per_sequence:g} with estimator = k1: the k1 of a response "
+                "spreads far around its mean and is often below 0, so chance decides which responses pass the "
+                "allowance. Take estimator: exact, or set free_nats_per_sequence: 0"
+            )
+        if self.free_nats > 0 and self.free_nats_per_sequence > 0:
+            raise ValueError(
+                f"free_nats = {self.free_nats:g} and free_nats_per_sequence = {self.free_nats_per_sequence:g} are two "
+                "allowances for one KL. Set one of them to 0"
             )
         if self.target is not None and self.coef == 0:
             raise ValueError(
@@ -106,13 +126,13 @@ class KlSettings(TermSettings):
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
         yield from super().warnings(run, rule)
         source = "data.chosen_column" if run.has_pairs else rule.selection(run)
-        if self.estimator != "exact" and source is not None:
+        if self.estimator in SAMPLED and source is not None:
             kind = "answers that it did not sample" if run.has_pairs else "completions picked by their rewards"
             yield (
                 f"estimator = {self.estimator} estimates a KL from tokens that the policy sampled; with {source} it "
                 f"trains on {kind}, so the estimate is biased. Take estimator: exact"
             )
-        elif self.estimator != "exact" and run.samples_ahead:
+        elif self.estimator in SAMPLED and run.samples_ahead:
             yield (
                 f"estimator = {self.estimator} estimates a KL from tokens that the policy sampled; with this "
                 "rollout.schedule an older policy has sampled them, so the estimate is biased. Take estimator: exact"
@@ -166,5 +186,33 @@ class EntropySettings(TermSettings):
             )
 
 
-BuiltInTerm = Annotated[KlSettings | MaskedKlSettings | EntropySettings, Field(discriminator="term")]
+class MarginalKlSettings(TermSettings):
+    """KL of the mean answer of all prompts to a prior."""
+
+    term: Literal["marginal_kl"] = Field(default="marginal_kl", description="The term.")
+    coef: float = Field(default=0.01, ge=0, description="Weight of the term in the loss.")
+    token_ids: list[int] = Field(default_factory=list, description="Token ids of the answers, such as A, B, C and D.")
+    prior: list[float] | None = Field(default=None, description="Share of each answer; null: all alike.")
+    memory: float = Field(default=0.9, ge=0, lt=1, description="Part of the mean answer that a step leaves as it was.")
+
+    @model_validator(mode="after")
+    def _prior_fits(self) -> MarginalKlSettings:
+        if len(set(self.token_ids)) < max(len(self.token_ids), 2):
+            raise ValueError(f"token_ids = {self.token_ids}: name the token ids of two answers or more, each once")
+        if self.prior is not None and (len(self.prior) != len(self.token_ids) or min(self.prior) <= 0):
+            raise ValueError(
+                f"prior = {self.prior}: give one share above 0 for each of the {len(self.token_ids)} token_ids"
+            )
+        return self
+
+    @property
+    def prior_shares(self) -> list[float]:
+        """The prior, divided by its sum."""
+        prior = self.prior or [1.0] * len(self.token_ids)
+        return [share / sum(prior) for share in prior]
+
+
+BuiltInTerm = Annotated[
+    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings, Field(discriminator="term")
+]
 """The settings of a built-in term, by its name."""

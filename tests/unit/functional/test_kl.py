@@ -11,8 +11,10 @@ from torch import Tensor
 
 from rlkl.functional.kl import (
     AdaptiveKl,
+    cauchy_schwarz,
     exact_kl,
     free_nats,
+    free_nats_of_sequence,
     kl_policy_to_reference_k1,
     kl_policy_to_reference_k1_descending_k2,
     kl_policy_to_reference_k2,
@@ -326,3 +328,50 @@ def test_a_gain_steadies_a_plant_that_lags() -> None:
         return max(late)
 
     assert largest_swing(2.0) < 0.5 * largest_swing(0.0)
+
+
+def test_free_nats_of_a_sequence_pull_only_above_the_allowance() -> None:
+    kl_BT = torch.tensor([[9.0, 0.5, 0.3, 0.2], [9.0, 0.9, 2.0, 9.0], [9.0, 0.25, 0.75, 9.0]], requires_grad=True)
+    response_BT = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 1, 0]], dtype=torch.bool)
+    above_BT = free_nats_of_sequence(torch.where(response_BT, kl_BT, 0.0), response_BT, 1.0)
+    above_BT.sum().backward()
+    assert above_BT[1].tolist() == pytest.approx([0.0, 0.4, 1.5, 0.0])
+    assert above_BT.sum(dim=1).tolist() == pytest.approx([0.0, 1.9, 0.0])  # exactly one nat is still free
+    assert kl_BT.grad is not None
+    assert kl_BT.grad.tolist() == [[0.0] * 4, [0.0, 1.0, 1.0, 0.0], [0.0] * 4]
+
+
+def test_cauchy_schwarz_by_hand() -> None:
+    p_V, q_V = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 0.5, 0.0], [0.25, 0.0, 0.75]))
+    # <p, q> = 1/8, <p, p> = 1/2, <q, q> = 5/8
+    wanted = -2 * math.log(1 / 8) + math.log(1 / 2) + math.log(5 / 8)
+    assert float(cauchy_schwarz(p_V.log(), q_V.log())) == pytest.approx(wanted)
+    assert float(cauchy_schwarz(q_V.log(), p_V.log())) == pytest.approx(wanted)
+    logits_V = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
+    same = cauchy_schwarz(logits_V.log_softmax(0), logits_V.detach().log_softmax(0))
+    same.backward()
+    assert same.item() == pytest.approx(0.0, abs=1e-6)
+    assert logits_V.grad is not None
+    assert logits_V.grad.abs().max() < 1e-6
+
+
+def test_the_gradient_of_cauchy_schwarz_stays_small_at_tokens_that_one_side_does_not_have() -> None:
+    logits_V = torch.tensor([0.0, 0.5, -60.0], requires_grad=True)
+    other_V = torch.tensor([0.0, 0.0, 1.0]).log_softmax(0)
+    found = []
+    for divergence in (cauchy_schwarz, lambda p, q: exact_kl(q, p)):
+        (gradient_V,) = torch.autograd.grad(divergence(logits_V.log_softmax(0), other_V), logits_V)
+        found.append((divergence(logits_V.log_softmax(0), other_V).item(), gradient_V[2].item()))
+    assert found[0][0] < 3 < 30 < found[1][0]
+    assert found[0][1] == pytest.approx(0.0, abs=1e-6)  # no pull back to a token that is lost
+    assert found[1][1] < -0.5
+
+
+def test_cauchy_schwarz_has_the_gradient_of_its_definition() -> None:
+    def by_definition(logits_V: Tensor) -> Tensor:
+        p_V, q_V = logits_V.softmax(0), REFERENCE_LOGPROBS_V.exp()
+        return -2 * (p_V @ q_V).log() + (p_V @ p_V).log() + (q_V @ q_V).log()
+
+    wanted = gradient(by_definition)
+    found = gradient(lambda logits_V: cauchy_schwarz(logits_V.log_softmax(0), REFERENCE_LOGPROBS_V))
+    torch.testing.assert_close(found, wanted)

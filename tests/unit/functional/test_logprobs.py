@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlkl.functional.kl import exact_kl, top_k_and_tail
+from rlkl.functional.kl import cauchy_schwarz, exact_kl, top_k_and_tail
 from rlkl.functional.logprobs import (
     TokenScores,
     WantedScores,
@@ -127,7 +127,7 @@ def test_no_tokens() -> None:
     assert logprobs_N.shape == entropy_N.shape == (0,)
 
 
-EVERYTHING = WantedScores(entropy=True, kl_reference_to_policy=True, kl_policy_to_reference=True)
+EVERYTHING = WantedScores(entropy=True, kl_reference_to_policy=True, kl_policy_to_reference=True, cauchy_schwarz=True)
 
 
 def reference_problem(dtype: torch.dtype) -> tuple[Tensor, nn.Linear]:
@@ -146,7 +146,11 @@ def full_against_reference(
     reference = torch.distributions.Categorical(logits=heads[1](hidden[1]).float().detach() / temperature)
     between = torch.distributions.kl_divergence
     return TokenScores(
-        policy.log_prob(targets_N), policy.entropy(), between(reference, policy), between(policy, reference)
+        policy.log_prob(targets_N),
+        policy.entropy(),
+        between(reference, policy),
+        between(policy, reference),
+        cauchy_schwarz(policy.logits, reference.logits),
     )
 
 
@@ -162,7 +166,7 @@ def test_scores_against_a_reference_equal_the_full_computation_in_value_and_grad
         hidden, heads, targets_N, EVERYTHING, temperature=temperature, chunk_tokens=chunk_tokens
     )
     whole = full_against_reference(hidden, heads, targets_N, temperature)
-    weights_SN = torch.linspace(-1, 2, 4 * TOKENS).view(4, TOKENS)
+    weights_SN = torch.linspace(-1, 2, 5 * TOKENS).view(5, TOKENS)
     grads_chunked = torch.autograd.grad((weights_SN * torch.stack(chunked)).sum(), inputs)
     grads_whole = torch.autograd.grad((weights_SN * torch.stack(whole)).sum(), inputs)
 

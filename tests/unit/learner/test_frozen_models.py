@@ -45,8 +45,14 @@ def next_token_logprobs(path: str, batch_ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"direction": "policy_to_model"}, {"direction": "model_to_policy"}, {"estimator": "k1"}, {"estimator": "k3"}],
-    ids=["exact", "exact reverse", "k1", "k3"],
+    [
+        {"direction": "policy_to_model"},
+        {"direction": "model_to_policy"},
+        {"estimator": "k1"},
+        {"estimator": "k3"},
+        {"estimator": "cauchy_schwarz"},
+    ],
+    ids=["exact", "exact reverse", "k1", "k3", "cauchy_schwarz"],
 )
 def test_the_kl_to_a_teacher_is_that_of_both_models(paths: dict[str, str], settings: dict):
     term = {"term": "kl", "to": "teacher", "coef": 0.5, **settings}
@@ -64,6 +70,7 @@ def test_the_kl_to_a_teacher_is_that_of_both_models(paths: dict[str, str], setti
         "exact reverse": (teacher.exp() * (teacher - policy)).sum(-1),
         "k1": p - q,
         "k3": (q - p).exp() - 1 - (q - p),
+        "cauchy_schwarz": -torch.nn.functional.cosine_similarity(policy.exp(), teacher.exp(), dim=-1).log() * 2,
     }[settings.get("estimator", "exact") + (" reverse" if settings.get("direction") == "model_to_policy" else "")]
     mean = float(wanted_BT[batch.response_BT[:, 1:]].mean())
     assert abs(mean) > 1e-3

@@ -243,13 +243,20 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
             {"term": "kl", "estimator": "k1", "free_nats": 0.5},
             r"terms\[0\]: free_nats = 0\.5 with estimator = k1.*exact",
         ),
+        ({"term": "kl", "estimator": "k1", "free_nats_per_sequence": 2.0}, r"free_nats_per_sequence = 2 with.*k1"),
+        ({"term": "kl", "free_nats": 0.1, "free_nats_per_sequence": 2.0}, "two allowances for one KL"),
+        ({"term": "kl", "estimator": "cauchy_schwarz", "top_k": 3}, "reads the whole vocabulary"),
+        ({"term": "kl", "estimator": "cauchy_schwarz", "direction": "model_to_policy"}, "symmetric"),
         ({"term": "masked_kl"}, "token_ids is empty"),
         (
             {"term": "kll"},
-            r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, or FILE\.py:Class or "
-            r"package\.module:Class for a term of your own\. Did you mean kl\?$",
+            r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
+            r"or FILE\.py:Class or package\.module:Class for a term of your own\. Did you mean kl\?$",
         ),
-        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, or FILE\.py:Class"),
+        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl, or FILE"),
+        ({"term": "marginal_kl", "token_ids": [5]}, "two answers or more"),
+        ({"term": "marginal_kl", "token_ids": [5, 5]}, "each once"),
+        ({"term": "marginal_kl", "token_ids": [5, 6], "prior": [1.0]}, "one share above 0 for each of the 2"),
         (
             {"term": "kl", "coeff": 0.1},
             r"update\.terms\[0\]\.coeff: unknown key\. Did you mean update\.terms\[0\]\.coef",
