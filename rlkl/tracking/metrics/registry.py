@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
+from rlkl.updates.dro.metrics import METRICS as DRO
 from rlkl.updates.grpo.metrics import METRICS as GRPO
 from rlkl.updates.papo.metrics import METRICS as PAPO
 from rlkl.updates.ppo.metrics import METRICS as PPO
@@ -337,6 +338,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Ask its author.",
     ),
     *dict.fromkeys(definition for rule in RULE_METRICS.values() for definition in rule),
+    *DRO,
     *WATCH_METRICS,
     *EVAL_METRICS,
 )
