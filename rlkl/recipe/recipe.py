@@ -119,6 +119,23 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _dro_compares_groups(self) -> Recipe:
+        if self.update.dro is None:
+            return self
+        if "group" in [self.scoring.normalize, *(reward.normalize for reward in self.rewards)]:
+            key = "scoring.normalize" if self.scoring.normalize == "group" else "rewards[].normalize"
+            raise ValueError(
+                f"update.dro compares the mean rewards of groups, and {key} = group sets each of them to 0; set it to "
+                "none or batch, or leave update.dro out"
+            )
+        if self.rollout.prompts_per_step == 1:
+            raise ValueError(
+                "update.dro weighs the prompts of a step against each other, and rollout.prompts_per_step = 1; set 2 "
+                "or more, or leave update.dro out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _transport_reaches_every_process(self) -> Recipe:
         if self.rollout.tensor_parallel > 1 and self.weights.transport == "host":
             raise ValueError(

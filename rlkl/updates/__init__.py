@@ -26,13 +26,17 @@ RULES = {
 
 
 def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -> PolicyUpdate:
-    """Build the rule that ``update.rule`` names, with its settings and the terms of ``update.terms``.
+    """Build the rule that ``update.rule`` names, with its settings, ``update.dro``, and the terms of ``update.terms``.
 
     ``seed`` is the recipe's, for the rule's own draws. Raises `RecipeError` if the name of a term is taken.
     """
     check_names(settings)
     rule = _build_rule(settings)
     rule.seed = seed
+    if settings.dro is not None:
+        from rlkl.updates.dro.weighted import WithDro
+
+        rule = WithDro(rule, settings.dro)
     if not settings.terms:
         return rule
     from rlkl.updates.terms.composed import WithTerms

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rlkl.schema import Section
+from rlkl.updates.dro.settings import DroGroups, DroSettings
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.custom import TermEntry
 
@@ -41,11 +42,26 @@ class RuleSettings(Section):
     """Whether the rule can train on answers that the policy did not sample: pairs from a data set."""
     is_best_of_n: ClassVar[bool] = False
     """Whether the rule imitates the best of several samples; its reward over KL then has another form (Gao et al.)."""
+    dro_groups: ClassVar[DroGroups | None] = None
+    """The groups that ``dro`` weighs, by their advantages; None: the rule has no advantages, and ``dro`` is refused."""
 
     filter: FilterSettings | None = Field(default=None, description="Which rollouts of each prompt the rule sees; all.")
     terms: list[TermEntry] = Field(
         default_factory=list, description="Terms to add to the rule's loss: built-in ones (docs/terms.md) or your own."
     )
+    dro: DroSettings | None = Field(
+        default=None, description="Larger weights for prompts of low reward; null: equal weights."
+    )
+
+    @model_validator(mode="after")
+    def _dro_has_advantages_to_weigh(self) -> Self:
+        if self.dro is not None and self.dro_groups is None:
+            raise ValueError(
+                f"dro weighs the advantages of each prompt's group, and rule = {getattr(self, 'rule', 'custom')} does "
+                "not declare any; take rule = grpo, papo or ppo, or leave dro out (a rule of your own declares them by "
+                "Settings.dro_groups)"
+            )
+        return self
 
     @property
     def own_terms(self) -> frozenset[str]:

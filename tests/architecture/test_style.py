@@ -75,6 +75,7 @@ def test_only_the_command_line_and_the_console_print() -> None:
 
 RULES = frozenset(
     {
+        "DistillSettings",
         "GrpoSettings",
         "ListwiseSettings",
         "PapoSettings",

@@ -8,6 +8,7 @@ from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
 from rlkl.updates.distill.metrics import METRICS as DISTILL
+from rlkl.updates.dro.metrics import METRICS as DRO
 from rlkl.updates.grpo.metrics import METRICS as GRPO
 from rlkl.updates.listwise.metrics import METRICS as LISTWISE
 from rlkl.updates.papo.metrics import METRICS as PAPO
@@ -341,6 +342,7 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Ask its author.",
     ),
     *dict.fromkeys(definition for rule in RULE_METRICS.values() for definition in rule),
+    *DRO,
     *WATCH_METRICS,
     *EVAL_METRICS,
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rlkl.updates.base_settings import CorrectedSettings, most_kept, warnings_about_no_reference
+from rlkl.updates.dro.settings import DroGroups
 from rlkl.updates.run_facts import RunFacts
 
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -58,6 +59,8 @@ class GrpoSettings(CorrectedSettings):
 
     Of `clip_low` and `clip_high`, null is a value of its own, so that a dump leaves out what was left out.
     """
+
+    dro_groups: ClassVar[DroGroups | None] = "with_spread"
 
     rule: Literal["grpo"] = Field(default="grpo", description="The update rule.")
     variant: GrpoVariant = Field(

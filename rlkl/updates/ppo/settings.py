@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rlkl.updates.base_settings import CorrectedSettings, warnings_about_no_reference
+from rlkl.updates.dro.settings import DroGroups
 from rlkl.updates.run_facts import RunFacts
 
 
 class PpoSettings(CorrectedSettings):
     """PPO with a value function (see ``rlkl/updates/ppo/README.md``)."""
+
+    dro_groups: ClassVar[DroGroups | None] = "all"
 
     rule: Literal["ppo"] = Field(default="ppo", description="The update rule.")
     kl_coef: float = Field(default=0.05, ge=0, description="Per-token KL to the reference, taken off the reward.")

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.errors import LearnerError
 from rlkl.signals import Signal, Signals
-from rlkl.types import Example, RolloutGroup
-from rlkl.updates.base import Heads, ModelShape, PictureContext, PolicyUpdate
+from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.terms.base import Term
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+from rlkl.updates.wrapped import Wrapped
 
 
-class WithTerms(PolicyUpdate):
+class WithTerms(Wrapped):
     """Passes all calls on to ``rule``, and adds the ``terms`` to its loss."""
 
-    sees_all_roles = True
-
     def __init__(self, rule: PolicyUpdate, terms: Mapping[str, Term]) -> None:
-        super().__init__(rule.settings)
-        self.inner = rule
+        super().__init__(rule)
         self.terms = dict(terms)
-        self.rule = rule.rule  # pyright: ignore[reportAttributeAccessIssue] - per instance: the name for messages
+        self.sees_all_roles = True  # pyright: ignore[reportAttributeAccessIssue] - per instance
 
     @property
     def needs(self) -> frozenset[Signal]:
         own = {self._with_top_k(signal) for signal in self.inner.needs}
         return frozenset(own.union(*(term.needs for term in self.terms.values())))
-
-    @property
-    def reads_before_loss(self) -> frozenset[Signal]:
-        return self.inner.reads_before_loss
 
     @property
     def kl_top_k(self) -> int | None:
@@ -49,36 +37,8 @@ class WithTerms(PolicyUpdate):
         """Return one of the rule's own signals with the rule's `kl_top_k`, if it is a KL that names no limit."""
         return replace(signal, top_k=signal.top_k or self.inner.kl_top_k) if signal.is_kl else signal
 
-    @property
-    def views(self) -> frozenset[str]:
-        return self.inner.views
-
-    def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
-        return self.inner.change_picture(view, picture, context)
-
-    def check_model(self, *, is_multimodal: bool) -> None:
-        self.inner.check_model(is_multimodal=is_multimodal)
-
-    def build_heads(self, model: ModelShape) -> Heads | None:
-        return self.inner.build_heads(model)
-
-    def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
-        return self.inner.select(groups)
-
-    def credit(self, batch: Batch) -> Batch:
-        return self.inner.credit(batch)
-
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}
-
-    def start_metrics(self, batch: Batch) -> dict[str, float]:
-        return self.inner.start_metrics(batch)
-
-    def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
-        return self.inner.token_columns(batch)
-
-    def alarms(self, records: Sequence[Mapping[str, float]]) -> Mapping[str, str]:
-        return self.inner.alarms(records)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         self.inner.observe(metrics)

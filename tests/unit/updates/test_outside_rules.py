@@ -97,6 +97,7 @@ def test_its_settings_are_kept_overridden_and_written_out(tmp_path: Path):
     assert again.update.model_dump() == {
         "filter": {"keep": "top_k", "value": 2.0},
         "terms": [],
+        "dro": None,
         "kl_coef": 0.75,
         "rule": REFERENCE,
     }
