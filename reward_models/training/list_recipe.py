@@ -15,7 +15,7 @@ class ListColumns(Section):
     score_column: str | None = Field(
         default=None, description="Column with a teacher's score of the answer; each row is then one answer."
     )
-    completion_column: str = Field(default="completion", description="Column with the answer, with data.score_column.")
+    scored_column: str = Field(default="completion", description="Column with the answer, with data.score_column.")
     list_size: int = Field(
         default=8, ge=2, description="Most answers of a list; more of one prompt make several lists."
     )

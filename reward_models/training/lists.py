@@ -65,7 +65,7 @@ def load_lists(section: PairsSection, tokenizer: PreTrainedTokenizerBase) -> lis
         tokenizer=tokenizer,
         max_answer_tokens=section.max_answer_tokens,
         max_answer_key="data.max_answer_tokens",
-        answers={"completion_column": section.completion_column},
+        answers={"scored_column": section.scored_column},
     )
     source = load_prompts(section.prompts(), encoder, seed=0)
     rows_of: dict[str, list[Prompt]] = {}

@@ -189,7 +189,7 @@ class Recipe(Section):
         for name in sorted(self.update.frozen_models - self.models.keys()):
             raise ValueError(
                 f"update.rule = {self.update.rule} needs a model named {name!r}, and models has none; add "
-                f"models: {{{name}: {{path: ...}}}}"
+                f"models: {{{name!r}: {{path: ...}}}}"
             )
         for number, term in enumerate(self.update.terms):
             to = term.frozen_model

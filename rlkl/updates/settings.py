@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 UpdateSettings = Annotated[
-    DistillSettings | GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings | ListwiseSettings,
+    GrpoSettings | PapoSettings | PpoSettings | SuperHfSettings | SparsePoSettings | ListwiseSettings | DistillSettings,
     Field(discriminator="rule"),
 ]
 """The settings of any built-in rule, by ``rule``."""

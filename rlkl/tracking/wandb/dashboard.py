@@ -117,6 +117,8 @@ def _learner_sections() -> list[ws.Section]:
             *(_lines(family, regex=f"^{family}/") for family in own_families()),
             _lines("value head", "update/value_explained_variance"),
             _lines("pairs", regex="^update/(preference_|chosen_).*$"),
+            _lines("lists", regex="^update/(rank_|best_|tied_).*$"),
+            _lines("weights of prompts", regex="^dro/"),
             _lines("further terms", regex="^term/"),
             _lines("custom rules", regex="^rule/"),
         ),

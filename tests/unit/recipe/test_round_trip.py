@@ -161,7 +161,9 @@ def filled(section: type, keys: list[Key], start: dict[str, Any], pick: random.R
 def starts(section: type) -> list[dict[str, Any]]:
     if section is not Recipe:
         return [MINIMAL[section]]
-    of_rules = [merged(MINIMAL[section], {"update": {"rule": rule}}) for rule in RULES]
+    teacher = {"models": {"teacher": {"path": "m"}}}
+    more_of = {rule: teacher if rule == "distill" else {} for rule in RULES}
+    of_rules = [merged(MINIMAL[section], {"update": {"rule": rule}} | more_of[rule]) for rule in RULES]
     return of_rules + [merged(MINIMAL[section], more) for more in COMPANIONS.values()]
 
 
