@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from rlkl import __version__
 from rlkl.errors import RlklError, about_files, did_you_mean
-from rlkl.system.interrupt import Terminated, sigterm_raises
+from rlkl.system.interrupt import signal_of, sigterm_raises
 from rlkl.system.telemetry import silence_telemetry
 
 _EPILOG = """exit codes: 0 done, 1 the run failed, 2 bad input (nothing was computed),
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code if isinstance(error, RlklError) else 1
     except KeyboardInterrupt as stopped:
         print("; ".join(["stopped at once", *getattr(stopped, "__notes__", ())]), file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+        return 128 + signal_of(stopped)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -60,9 +60,10 @@ class ListTrainer(RewardTrainer):
         rows_LG, present_LG = listwise.list_rows(list_B)
         scores_LG, teacher_LG = outputs.logits[:, 0].float()[rows_LG], teacher_B[rows_LG]
         loss = list_losses(scores_LG, teacher_LG, present_LG, self._losses).mean().float()
-        if self.args.center_rewards_coefficient is not None:
+        arguments: Any = self.args
+        if arguments.center_rewards_coefficient is not None:
             sums_L = torch.where(present_LG, scores_LG, 0.0).sum(dim=1)
-            loss = loss + self.args.center_rewards_coefficient * (2 * sums_L / present_LG.sum(dim=1)).square().mean()
+            loss = loss + arguments.center_rewards_coefficient * (2 * sums_L / present_LG.sum(dim=1)).square().mean()
         self._note(scores_LG.detach(), teacher_LG, present_LG)
         return (loss, outputs) if return_outputs else loss
 
@@ -77,8 +78,9 @@ class ListTrainer(RewardTrainer):
             "accuracy": (gaps_N > 0).float().mean(),
             "margin": gaps_N.mean(),
         }
+        model: Any = self.model
         for name, value in figures.items():
-            self._metrics["train" if self.model.training else "eval"][name].append(value.item())
+            self._metrics["train" if model.training else "eval"][name].append(value.item())
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["answers", "scores"]

@@ -93,7 +93,8 @@ def linear_scores(
         chunk=chunk_tokens,
     )
     scores: tuple[Tensor, ...] = _Scores.apply(hidden_NH, head.weight_VH, head.bias_V, plan)  # pyright: ignore
-    return TokenScores(*scores, torch.zeros_like(scores[0]))
+    logprobs_N, entropy_N, to_policy_N, to_reference_N = scores
+    return TokenScores(logprobs_N, entropy_N, to_policy_N, to_reference_N, torch.zeros_like(logprobs_N))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,8 +13,21 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
+_terminated = threading.Event()
+"""Set by a SIGTERM that was raised. While Ray waits, it replaces the error of a signal by a plain KeyboardInterrupt."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised as Python raises Ctrl-C."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _terminated.set()
+
+
+def signal_of(stopped: KeyboardInterrupt) -> int:
+    """Return the signal that ended a command within `sigterm_raises`."""
+    return signal.SIGTERM if isinstance(stopped, Terminated) or _terminated.is_set() else signal.SIGINT
 
 
 @contextmanager
@@ -23,6 +36,7 @@ def sigterm_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _terminated.clear()
     previous = signal.signal(signal.SIGTERM, _raise)
     try:
         yield

@@ -40,12 +40,13 @@ class DistillSettings(CorrectedSettings):
 
     @model_validator(mode="after")
     def _keys_fit_the_placement(self) -> DistillSettings:
-        of_loss, of_reward = {"direction", "top_k"}, {"clip", "max_log_ratio", "reward_coef"}
-        misplaced = self.model_fields_set & (of_reward if self.placement == "loss" else of_loss)
+        elsewhere = ("clip", "max_log_ratio", "reward_coef") if self.placement == "loss" else ("direction", "top_k")
+        defaults = type(self).model_fields
+        misplaced = [key for key in elsewhere if getattr(self, key) != defaults[key].default]
         if misplaced:
             other = "reward" if self.placement == "loss" else "loss"
             raise ValueError(
-                f"{' and '.join(sorted(misplaced))} with placement = {self.placement}: it acts with placement = "
+                f"{' and '.join(misplaced)} with placement = {self.placement}: it acts with placement = "
                 f"{other} only. Leave it out, or set placement: {other}"
             )
         return self

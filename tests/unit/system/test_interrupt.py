@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from rlkl.system.interrupt import StopRequest, Terminated, sigterm_raises
+from rlkl.system.interrupt import StopRequest, Terminated, signal_of, sigterm_raises
 
 
 def test_the_first_signal_is_noted_and_the_second_interrupts():
@@ -42,3 +42,16 @@ def test_sigterm_raises_as_ctrl_c_does():
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_signal_is_known_where_a_library_replaces_its_error(number: signal.Signals):
+    """Ray catches the error of a signal while it waits, and raises a KeyboardInterrupt of its own."""
+    with pytest.raises(KeyboardInterrupt) as caught, sigterm_raises():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    assert type(caught.value) is KeyboardInterrupt
+    assert signal_of(caught.value) == number

@@ -200,12 +200,13 @@ def test_the_kl_alone_and_mixed(trainer: ListTrainer) -> None:
 
 def test_centring_adds_the_square_of_twice_the_mean(trainer: ListTrainer) -> None:
     plain = loss(trainer, loss="ranknet")
-    trainer.args.center_rewards_coefficient = 0.1
+    arguments: Any = trainer.args
+    arguments.center_rewards_coefficient = 0.1
     try:
         wanted = plain + 0.1 * ((2 * 0.5 / 3) ** 2 + (0.3 + 0.9) ** 2) / 2
         assert loss(trainer, loss="ranknet") == pytest.approx(wanted)
     finally:
-        trainer.args.center_rewards_coefficient = None
+        arguments.center_rewards_coefficient = None
 
 
 def test_lists_reach_the_loss_through_trls_batches_and_are_learned(trainer: ListTrainer) -> None:
