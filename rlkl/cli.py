@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Sequence

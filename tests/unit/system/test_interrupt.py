@@ -44,14 +44,11 @@ def test_sigterm_raises_as_ctrl_c_does():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_signal_is_known_where_a_library_replaces_its_error(number: signal.Signals):
+def test_sigterm_is_known_where_a_library_replaces_its_error():
     """Ray catches the error of a signal while it waits, and raises a KeyboardInterrupt of its own."""
-    with pytest.raises(KeyboardInterrupt) as caught, sigterm_raises():
-        try:
-            os.kill(os.getpid(), number)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt from None
-
-    assert type(caught.value) is KeyboardInterrupt
-    assert signal_of(caught.value) == number
+    with sigterm_raises():
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal_of(KeyboardInterrupt()) == signal.SIGTERM
+    with sigterm_raises():
+        assert signal_of(KeyboardInterrupt()) == signal.SIGINT
