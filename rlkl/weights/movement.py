@@ -25,7 +25,9 @@ class Movement:
     """Root mean square of the difference between sampler and learner now (nats)."""
     share: float
     error: float
-    """Standard error of ``share``."""
+    """Standard error of ``share``, from what is left beside it. Blind where one token has most of the movement."""
+    peak: float
+    """Part of the movement's length that is in the token that moved most: 1 if only one moved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ def measure(*, sampler: tuple[Scores, Scores], learner: tuple[Scores, Scores]) -
     total = sum(float(d @ d) for d in moved[0])
     tokens = sum(len(d) for d in moved[0])
     if total == 0:
-        return Movement(size=0.0, gap=rms(sampler[1], learner[1]), share=1.0, error=0.0)
+        return Movement(size=0.0, gap=rms(sampler[1], learner[1]), share=1.0, error=0.0, peak=0.0)
     share = sum(float(e @ d) for d, e in zip(*moved, strict=True)) / total
     left = [e - share * d for d, e in zip(*moved, strict=True)]
     # Rounding errors of one sequence's tokens hang together, so a sequence may count as one draw or as its tokens.
@@ -54,6 +56,7 @@ def measure(*, sampler: tuple[Scores, Scores], learner: tuple[Scores, Scores]) -
         gap=(sum(float(g @ g) for g in gaps) / tokens) ** 0.5,
         share=share,
         error=max(by_token, by_sequence) ** 0.5 / total,
+        peak=max(float(np.abs(d).max(initial=0.0)) for d in moved[0]) / total**0.5,
     )
 
 

@@ -247,7 +247,9 @@ def _problem(moved: Movement, rounding: float, bounds: Bounds) -> str | None:
     if moved.gap > max(_GROWTH * rounding, bounds.small * moved.size):
         return f"{figures}, and rounding explains {rounding:.3g}"
     noise = _NOISE * rounding**2 / moved.size**2 if moved.size else 1.0
-    error = _ERRORS * moved.error
+    # Rounding hits unlikely tokens hardest, and these move most: all of it may be in the token that moved most.
+    rounded = min(moved.gap, _GROWTH * rounding) + rounding
+    error = _ERRORS * moved.error + (moved.peak * rounded / moved.size if moved.size else 0.0)
     too_short = moved.share + error < (1 - noise) * (1 - bounds.off)
     too_far = moved.share - error > 1 + bounds.off
     return figures if noise < 1 and (too_short or too_far) else None

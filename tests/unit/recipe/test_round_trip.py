@@ -86,6 +86,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "eval.every": {"eval": {"data": {"source": "h"}, "rewards": [{"function": "f.py:f"}]}},
     "update.terms[].top_k": {"update": {"terms": [{"term": "kl"}]}},
     "update.terms[].token_ids": {"update": {"terms": [{"term": "masked_kl", "token_ids": [1]}]}},
+    "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},
     "update.terms[].coef": {"update": {"terms": [{"term": "entropy"}]}},
 }
 """Settings without which some keys mean nothing, by one key that needs them."""
@@ -95,6 +96,10 @@ def values_for(key: Key) -> tuple[Any, ...]:
     """Values of the kinds that ``key`` takes, some of them out of its bounds."""
     if key.name == "update.terms[].to":
         return ("reference",)
+    if key.name == "update.teacher":
+        return ("teacher",)
+    if key.name == "update.terms[].prior":
+        return ([1.0, 3.0], [0.5, 0.25], None)
     if key.expects.startswith("a section of any keys"):
         return tuple({text: [text, {"k": text}], "number": NUMBERS[n % len(NUMBERS)]} for n, text in enumerate(TEXTS))
     if key.expects == ANYTHING:

@@ -161,6 +161,22 @@ def test_a_deep_models_rounding_is_never_taken_for_stale_weights(movement: float
             assert deep.publish(now, now) < 5e-4
 
 
+def saturated(moved: list[float], share: float) -> None:
+    """Publish a step that moved the kept tokens so far; the engine has gone ``share`` of the way."""
+    before = [-20.0, *[-1e-4] * (len(moved) - 1)]
+    proof = started()
+    proof.keep([Probe(token_ids=(1, 2))], rows(*before), {WORKER: rows(*before)})
+    learner, engine = ([b + part * m for b, m in zip(before, moved, strict=True)] for part in (1.0, share))
+    publish(proof, learner=rows(*learner), engine=rows(*engine))
+
+
+def test_rounding_of_the_one_token_that_moved_is_not_taken_for_stale_weights():
+    """Of a policy that is sure of its answers, only unlikely tokens move, and rounding hits these hardest."""
+    saturated([4.5e-4, *[0.0] * 29], share=0.953)
+    with pytest.raises(WeightSyncError, match="it has gone 95.3% of the way"):
+        saturated([8.2e-5] * 30, share=0.953)
+
+
 @pytest.mark.parametrize("movement", [6e-4, 1e-2])
 def test_one_stale_layer_of_twenty_four_is_found(movement: float):
     for seed in range(4):
