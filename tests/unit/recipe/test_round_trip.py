@@ -84,6 +84,10 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "rewards[].memory_mb": {"rewards": [{"function": "f.py:f", "mode": "process", "timeout_s": 5.0}]},
     "rewards[].cpus": {"rewards": [{"function": "f.py:f", "mode": "actor", "timeout_s": 5.0}]},
     "eval.every": {"eval": {"data": {"source": "h"}, "rewards": [{"function": "f.py:f"}]}},
+    "update.max_log_ratio": {
+        "models": {"teacher": {"path": "m"}},
+        "update": {"rule": "distill", "placement": "reward"},
+    },
     "update.terms[].top_k": {"update": {"terms": [{"term": "kl"}]}},
     "update.terms[].token_ids": {"update": {"terms": [{"term": "masked_kl", "token_ids": [1]}]}},
     "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},
