@@ -1,6 +1,7 @@
 """Runs through the real Ray on models with many layers and words, and completions of very different lengths."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -194,3 +195,43 @@ def test_8_bit_moments_in_host_memory_train_a_chat_model_and_resume_bit_for_bit(
     shutil.rmtree(run_dir / "checkpoints" / "step_000003")
     rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
     assert untimed(run_dir) == lines
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"rule": "distill", "top_k": 64},
+        {"rule": "distill", "placement": "reward", "reward_coef": 0.1},
+        {"rule": "listwise", "over_tokens": "mean"},
+        {"rule": "grpo", "dro": {"temperature": 0.5}, "terms": [{"term": "kl", "estimator": "cauchy_schwarz"}]},
+    ],
+    ids=["distill", "distill as a reward", "listwise", "dro"],
+)
+def test_further_rules_train_adapters_of_a_chat_model_in_bfloat16(models: Path, tmp_path: Path, update: dict[str, Any]):
+    """Two workers with vLLM and completions of any length; the third step is the same after a resume."""
+    model, teacher = (
+        build(ModelChoice(architecture="gemma", vocabulary=4096, dtype="bfloat16", seed=seed), models)
+        for seed in (0, 1)
+    )
+    chats = [[{"role": "user", "content": "badu gefi " * n}] for n in range(1, 7)]
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"dtype": "bfloat16", "lora": {"rank": 8}, "gradient_checkpointing": True},
+        "models": {"teacher": {"path": str(teacher)}} if update["rule"] == "distill" else {},
+        "rollout": {"engine": "vllm", "workers": 2},
+        "update": update,
+        "learner": {"lr": 1e-4},
+    }
+    run_dir = tmp_path / "run"
+    rlkl.train(recipe_of(run_dir, model, chats, **sections))
+
+    whole = untimed(run_dir)
+    assert all(line["weights/verified"] == 1 for line in whole)
+    assert all(0 < line["optim/grad_norm"] < math.inf for line in whole)
+    if update["rule"] == "distill":
+        assert whole[0]["distill/kl"] > 0.1
+    lengths = [len(ids) for ids in completions(run_dir)]
+    assert max(lengths) > 4 * min(lengths)
+    shutil.rmtree(run_dir / "policy")
+    shutil.rmtree(run_dir / "checkpoints" / "step_000003")
+    rlkl.train(rlkl.load_recipe(run_dir / "recipe.yaml"), resume_from=run_dir)
+    assert untimed(run_dir) == whole

@@ -72,7 +72,7 @@ def test_ties_are_the_mean_over_all_their_orders(size: int, scale: float) -> Non
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_the_gradient_is_the_papers(size: int) -> None:
-    """Of s_i: the sum over places up to its own of alpha times its share there, minus alpha of its own place."""
+    """By s_i: sum alpha times its share over all places up to its own, and subtract the alpha of its own place."""
     scores, _, _ = draw(size, size, 2.0)
     targets = -torch.arange(size).double()
     weights = targets.softmax(0)

@@ -171,7 +171,7 @@ def saturated(moved: list[float], share: float) -> None:
 
 
 def test_rounding_of_the_one_token_that_moved_is_not_taken_for_stale_weights():
-    """Of a policy that is sure of its answers, only unlikely tokens move, and rounding hits these hardest."""
+    """A policy that is sure of its answers moves unlikely tokens alone, and rounding hits these hardest."""
     saturated([4.5e-4, *[0.0] * 29], share=0.953)
     with pytest.raises(WeightSyncError, match=r"it has gone 95\.3% of the way"):
         saturated([8.2e-5] * 30, share=0.953)
