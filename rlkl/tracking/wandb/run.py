@@ -164,6 +164,7 @@ class WandbRun:
         """Add the first ``tracking.samples_kept`` rollouts of a step's sample file to the table ``samples``."""
         key, table = self._add_rows(sample_path(self._run_dir, finished))
         self._run.log({key: table}, step=finished)
+        table.data[:] = [_LOGGED] * len(table.data)
 
     def _add_rows(self, path: Path) -> tuple[str, Any]:
         """Add the file's first rows: `COLUMNS`, pictures, and numbers a token.
@@ -235,6 +236,10 @@ def _online_problem() -> str | None:
     except CommError as error:
         return str(error)
     return "there is no W&B key (neither WANDB_API_KEY nor a netrc entry; `wandb login` makes one)"
+
+
+_LOGGED: list[Any] = []
+"""Stands in a table for a row that is logged. W&B counts such rows, and does not read them again."""
 
 
 def _new_table(columns: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -115,6 +116,29 @@ def test_pictures_and_numbers_a_token_stand_in_the_table(tmp_path: Path):
     for colour in ((255, 0, 0), (0, 0, 0)):
         row = [colour, (255, 255, 255), colour]  # two pictures and the gap between them
         assert any([picture.getpixel((x, 0)) for x in (0, 8, 19)] == row for picture in shown)
+
+
+def test_rows_that_are_logged_are_not_kept_in_memory(tmp_path: Path):
+    """A soak found it: the driver grew with each table of samples."""
+    picture = encode_image(Image.new("RGB", (6, 4), "red"))
+    prompt = Prompt(id="row-7", text="?", token_ids=(3,), images=(picture,))
+    run = WandbRun(tmp_path, _recipe(), run_id=RUN_ID, first_step=0)
+    for finished in range(1, 5):
+        groups = [replace(_groups(finished)[0], prompt=prompt)]
+        pictures = save_pictures(tmp_path, groups, {}, kept=2)
+        write_samples(sample_path(tmp_path, finished), finished, groups, {}, pictures)
+        run.log_samples(finished)
+    gc.collect()
+    alive = sum(isinstance(one, wandb.Image) for one in gc.get_objects())
+    assert alive <= 2, "the two rows of the last table, at most"
+    run.finish()
+
+    staged = [file.read_bytes() for file in (tmp_path / "wandb" / "data").rglob("*") if file.is_file()]
+    tables = [json.loads(data) for data in staged if b'"image-file"' in data and b'"data"' in data]
+    place = COLUMNS.index("completion")
+    texts = {row[place] for table in tables for row in table["data"]}
+    assert texts == {f"answer {index} of step {finished}" for finished in range(1, 5) for index in range(2)}
+    assert all(len(table["data"]) == 2 for table in tables)
 
 
 def test_a_column_that_comes_up_later_has_a_table_of_its_own_until_a_resume(tmp_path: Path):
