@@ -48,6 +48,8 @@ class Best:
     def resume(self, finished: int, records: Sequence[Mapping[str, float]]) -> None:
         """Read what an earlier part of the run kept; forget it if it is of a step that will be made again.
 
+        A run that was killed after the checkpoint of its best step, and before the copy of the policy, keeps it now.
+
         ``records``: those of the metric so far.
 
         Raises `CheckpointError` if the record cannot be read.
@@ -55,14 +57,18 @@ class Best:
         if self.metric is None:
             return
         looked_at = [one for one in records if self.is_of_evaluations or one["step"] % self.every == 0]
-        values = [record[self.metric] for record in looked_at if self.metric in record]
+        measured = [record for record in looked_at if self.metric in record]
+        values = [record[self.metric] for record in measured]
         self._known = bool(values)
         self._seen, self._last = len(values), values[-1] if values else float("nan")
         if records and records[0]["step"] == 0 and self.metric in records[0]:
             self.step, self.value = 0, records[0][self.metric]
-        path = self.folder / BEST_FILE
-        if not path.is_file():
-            return
+        if (self.folder / BEST_FILE).is_file():
+            self._read(self.folder / BEST_FILE, finished)
+        if measured and measured[-1]["step"] == finished and self._last > max([self.value, *values[:-1]]):
+            self._keep(finished, self._last)
+
+    def _read(self, path: Path, finished: int) -> None:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             metric, step, value = kept["metric"], int(kept["step"]), float(kept["value"])
@@ -109,10 +115,15 @@ class Best:
         self._seen, self._last = self._seen + 1, value
         if value <= self.value:
             return
+        if step > 0:
+            self.saver.save_once(step, pending())
+            self._keep(step, value)
+        else:
+            self.step, self.value = step, value
+
+    def _keep(self, step: int, value: float) -> None:
+        """Copy the policy of the newest checkpoint, which is of this step, to the folder of the best."""
         self.step, self.value = step, value
-        if step == 0:
-            return
-        self.saver.save_once(step, pending())
         record = {"metric": self.metric, "value": value, "step": step}
         aside = self.saver.copy_policy(".writing-best")
         (aside / BEST_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

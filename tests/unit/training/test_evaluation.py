@@ -186,6 +186,31 @@ def test_a_metric_of_training_is_looked_at_where_a_checkpoint_is(tmp_path: Path)
     assert best_of(tmp_path) == (best, values[best], str(best))
 
 
+def test_a_kill_between_the_checkpoint_and_the_copy_of_the_best_loses_nothing(tmp_path: Path):
+    sections: dict[str, Any] = {"checkpoint": {"every": 2, "keep": 3, "best": "reward/mean"}}
+    build(tmp_path, Delays(), **sections).run()
+    kept = best_of(tmp_path)
+    for step in (2, 4, 6):
+        if step > kept[0]:
+            shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:06d}")
+    shutil.rmtree(tmp_path / "best")
+    again = build(tmp_path, Delays(), resume=tmp_path, **sections)
+
+    assert best_of(tmp_path) == kept
+    assert (again.best.step, again.best.value) == kept[:2]
+
+
+def test_a_step_that_is_not_the_best_so_far_is_not_kept_by_a_resume(tmp_path: Path):
+    sections: dict[str, Any] = {"checkpoint": {"every": 2, "keep": 3, "best": "reward/mean"}}
+    build(tmp_path, Delays(), **sections).run()
+    values = {line["step"]: line["reward/mean"] for line in read_metrics(tmp_path / "metrics.jsonl")}
+    assert max(values[2], values[4]) >= values[6], "otherwise this test shows nothing"
+    shutil.rmtree(tmp_path / "best")
+    build(tmp_path, Delays(), resume=tmp_path, **sections)
+
+    assert not (tmp_path / "best").exists()
+
+
 def test_an_unknown_metric_ends_the_run_before_the_first_step(tmp_path: Path):
     run = build(tmp_path, Delays(), eval=EVAL, checkpoint={"best": "eval/meen"})
 
