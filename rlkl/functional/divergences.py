@@ -123,11 +123,11 @@ def chunked_divergences(
     size = max(chunk_tokens // 2, 1)
     targets, outputs = tokens
     count = len(targets)
-    starts = range(0, max(count, 1), size)
     chunks = []
-    for start in starts:
+    for start in range(0, max(count, 1), size):
         rows = slice(start, min(start + size, count))
-        parts = (hidden[0][rows], hidden[1][rows].detach(), targets[rows], None if outputs is None else outputs[rows])
+        part = (targets[rows], None if outputs is None else outputs[rows])
+        parts = (hidden[0][rows], hidden[1][rows].detach(), part)
         chunks.append(checkpoint(score, *parts, use_reentrant=False) if torch.is_grad_enabled() else score(*parts))
     return [torch.cat(column) for column in zip(*chunks, strict=True)]
 
@@ -138,10 +138,9 @@ def _score_chunk(
     temperature: float,
     hidden_CH: Tensor,
     teacher_CH: Tensor,
-    targets_C: Tensor,
-    outputs_CK: Tensor | None,
+    tokens: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, ...]:
     policy_CV = F.log_softmax(heads[0](hidden_CH).float() / temperature, dim=-1)
     with torch.no_grad():
         teacher_CV = F.log_softmax(heads[1](teacher_CH).float() / temperature, dim=-1)
-    return tuple(divergence(policy_CV, teacher_CV, targets_C, outputs_CK) for divergence in wanted)
+    return tuple(divergence(policy_CV, teacher_CV, *tokens) for divergence in wanted)
