@@ -13,18 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rlkl.errors import MissingSignalError
 
-Quantity = Literal["logprobs", "entropy", "kl_to_policy", "kl_from_policy", "cauchy_schwarz", "answers", "heads"]
+Quantity = Literal[
+    "logprobs", "entropy", "kl_to_policy", "kl_from_policy", "cauchy_schwarz", "divergence", "answers", "heads"
+]
 """logprobs: of the sampled tokens. entropy: of the next-token distribution. kl_to_policy: KL(model || policy) of the
 next-token distributions. kl_from_policy: KL(policy || model). cauchy_schwarz: the divergence of both, over the whole
-vocabulary. answers: log-probs ``[B, T, K]`` of the K ``tokens`` among each other, at places of one of them. heads:
-the output ``[B, T, K]`` of the rule's heads."""
+vocabulary. divergence: another one of both, computed by ``by``. answers: log-probs ``[B, T, K]`` of the K ``tokens``
+among each other, at places of one of them. heads: the output ``[B, T, K]`` of the rule's heads."""
 
 CLEAN = "clean"
 """The view of the prompt's own pictures."""
@@ -34,6 +36,14 @@ Moment = Literal["live", "step_start"]
 
 POLICY = "policy"
 REFERENCE = "reference"
+
+
+class Divergence(Protocol):
+    """Compares the policy with a frozen model, token by token; hashable, and equal if its settings are."""
+
+    def __call__(self, policy_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, heads_CK: Tensor | None) -> Tensor:
+        """Return a number ``[C]`` a token from both models' log-probs, the target ids and the rule's heads."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class Signal:
     or the rule's `kl_top_k`."""
     tokens: tuple[int, ...] = ()
     """For answers: their token ids."""
+    by: Divergence | None = None
+    """For a divergence: the object of `rlkl.functional.divergences` that computes it."""
 
     POLICY_LOGPROBS: ClassVar[Signal]
     """log pi(token), current weights, with gradient."""
@@ -96,7 +108,8 @@ class Signal:
         if self in _NAMES:
             return _NAMES[self]
         parts = [self.quantity, f"model={self.model}", f"view={self.view}", f"moment={self.moment}"]
-        return f"Signal({', '.join(parts + [f'tokens={self.tokens}'] * bool(self.tokens))})"
+        parts += [f"tokens={self.tokens}"] * bool(self.tokens) + [f"by={self.by}"] * (self.by is not None)
+        return f"Signal({', '.join(parts)})"
 
 
 Signal.POLICY_LOGPROBS = Signal("logprobs")

@@ -84,7 +84,8 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
         critic=shape.parameters * _passes(recipe).critics,
         offloads_optimizer=recipe.learner.offload == "optimizer",
         has_8_bit_moments=recipe.learner.optimizer == "adamw_8bit",
-        has_whole_logits=any(getattr(one, key, None) for one, key in _kl_limits(recipe))
+        has_whole_logits=recipe.update.has_whole_logits
+        or any(getattr(one, key, None) for one, key in _kl_limits(recipe))
         or any(getattr(term, "estimator", None) == "cauchy_schwarz" for term in recipe.update.terms),
     )
 

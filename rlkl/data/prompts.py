@@ -168,8 +168,9 @@ def _answer_columns(section: DataSection) -> dict[str, str]:
 def _check_columns(section: DataSection, rows: Rows, answers: Mapping[str, str]) -> None:
     for key, column in {"prompt_column": section.prompt_column, **answers}.items():
         if rows.columns and column not in rows.columns:
+            whole = key if "." in key else f"data.{key}"  # a rule's own column has its whole key
             raise DataError(
-                f"data.{key} = '{column}' is not a column of data.source = '{section.source}'; "
+                f"{whole} = '{column}' is not a column of data.source = '{section.source}'; "
                 f"{did_you_mean(column, rows.columns)}"
             )
 

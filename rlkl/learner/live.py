@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch
+from rlkl.functional.divergences import chunked_divergences
 from rlkl.functional.logprobs import (
     TokenScores,
     WantedScores,
@@ -53,6 +54,7 @@ def live_signals(
             values[signal] = CUSTOM[signal.quantity](models, batch, settings)
     if models.heads is not None:
         values[Signal.HEADS] = heads_output(models, batch, hidden_BTH)
+    values |= _divergences(models, batch, settings, needs, (hidden_BTH, values.get(Signal.HEADS)))
     logprobs_BT, entropy_BT = (values[s].detach() for s in (Signal.POLICY_LOGPROBS, Signal.POLICY_ENTROPY))
     if start:
         values[Signal.PROXIMAL_LOGPROBS] = logprobs_BT
@@ -69,6 +71,32 @@ def _answers(
     at_BT = batch.response_BT[:, 1:] & torch.isin(batch.token_ids_BT[:, 1:], ids_K)
     logits_NK = models.policy.head(hidden_BTH[:, :-1][at_BT])[:, ids_K].float() / settings.temperature
     return torch.stack([spread(x_N, at_BT) for x_N in logits_NK.log_softmax(dim=1).unbind(dim=1)], dim=-1)
+
+
+def _divergences(
+    models: Models,
+    batch: Batch,
+    settings: SignalSettings,
+    needs: Collection[Signal],
+    policy: tuple[Tensor, Tensor | None],
+) -> dict[Signal, Tensor]:
+    """Compute the signals of the quantity divergence from the policy's hidden states and the output of the heads."""
+    (hidden_BTH, heads_BTK), at_BT, found = policy, batch.response_BT[:, 1:], {}
+    outputs_NK = None if heads_BTK is None else heads_BTK[:, 1:][at_BT]
+    for name in sorted({signal.model for signal in needs if signal.by is not None}):
+        signals = sorted((one for one in needs if one.by and one.model == name), key=lambda one: one.name)
+        with torch.no_grad():
+            frozen_BTH = hidden_states(models.frozen[name], batch)
+        numbers = chunked_divergences(
+            (hidden_BTH[:, :-1][at_BT], frozen_BTH[:, :-1][at_BT]),
+            (models.policy.output_head, models.frozen[name].output_head),
+            (batch.token_ids_BT[:, 1:][at_BT], outputs_NK),
+            [one.by for one in signals if one.by],
+            temperature=settings.temperature,
+            chunk_tokens=settings.chunk_tokens,
+        )
+        found |= {signal: spread(x_N, at_BT) for signal, x_N in zip(signals, numbers, strict=True)}
+    return found
 
 
 Comparison = tuple[str, int | None, list[Signal]]

@@ -22,7 +22,7 @@ from rlkl.learner.signals import (
     frozen_token_signals,
     frozen_view_logprobs,
 )
-from rlkl.learner.state_metrics import LeftOut, StateMetrics, all_sampled
+from rlkl.learner.state_metrics import LeftOut, StateMetrics, only_sampled
 from rlkl.learner.views import Pictures, ViewMaker
 from rlkl.recipe import Recipe
 from rlkl.signals import Signal, Signals
@@ -215,10 +215,11 @@ class Preparer:
         return batch.with_rows(rows_B, self.update.credit(batch.rows(rows_B))).recounted()
 
     def _state_metrics(self, batch: Batch, examples: Sequence[Example], left_out: Sequence[Example]) -> StateMetrics:
-        sampled, reference = all_sampled(examples), self.models.reference
+        reference, own = self.models.reference, only_sampled(batch.only("main"), examples)
+        sampled = own is not None
         has_kl = sampled and reference is not None
         return StateMetrics(
-            batch=batch.only("main"),
+            batch=own or batch.only("main"),
             sampled=sampled,
             reference_BT=batch.signals[Signal.REFERENCE_LOGPROBS] if has_kl else None,
             left_out=self._left_out(left_out) if has_kl and left_out else None,

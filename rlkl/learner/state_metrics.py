@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,9 +30,11 @@ class StateMetrics:
     """Computes the metrics once the log-probs of the step's start are known."""
 
     batch: Batch
-    """The sequences of the role ``main``, with all tokens that the policy sampled as response."""
+    """The sequences of the role ``main``, with all tokens that the policy sampled as response.
+
+    If it sampled none of them, all their responses."""
     sampled: bool
-    """Whether the policy sampled all of them: log-ratios estimate a KL on the policy's own samples alone."""
+    """Whether the policy sampled them: log-ratios estimate a KL on the policy's own samples alone."""
     reference_BT: Tensor | None
     """The reference's log-probs; None: no reference is kept."""
     left_out: LeftOut | None = None
@@ -72,6 +74,13 @@ class StateMetrics:
         return {"kl/policy_to_reference": gap / sequences, "kl/policy_to_reference_per_token": gap / tokens}
 
 
-def all_sampled(examples: Sequence[Example]) -> bool:
-    """Return whether the policy sampled all sequences of the role ``main``."""
-    return all(e.rollout.completion.logprobs is not None for e in examples if e.role == "main")
+def only_sampled(batch: Batch, examples: Sequence[Example]) -> Batch | None:
+    """Return the batch without the responses that the policy did not sample; None if it sampled none of them.
+
+    ``batch`` holds the examples, row by row, with the responses of the role ``main`` alone.
+    """
+    sampled_B = torch.tensor([e.rollout.completion.logprobs is not None for e in examples])
+    own_BT = batch.response_BT & sampled_B.unsqueeze(1)
+    if torch.equal(own_BT, batch.response_BT):
+        return batch
+    return replace(batch, response_BT=own_BT).recounted() if bool(own_BT.any()) else None

@@ -19,7 +19,7 @@ from rlkl.recipe.resolved_model import (
     warn_unless_here,
 )
 from rlkl.recipe.weight_files import problem_with_kind
-from rlkl.tasks import base_model, get_task, task_name
+from rlkl.tasks import base_model, model_task, task_name
 
 
 def resolve_models(recipe: Recipe) -> ResolvedModels:
@@ -89,7 +89,7 @@ def locate_model(name: ModelName) -> str:
 
 def _check_task(name: ModelName, task: str) -> None:
     try:
-        get_task(task)
+        model_task(task)
     except InputError as error:
         raise RecipeError(f"{name}: {error}") from error
 

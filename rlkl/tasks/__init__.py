@@ -15,7 +15,7 @@ from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.reviews import Reviews
 from rlkl.tasks.shapes import Shapes
 
-__all__ = ["TASKS", "Task", "base_model", "get_task", "task_name", "task_reward", "task_rows"]
+__all__ = ["TASKS", "Task", "base_model", "get_task", "model_task", "task_name", "task_reward", "task_rows"]
 
 _PREFIX = "task:"
 _T = TypeVar("_T")
@@ -97,10 +97,21 @@ def _part(parts: Mapping[str, _T], task: str, part: str, kind: str) -> _T:
     return parts[part]
 
 
-def base_model(name: str) -> Path:
-    """Return the folder of the task's base model. It is built on first use and then cached (see `tasks.cache`).
+def model_task(name: str) -> Task:
+    """Return the task whose base model a name means: ``arithmetic``, or a further model ``arithmetic/teacher``.
 
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or it has no model of that name.
     """
-    return cached_base_model(name, get_task(name))
+    task, _, part = name.partition("/")
+    found = get_task(task)
+    return _part(found.further_models(), task, part, "model") if part else found
+
+
+def base_model(name: str) -> Path:
+    """Return the folder of a task's base model or further model. It is built on first use and then cached.
+
+    Raises:
+        InputError: there is no such task, or it has no model of that name.
+    """
+    return cached_base_model(name, model_task(name))

@@ -2,12 +2,15 @@
 
 The base model is taught from demonstrations of which half carry a wrong answer, as text from the web does. So it knows
 the right answer and gives it about half of the time, as a real base model does before reinforcement learning.
+
+``task:arithmetic/teacher`` as a model is a larger one with the same tokens, from demonstrations of which nearly all are
+right: a teacher for distillation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
 from rlkl.tasks.base import Task
 from rlkl.tasks.characters import EOS_ID, PAD_ID, character_tokenizer, small_qwen3_config
+from rlkl.tasks.sizes import resized
 from rlkl.tasks.teaching import teach, threads
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ class Arithmetic(Task):
     batch_size: int = 128
     lr: float = 8e-3
     """Peak of a one-cycle schedule."""
+    hidden_size: int = 64
+    layers: int = 2
     threads: int = 1
     """CPU threads while teaching: fixed, because float32 sums depend on how they are split."""
     seed: int = 0
@@ -49,6 +55,9 @@ class Arithmetic(Task):
         """Return 1 for exactly the answer, else 0."""
         return float(completion == answer)
 
+    def further_models(self) -> Mapping[str, Task]:
+        return {"teacher": replace(self, wrong_fraction=0.01, hidden_size=96, layers=3, steps=400, lr=4e-3)}
+
     def build_base_model(self, folder: Path) -> None:
         """Teach a small Qwen3 (float32, untied) and save it with its tokenizer. Global generators are left alone."""
         ensure_torch_extras()
@@ -58,7 +67,8 @@ class Arithmetic(Task):
         tokenizer = character_tokenizer()
         with torch.random.fork_rng(devices=[]), threads(self.threads):
             torch.manual_seed(derive_seed(self.seed, "arithmetic/initial weights"))
-            model = Qwen3ForCausalLM(small_qwen3_config(tied=False))
+            config = resized(small_qwen3_config(tied=False), hidden_size=self.hidden_size, layers=self.layers)
+            model = Qwen3ForCausalLM(config)
             teach(model, self._demonstrations(tokenizer), steps=self.steps, lr=self.lr)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -34,3 +34,7 @@ class Task(Protocol):
     def further_rewards(self) -> Mapping[str, Callable[..., float | None]]:
         """Return other rewards by part, such as a gold reward that is only watched."""
         return {}
+
+    def further_models(self) -> Mapping[str, Task]:
+        """Return other models by part, such as a teacher, each as the task whose base model it is."""
+        return {}

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from rlkl.system.cache import cache_folder
-from rlkl.tasks import characters, teaching
+from rlkl.tasks import characters, sizes, teaching
 from rlkl.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def cached_base_model(name: str, task: Task) -> Path:
     The key hashes the task's settings and the source of its builder, so a changed builder builds anew. The model is
     built aside and renamed into place: of two processes that build at once, the first one's is kept by both.
     """
-    target = cache_folder() / "base_models" / f"{name}-{_fingerprint(task)}"
+    target = cache_folder() / "base_models" / f"{name.replace('/', '-')}-{_fingerprint(task)}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +42,10 @@ def cached_base_model(name: str, task: Task) -> Path:
 
 
 def _fingerprint(task: Task) -> str:
-    """Hash the task's settings, the files of its module (``reviews*.py``) and the files that all builders share."""
+    """Hash the task's settings, the files of its module (``reviews*.py``) and the shared files that it uses."""
     module = Path(inspect.getfile(type(task)))
     files = [*sorted(module.parent.glob(f"{module.stem}*.py")), Path(characters.__file__), Path(teaching.__file__)]
+    if task.further_models():
+        files.append(Path(sizes.__file__))
     texts = [file.read_text(encoding="utf-8") for file in files]
     return hashlib.blake2b("\n".join([repr(task), *texts]).encode(), digest_size=8).hexdigest()

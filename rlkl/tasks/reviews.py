@@ -1,13 +1,15 @@
 """Movie reviews: a world in which a reward model can be hacked, and the hacking be measured.
 
 The base model writes praise and blame about equally often, mostly in the grammar of `reviews_language`, some with
-errors. Three things go with it:
+errors. Four things go with it:
 
 - ``task:reviews`` as data: the openings of reviews; as a reward: the proxy, a small reward model taught from
   preferences of annotators who mostly skim (`reviews_preferences`, `reviews_reward_model`). It overvalues praise.
 - ``task:reviews/gold`` as a reward: the true worth in [0, 1], from the grammar. With weight 0 it is only logged.
 - ``task:reviews/pairs`` as data: those preferences, with the columns ``prompt``, ``chosen`` and ``rejected``, and the
   gold reward of both in ``chosen_gold`` and ``rejected_gold``.
+- ``task:reviews/teacher`` as a model: a larger one with the same tokens, taught from the best of several reviews by the
+  gold reward and without errors: a teacher for distillation.
 
 Following the proxy first raises the gold reward (more praise); followed too far it lowers it (praise repeated until it
 is no sentence). Completions have at most 15 words and an end: ``rollout.max_new_tokens: 16``.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.characters import EOS_ID, PAD_ID, SPECIAL_TOKENS, small_qwen3_config, word_tokenizer
 from rlkl.tasks.reviews_language import WORDS, gold_reward, openings, write_review
 from rlkl.tasks.reviews_preferences import preference
+from rlkl.tasks.sizes import resized
 from rlkl.tasks.teaching import teach, threads
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ class Reviews(Task):
     reward_epochs: int = 3
     reward_batch_size: int = 64
     reward_lr: float = 3e-3
+    best_of: int = 1
+    """Each demonstration is the best of so many reviews by the gold reward. Above 1 no proxy is taught."""
+    hidden_size: int = 64
+    layers: int = 2
     threads: int = 1
     """CPU threads while teaching: fixed, because float32 sums depend on how they are split."""
     seed: int = 0
@@ -85,8 +92,14 @@ class Reviews(Task):
         second = write_review(rng, prompt, error_fraction=self.error_fraction)
         return preference(rng, prompt, (first, second), careful_fraction=self.careful_fraction)
 
+    def further_models(self) -> Mapping[str, Task]:
+        return {"teacher": replace(self, error_fraction=0.0, best_of=8, hidden_size=96, layers=3, steps=400, lr=4e-3)}
+
     def build_base_model(self, folder: Path) -> None:
-        """Teach a small Qwen3 (float32, untied) and the proxy. Global generators are left alone."""
+        """Teach a small Qwen3 (float32, untied) and, unless it is a teacher, the proxy.
+
+        Global generators are left alone.
+        """
         ensure_torch_extras()
         import torch
         from transformers import Qwen3ForCausalLM
@@ -96,18 +109,20 @@ class Reviews(Task):
         tokenizer = word_tokenizer(WORDS)
         with torch.random.fork_rng(devices=[]), threads(self.threads):
             torch.manual_seed(derive_seed(self.seed, "reviews/initial weights"))
-            model = Qwen3ForCausalLM(small_qwen3_config(tied=False, vocabulary=len(SPECIAL_TOKENS) + len(WORDS)))
+            config = small_qwen3_config(tied=False, vocabulary=len(SPECIAL_TOKENS) + len(WORDS))
+            model = Qwen3ForCausalLM(resized(config, hidden_size=self.hidden_size, layers=self.layers))
             teach(model, self._demonstrations(tokenizer), steps=self.steps, lr=self.lr)
-            torch.manual_seed(derive_seed(self.seed, "reviews/reward model"))
-            proxy = teach_reward_model(
-                self.preference_rows(),
-                epochs=self.reward_epochs,
-                batch_size=self.reward_batch_size,
-                lr=self.reward_lr,
-            )
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        save_reward_model(proxy, folder / REWARD_MODEL)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if self.best_of == 1:
+                torch.manual_seed(derive_seed(self.seed, "reviews/reward model"))
+                proxy = teach_reward_model(
+                    self.preference_rows(),
+                    epochs=self.reward_epochs,
+                    batch_size=self.reward_batch_size,
+                    lr=self.reward_lr,
+                )
+                save_reward_model(proxy, folder / REWARD_MODEL)
 
     def _demonstrations(self, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch
@@ -116,7 +131,7 @@ class Reviews(Task):
         rng = random.Random(derive_seed(self.seed, "reviews/demonstrations"))
         for _ in range(self.steps):
             prompts = rng.choices(openings(), k=self.batch_size)
-            reviews = [write_review(rng, prompt, error_fraction=self.error_fraction) for prompt in prompts]
+            reviews = [self._demonstrated(rng, prompt) for prompt in prompts]
             prompt_ids = [tokenizer.encode(prompt) for prompt in prompts]
             sequences = [
                 torch.tensor([*ids, *tokenizer.encode(review), EOS_ID])
@@ -124,3 +139,8 @@ class Reviews(Task):
             ]
             ids_BT = pad_sequence(sequences, batch_first=True, padding_value=PAD_ID)
             yield ids_BT, torch.tensor([len(ids) for ids in prompt_ids])
+
+    def _demonstrated(self, rng: random.Random, prompt: str) -> str:
+        """Write a review, or several to take the best one of."""
+        reviews = [write_review(rng, prompt, error_fraction=self.error_fraction) for _ in range(self.best_of)]
+        return max(reviews, key=lambda review: gold_reward(prompt, review))

@@ -274,7 +274,12 @@ def _open_records(run_dir: Path, setup: _Setup, state: LoopState | None) -> Trac
 
 def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None, update: PolicyUpdate) -> PromptSource:
     update.check_model(is_multimodal=pictures is not None)
-    encoder = Encoder(tokenizer=tokenizer, pictures=pictures, max_answer_tokens=recipe.rollout.max_new_tokens)
+    encoder = Encoder(
+        tokenizer=tokenizer,
+        pictures=pictures,
+        max_answer_tokens=recipe.rollout.max_new_tokens,
+        answers=recipe.update.answer_columns,
+    )
     source = load_prompts(recipe.data, encoder, seed=recipe.seed)
     _check_pictures(update, source)
     if source.images_per_prompt and recipe.rollout.schedule == "stream":

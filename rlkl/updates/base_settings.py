@@ -78,6 +78,16 @@ class RuleSettings(Section):
         return frozenset()
 
     @property
+    def answer_columns(self) -> dict[str, str]:
+        """The columns of the data with answers that the rule trains on, by the recipe's key; none for most rules."""
+        return {}
+
+    @property
+    def has_whole_logits(self) -> bool:
+        """Whether the rule compares two models in a way that keeps logits of the whole vocabulary for a chunk."""
+        return False
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the learner keeps the frozen reference for this rule."""
         return True

@@ -38,6 +38,8 @@ RULES: dict[str, dict[str, object]] = {
     "grpo": {"rule": "grpo", "kl_coef": 0.05},
     "dapo": {"rule": "grpo", "variant": "dapo"},
     "distill": {"rule": "distill", "top_k": 5},
+    "distill_jsd": {"rule": "distill", "jsd_beta": 0.3, "top_k": 5},
+    "distill_stored": {"rule": "distill", "kept_mass": 0.8, "on_policy_fraction": 0.5, "answer_column": "answer"},
     "distill_reward": {"rule": "distill", "placement": "reward", "reward_coef": 0.2},
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},
@@ -120,7 +122,10 @@ def _sample(recipe: Recipe, engine: HfEngine | SeeingEngine, step: int) -> list[
         prompts = [engine.prompt(step, number) for number in numbers]
     else:
         texts = [f"{step % 10}+{number}=" for number in numbers]
-        prompts = [Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text))) for text in texts]
+        stored = (*tokenizer.encode("17"), EOS_ID)
+        prompts = [
+            Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text)), answers=(stored,)) for text in texts
+        ]
     draws = [Draw(prompt=prompt, position=len(prompts) * step + n) for n, prompt in enumerate(prompts)]
     completions = engine.generate(build_requests(draws, samples=samples, seed=recipe.seed))
     completions = with_text(completions, partial(tokenizer.batch_decode, skip_special_tokens=True))

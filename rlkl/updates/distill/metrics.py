@@ -9,7 +9,10 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         key="loss/distill",
         unit="nats per token",
-        formula="The exact KL between policy and teacher: mean over the step's response tokens.",
+        formula=(
+            "The exact KL between policy and teacher, or with update.jsd_beta their Jensen-Shannon divergence: mean "
+            "over the step's response tokens."
+        ),
         bad="Not falling: raise learner.lr, or the teacher is out of the policy's reach.",
     ),
     LOSS_POLICY,
@@ -17,10 +20,29 @@ METRICS: tuple[MetricDefinition, ...] = (
         key="distill/kl",
         unit="nats per token",
         formula=(
-            "The exact KL in update.direction, or with update.placement = reward an estimate of KL(policy || teacher) "
-            "from the sampled tokens: log(policy / teacher), mean over the step's response tokens."
+            "The exact KL in update.direction; with update.top_k or update.kept_mass a lower bound of it; with "
+            "update.placement = reward an estimate of KL(policy || teacher) from the sampled tokens: log(policy / "
+            "teacher). Mean over the step's response tokens."
         ),
         bad="Not falling: the policy learns nothing from the teacher.",
+    ),
+    MetricDefinition(
+        key="distill/jsd",
+        unit="nats per token",
+        formula=(
+            "With update.jsd_beta: the generalised Jensen-Shannon divergence, mean over the step's response tokens. It "
+            "is below the entropy of the weights beta and 1 - beta."
+        ),
+        bad="Not falling: the policy learns nothing from the teacher.",
+    ),
+    MetricDefinition(
+        key="distill/outside",
+        unit="fraction",
+        formula=(
+            "With update.kept_mass: probability that the policy gives to the tokens in the bucket, mean over the "
+            "step's response tokens."
+        ),
+        bad="Well above 1 - update.kept_mass: the policy spreads over tokens that the loss does not tell apart.",
     ),
     MetricDefinition(
         key="distill/cut_fraction",

@@ -4,6 +4,9 @@ As a loss, the exact KL between the next-token distributions of policy and teach
 (GKD, arXiv 2306.13649). As a reward, log(teacher / policy) of each sampled token is its advantage in PPO's clipped
 surrogate; the expected gradient is that of KL(policy || teacher), token by token.
 
+With ``jsd_beta`` the loss is the generalised Jensen-Shannon divergence of the two instead. With ``on_policy_fraction``
+below 1 stored answers take the place of some samples; all tokens of the step then have one weight, whoever wrote them.
+
 Edge cases: a teacher equal to the policy gives no gradient; an empty completion trains nothing. Rewards act only
 through ``reward_coef``, and a filter may pick completions by them.
 
@@ -20,12 +23,15 @@ from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.functional.advantages import group_std_advantages
+from rlkl.functional.divergences import JensenShannon, NucleusKl, NucleusOutside
 from rlkl.functional.reduce import masked
 from rlkl.functional.surrogate import clipped_surrogate, token_log_ratio
 from rlkl.signals import Signal, Signals
+from rlkl.types import Example, RolloutGroup
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.correction import SamplerCorrection
 from rlkl.updates.distill.settings import DistillSettings
+from rlkl.updates.distill.stored import with_stored_answers
 from rlkl.updates.terms.kl import Kl, token_mean
 from rlkl.updates.terms.settings import KlSettings
 
@@ -45,8 +51,30 @@ class Distill(PolicyUpdate):
     @property
     def needs(self) -> frozenset[Signal]:
         if self.settings.placement == "loss":
-            return self.kl.needs
+            return frozenset({self.divergence} if self.outside is None else {self.divergence, self.outside})
         return frozenset({Signal.POLICY_LOGPROBS, Signal.PROXIMAL_LOGPROBS, self.teacher})
+
+    @property
+    def divergence(self) -> Signal:
+        """The signal that ``placement = loss`` descends."""
+        settings = self.settings
+        if settings.jsd_beta is not None:
+            return Signal("divergence", settings.teacher, by=JensenShannon(settings.jsd_beta, settings.top_k))
+        if settings.kept_mass is not None:
+            by = NucleusKl(settings.kept_mass, forward=settings.direction == "model_to_policy")
+            return Signal("divergence", settings.teacher, by=by)
+        return self.kl.signal
+
+    @property
+    def outside(self) -> Signal | None:
+        """The signal of the policy's probability of the tokens that ``kept_mass`` leaves out."""
+        if self.settings.kept_mass is None:
+            return None
+        return Signal("divergence", self.settings.teacher, by=NucleusOutside(self.settings.kept_mass))
+
+    def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
+        """Return all rollouts, a share of them replaced by stored answers."""
+        return with_stored_answers(super().select(groups), self.settings.on_policy_fraction, self.seed)
 
     def credit(self, batch: Batch) -> Batch:
         """Fill ``advantages_BT``; only with ``placement = reward``."""
@@ -74,9 +102,7 @@ class Distill(PolicyUpdate):
     def loss(self, batch: Batch, signals: Signals) -> LossOutput:
         """Return the term ``distill``, or with ``placement = reward`` the term ``policy``."""
         if self.settings.placement == "loss":
-            loss = self.kl.loss(batch, signals)
-            nats = self.kl.metrics(batch, signals)["nats"]
-            return LossOutput(loss=loss, terms={"distill": loss.detach()}, metrics={"distill/kl": nats})
+            return self._descended(batch, signals)
         proximal_BT = signals[Signal.PROXIMAL_LOGPROBS]
         policy_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
         log_ratio_BT = token_log_ratio(policy_BT, proximal_BT, batch.response_BT)
@@ -93,6 +119,16 @@ class Distill(PolicyUpdate):
                 "update/clip_fraction_high": policy.clipped_high_BT.sum() / tokens,
             },
         )
+
+    def _descended(self, batch: Batch, signals: Signals) -> LossOutput:
+        """Return the mean of the divergence over the step's response tokens, as loss and as metric."""
+        nats_BT, tokens = masked(signals[self.divergence], batch.response_BT), batch.denominators.tokens
+        loss = (token_mean(batch) * nats_BT).sum()
+        name = "distill/kl" if self.settings.jsd_beta is None else "distill/jsd"
+        metrics = {name: nats_BT.detach().sum() / tokens}
+        if self.outside is not None:
+            metrics["distill/outside"] = masked(signals[self.outside], batch.response_BT).sum() / tokens
+        return LossOutput(loss=loss, terms={"distill": loss.detach()}, metrics=metrics)
 
     def start_metrics(self, batch: Batch) -> dict[str, float]:
         if self.settings.placement == "loss":

@@ -9,7 +9,10 @@ from pydantic import Field, model_validator
 
 from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.run_facts import RunFacts
-from rlkl.updates.terms.settings import Direction
+from rlkl.updates.terms.settings import SAMPLED, Direction
+
+OF_THE_LOSS = ("direction", "top_k", "jsd_beta", "kept_mass", "on_policy_fraction", "answer_column")
+"""Keys that act with ``placement: loss`` only."""
 
 
 class DistillSettings(CorrectedSettings):
@@ -30,6 +33,23 @@ class DistillSettings(CorrectedSettings):
         ge=1,
         description="Exact KL over the teacher's k likeliest tokens and a tail; null: the whole vocabulary.",
     )
+    jsd_beta: float | None = Field(
+        default=None,
+        description="Jensen-Shannon instead of the KL: near 0 like KL(teacher || policy), near 1 like the other one.",
+    )
+    kept_mass: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="KL over the teacher's likeliest tokens of so much probability, the sampled token and a bucket.",
+    )
+    on_policy_fraction: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of a step's sequences that the policy samples; the others are stored.",
+    )
+    answer_column: str | None = Field(default=None, description="Column of the data with the stored answers.")
     clip: float = Field(default=0.2, gt=0, lt=1, description="reward: the ratio is clipped at 1 - clip and 1 + clip.")
     max_log_ratio: float = Field(
         default=10.0, gt=0, description="reward: log(teacher / policy) is cut at plus and minus so many nats."
@@ -40,9 +60,8 @@ class DistillSettings(CorrectedSettings):
 
     @model_validator(mode="after")
     def _keys_fit_the_placement(self) -> DistillSettings:
-        elsewhere = ("clip", "max_log_ratio", "reward_coef") if self.placement == "loss" else ("direction", "top_k")
-        defaults = type(self).model_fields
-        misplaced = [key for key in elsewhere if getattr(self, key) != defaults[key].default]
+        elsewhere = ("clip", "max_log_ratio", "reward_coef") if self.placement == "loss" else OF_THE_LOSS
+        misplaced = self._set(*elsewhere)
         if misplaced:
             other = "reward" if self.placement == "loss" else "loss"
             raise ValueError(
@@ -51,6 +70,47 @@ class DistillSettings(CorrectedSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _beta_lies_between(self) -> DistillSettings:
+        if self.jsd_beta is not None and not 0 < self.jsd_beta < 1:
+            raise ValueError(
+                f"jsd_beta = {self.jsd_beta:g}: it lies above 0 and below 1. The limit for 0 is direction: "
+                "model_to_policy, and the limit for 1 is direction: policy_to_model, both without jsd_beta"
+            )
+        if self.jsd_beta is not None and self._set("direction"):
+            raise ValueError(
+                f"direction = {self.direction} with jsd_beta = {self.jsd_beta:g}: jsd_beta decides the direction. "
+                "Leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_leave_tokens_out(self) -> DistillSettings:
+        if self.kept_mass is not None and (others := self._set("top_k", "jsd_beta")):
+            raise ValueError(
+                f"{' and '.join(others)} with kept_mass = {self.kept_mass:g}: kept_mass is of the KL over the whole "
+                "vocabulary. Leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stored_answers_have_a_column(self) -> DistillSettings:
+        if self.on_policy_fraction < 1 and self.answer_column is None:
+            raise ValueError(
+                f"on_policy_fraction = {self.on_policy_fraction:g}: the other sequences are answers of the data. Name "
+                "their column with answer_column, or set on_policy_fraction: 1"
+            )
+        if self.on_policy_fraction == 1 and self.answer_column is not None:
+            raise ValueError(
+                f"answer_column = {self.answer_column} with on_policy_fraction = 1: no stored answer is trained on. "
+                "Set on_policy_fraction below 1, or leave answer_column out"
+            )
+        return self
+
+    def _set(self, *keys: str) -> list[str]:
+        """Return those of the keys that differ from their defaults."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
     @property
     def keeps_reference(self) -> bool:
         return False
@@ -58,6 +118,14 @@ class DistillSettings(CorrectedSettings):
     @property
     def frozen_models(self) -> frozenset[str]:
         return frozenset({self.teacher})
+
+    @property
+    def answer_columns(self) -> dict[str, str]:
+        return {} if self.answer_column is None else {"update.answer_column": self.answer_column}
+
+    @property
+    def has_whole_logits(self) -> bool:
+        return bool(self._set("top_k", "jsd_beta", "kept_mass"))
 
     @property
     def own_terms(self) -> frozenset[str]:
@@ -74,4 +142,19 @@ class DistillSettings(CorrectedSettings):
             yield (
                 f"update.reward_coef = {self.reward_coef:g} with rollout.samples_per_prompt = 1: there is nothing to "
                 "compare a reward with, so it does nothing. Take 4 samples or more"
+            )
+        if self.on_policy_fraction < 1:
+            yield from self._warnings_about_stored_answers(run)
+
+    def _warnings_about_stored_answers(self, run: RunFacts) -> Iterator[str]:
+        share = f"update.on_policy_fraction = {self.on_policy_fraction:g}"
+        if self.on_policy_fraction == 0:
+            yield (
+                f"{share}: the policy's samples are measured and not trained on, so the policy never learns at its own "
+                "mistakes. Set it above 0 for on-policy distillation"
+            )
+        if sampled := [term.term for term in self.terms if getattr(term, "estimator", None) in SAMPLED]:
+            yield (
+                f"{share} with update.terms {', '.join(sampled)} of estimator k1, k2 or k3: stored answers are no "
+                "sample of the policy, so the estimate is biased. Take estimator: exact"
             )

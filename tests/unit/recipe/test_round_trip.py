@@ -88,6 +88,10 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         "models": {"teacher": {"path": "m"}},
         "update": {"rule": "distill", "placement": "reward"},
     },
+    "update.answer_column": {
+        "models": {"teacher": {"path": "m"}},
+        "update": {"rule": "distill", "answer_column": "a", "on_policy_fraction": 0.5},
+    },
     "update.terms[].top_k": {"update": {"terms": [{"term": "kl"}]}},
     "update.terms[].token_ids": {"update": {"terms": [{"term": "masked_kl", "token_ids": [1]}]}},
     "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},

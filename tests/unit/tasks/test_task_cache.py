@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pytest
 
 from rlkl.errors import InputError
 from rlkl.system.cache import cache_folder
-from rlkl.tasks import TASKS, Task, base_model, get_task, task_name, task_reward, task_rows
+from rlkl.tasks import TASKS, Task, base_model, get_task, model_task, task_name, task_reward, task_rows
 from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.cache import _fingerprint, cached_base_model
-from rlkl.tasks.reviews import Reviews
+from rlkl.tasks.reviews import REWARD_MODEL, Reviews
 
 
 def nothing() -> None:
@@ -55,6 +55,36 @@ def test_unknown_task_names_the_nearest():
         get_task("arithmetics")
     with pytest.raises(InputError, match=r"'x'"):
         base_model("x")
+
+
+def test_an_unknown_further_model_names_the_nearest():
+    with pytest.raises(InputError, match=r"task:arithmetic has no model called 'teachr'; did you mean 'teacher'"):
+        base_model("arithmetic/teachr")
+    with pytest.raises(InputError, match=r"task:shapes has no model called 'teacher'"):
+        model_task("shapes/teacher")
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "reviews"])
+def test_a_teacher_is_a_larger_model_with_the_tokens_of_the_base_model(name: str, tmp_path: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, teacher = model_task(name), model_task(f"{name}/teacher")
+    sizes, tokens = [], []
+    for number, task in enumerate((base, teacher)):
+        few = {"pairs": 64} if isinstance(task, Reviews) else {}
+        replace(task, steps=1, batch_size=4, **few).build_base_model(tmp_path / str(number))  # pyright: ignore
+        sizes.append(AutoModelForCausalLM.from_pretrained(tmp_path / str(number)).num_parameters())
+        tokens.append(AutoTokenizer.from_pretrained(tmp_path / str(number)).get_vocab())
+    assert sizes[1] > 2 * sizes[0]
+    assert tokens[0] == tokens[1]
+    assert not (tmp_path / "1" / REWARD_MODEL).exists()
+
+
+def test_a_further_model_has_a_folder_of_its_own_beside_the_base_model(tmp_path, cache):
+    task = Counted(tmp_path / "log")
+    base, further = (cached_base_model(name, task) for name in ("counted", "counted/teacher"))
+    assert base.parent == further.parent == cache
+    assert further.name.startswith("counted-teacher-")
 
 
 def test_task_name_is_what_follows_the_prefix():

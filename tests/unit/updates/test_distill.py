@@ -13,10 +13,16 @@ from torch import Tensor
 from rlkl.batch import Batch, Signal, Signals
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.errors import RecipeError
+from rlkl.functional.divergences import JensenShannon, NucleusKl
 from rlkl.functional.kl import exact_kl
 from rlkl.recipe.io import load_recipe
+from rlkl.signals import Divergence
 from rlkl.system.machine import this_machine
+from rlkl.training.selection import left_out, token_columns
+from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup, Selection
 from rlkl.updates.distill.rule import Distill
+from rlkl.updates.distill.stored import STORED_SAMPLE
+from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.settings import DistillSettings
 from tests.builders import PROMPT_TOKENS, make_batch, with_frozen
 
@@ -135,6 +141,151 @@ def test_as_a_reward_the_expected_gradient_is_that_of_the_exact_reverse_kl() -> 
 def test_keys_that_would_do_nothing_are_refused(words: dict[str, object], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         DistillSettings.model_validate(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"jsd_beta": 0.0}, "jsd_beta = 0: it lies above 0 and below 1. The limit for 0 is direction: model_to_policy"),
+        ({"jsd_beta": 1.0}, "jsd_beta = 1: it lies above 0 and below 1"),
+        ({"jsd_beta": 0.5, "direction": "model_to_policy"}, "direction = model_to_policy with jsd_beta = 0.5"),
+        ({"jsd_beta": 0.5, "placement": "reward"}, "jsd_beta with placement = reward: it acts with placement = loss"),
+        ({"kept_mass": 0.9, "jsd_beta": 0.5}, "jsd_beta with kept_mass = 0.9: kept_mass is of the KL over the whole"),
+        ({"kept_mass": 0.9, "top_k": 8}, "top_k with kept_mass = 0.9"),
+        ({"kept_mass": 1.0}, "kept_mass"),
+        ({"on_policy_fraction": 0.5}, "on_policy_fraction = 0.5: the other sequences are answers of the data. Name"),
+        ({"answer_column": "answer"}, "answer_column = answer with on_policy_fraction = 1: no stored answer"),
+        ({"on_policy_fraction": 1.5, "answer_column": "answer"}, "on_policy_fraction"),
+        (
+            {"on_policy_fraction": 0.5, "answer_column": "answer", "placement": "reward"},
+            "on_policy_fraction and answer_column with placement = reward",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(words: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        DistillSettings.model_validate(words)
+
+
+def test_a_dumped_recipe_with_all_keys_is_accepted() -> None:
+    for words in ({}, {"jsd_beta": 0.1, "top_k": 5}, {"kept_mass": 0.9}, {"placement": "reward", "clip": 0.1}):
+        settings = DistillSettings.model_validate(words)
+        assert DistillSettings.model_validate(settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize(
+    ("words", "by"),
+    [
+        ({"jsd_beta": 0.1, "top_k": 4}, JensenShannon(0.1, 4)),
+        ({"kept_mass": 0.9}, NucleusKl(0.9, forward=False)),
+        ({"kept_mass": 0.9, "direction": "model_to_policy"}, NucleusKl(0.9, forward=True)),
+    ],
+)
+def test_another_divergence_is_descended_as_the_kl_is(words: dict[str, object], by: Divergence) -> None:
+    rule, batch = Distill(DistillSettings.model_validate({"teacher": "big", **words})), two_answers()
+    signal = Signal("divergence", "big", by=by)
+    assert rule.divergence == signal
+    assert signal in rule.needs
+    values = {signal: spread(batch, [[0.1, 0.2, 0.4], [0.3, 0.5]])}
+    if rule.outside is not None:
+        values[rule.outside] = spread(batch, [[0.0, 0.1, 0.1], [0.2, 0.1]])
+    output = rule.loss(batch, Signals(values))
+    assert output.loss.item() == pytest.approx(1.5 / 5)
+    metrics = {name: value.item() for name, value in output.metrics.items()}
+    if "kept_mass" in words:
+        assert metrics == {"distill/kl": pytest.approx(1.5 / 5), "distill/outside": pytest.approx(0.5 / 5)}
+    else:
+        assert metrics == {"distill/jsd": pytest.approx(1.5 / 5)}
+
+
+def stored_groups(prompts: int, samples: int) -> list[RolloutGroup]:
+    return [
+        RolloutGroup(
+            prompt=Prompt(id=f"p{number}", text="", token_ids=(1, 2), answers=((7, number, 1),)),
+            rollouts=tuple(
+                Rollout(
+                    sample_index=sample,
+                    completion=Completion(token_ids=(5, 1), logprobs=(-1.0, -0.5), finish_reason="stop"),
+                    reward=0.5,
+                    components={},
+                    weights_version=3,
+                    draw=10 + number,
+                )
+                for sample in range(samples)
+            ),
+        )
+        for number in range(prompts)
+    ]
+
+
+def selected(groups: list[RolloutGroup], fraction: float, seed: int = 0) -> list[Example]:
+    rule = Distill(DistillSettings(on_policy_fraction=fraction, answer_column="answer" if fraction < 1 else None))
+    rule.seed = seed
+    return rule.select(groups)
+
+
+@pytest.mark.parametrize(("fraction", "stored"), [(1.0, 0), (0.75, 5), (0.5, 10), (0.0, 20)])
+def test_a_share_of_the_step_is_stored_answers(fraction: float, stored: int) -> None:
+    groups = stored_groups(10, 2)
+    examples = selected(groups, fraction)
+    assert [example.group for example in examples] == [number for number in range(10) for _ in range(2)]
+    assert {example.role for example in examples} == {"main"}
+    assert sum(example.rollout.completion.logprobs is None for example in examples) == stored
+    for example in examples:
+        completion = example.rollout.completion
+        if completion.logprobs is None:
+            assert completion.token_ids == (7, example.group, 1)
+            assert (example.rollout.sample_index, example.rollout.weights_version) == (STORED_SAMPLE, 3)
+        else:
+            assert completion.token_ids == (5, 1)
+
+
+def test_the_stored_answers_are_chosen_by_seed_and_draw_and_not_by_rewards_or_order() -> None:
+    groups = stored_groups(12, 1)
+
+    def chosen(groups: list[RolloutGroup], seed: int = 0) -> set[str]:
+        return {one.prompt.id for one in selected(groups, 0.5, seed) if one.rollout.completion.logprobs is None}
+
+    better = [replace(one, rollouts=tuple(replace(r, reward=9.0) for r in one.rollouts)) for one in groups[:6]]
+    assert chosen(groups) == chosen(groups[::-1]) == chosen([*better, *groups[6:]])
+    assert len({frozenset(chosen(groups, seed)) for seed in range(5)}) == 5
+
+
+def test_samples_that_make_room_count_as_left_out() -> None:
+    """So that the KL to the reference is of all samples, and no number of a stored answer is a sample's."""
+    groups = stored_groups(4, 1)
+    examples = selected(groups, 0.5)
+    replaced = {one.group for one in examples if one.rollout.sample_index == STORED_SAMPLE}
+    assert {one.group for one in left_out(groups, examples)} == replaced
+    selection = Selection(groups=groups, examples=examples, left_out=(), metrics={})
+    columns = token_columns(selection, {"entropy": [(0.1,)] * 4})
+    assert [row is None for row in columns["entropy"]] == [number in replaced for number in range(4)]
+
+
+def test_stored_answers_come_with_warnings_where_they_mislead() -> None:
+    words = ("update={rule: distill, answer_column: answer, on_policy_fraction: 0}", "models={teacher: {path: x}}")
+    found = "\n".join(warnings_of(*words))
+    assert "the policy's samples are measured and not trained on" in found
+    words = (
+        "update={rule: distill, answer_column: answer, on_policy_fraction: 0.5, terms: [{term: kl, estimator: k3}]}",
+        words[1],
+    )
+    assert "stored answers are no sample of the policy" in "\n".join(warnings_of(*words))
+
+
+def warnings_of(*words: str) -> list[str]:
+    recipe = load_recipe("quickstart", *words)
+    facts = RunFacts(
+        has_pairs=False,
+        has_rewards=True,
+        prompts_per_step=1,
+        samples_per_prompt=1,
+        max_rounds=1,
+        epochs=1,
+        minibatches=1,
+        tracks_reference_kl=False,
+    )
+    return list(recipe.update.warnings(facts))
 
 
 def test_a_recipe_without_the_teacher_is_refused() -> None:
