@@ -29,7 +29,7 @@ class MemoryEstimate:
     gradients_gib: float
     """The gradients' part of it."""
     reference_gib: float
-    """Weights of all frozen models of the learner: the reference, and those of ``models``."""
+    """Weights of all frozen models of the learner: the reference, the average, and those of ``models``."""
     engine_gib: float
     """Weights of each engine, without its key-value cache."""
     copy_gib: float
@@ -62,6 +62,8 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen_parameters = sum(_parameters_in(one).all for one in frozen)
+    if recipe.update.keeps_average and recipe.model.lora is None:  # in bfloat16: the model, and averages in float32
+        frozen_parameters += counted.all * (3 if recipe.model.dtype == "bfloat16" else 1)
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     return MemoryEstimate(
         parameters=counted.all,

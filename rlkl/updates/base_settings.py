@@ -93,6 +93,11 @@ class RuleSettings(Section):
         return any(term.frozen_model == "reference" for term in self.terms)
 
     @property
+    def keeps_average(self) -> bool:
+        """Whether the learner keeps a moving average of the policy: for one of the terms."""
+        return any(term.frozen_model == "average" for term in self.terms)
+
+    @property
     def pull_to_reference(self) -> str | None:
         """The setting, as ``update.kl_coef = 0.1``, by which the rule itself holds the policy near the reference."""
         return self._above_zero("kl_coef")

@@ -38,7 +38,7 @@ class TermSettings(Section):
 
     @property
     def frozen_model(self) -> str | None:
-        """The frozen model that the term compares with, ``reference`` or a name of ``models``: its key ``to``."""
+        """The frozen model that the term compares with, its key ``to``: ``reference``, ``average``, or another."""
         return getattr(self, "to", None)
 
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
@@ -61,7 +61,7 @@ class KlSettings(TermSettings):
 
     term: Literal["kl"] = Field(default="kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, or a name of models.")
+    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
     direction: Direction = Field(
         default="policy_to_model", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
@@ -144,7 +144,7 @@ class MaskedKlSettings(TermSettings):
 
     term: Literal["masked_kl"] = Field(default="masked_kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, or a name of models.")
+    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
     direction: Direction = Field(
         default="model_to_policy", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
@@ -212,7 +212,18 @@ class MarginalKlSettings(TermSettings):
         return [share / sum(prior) for share in prior]
 
 
+class ConsistencySettings(TermSettings):
+    """KL between the answers to a picture and to a noisy copy of it."""
+
+    term: Literal["consistency"] = Field(default="consistency", description="The term.")
+    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
+    noise_std: float = Field(
+        default=0.1, ge=0, description="Standard deviation of the noise; the range from black to white is 1."
+    )
+
+
 BuiltInTerm = Annotated[
-    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings, Field(discriminator="term")
+    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings,
+    Field(discriminator="term"),
 ]
 """The settings of a built-in term, by its name."""
