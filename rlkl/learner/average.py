@@ -1,18 +1,50 @@
-"""Move the weights of the frozen model ``average`` after the policy's (MESA in arXiv 2205.14083)."""
+"""The frozen model ``average``: a moving average of the policy's weights (MESA in arXiv 2205.14083)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from rlkl.errors import CheckpointError
+from rlkl.learner.placing import place
 from rlkl.learner.signals import Scorer
 from rlkl.models.average import AverageAdapter
 from rlkl.models.language_model import LanguageModel
-from rlkl.models.sharding import local, reshard
+from rlkl.models.policy import Policy, build_reference
+from rlkl.models.sharding import like, local, reshard
+from rlkl.signals import AVERAGE
 
-_POLICY = "policy."
+_POLICY, _ON_DISK = "policy.", "average."
+
+
+def build_frozen(
+    paths: Mapping[str, str | None],
+    policy: Policy,
+    path: str,
+    mesh: DeviceMesh | None,
+    *,
+    loading: torch.device,
+    device: torch.device,
+) -> dict[str, Scorer]:
+    """Build the frozen models by their names, first on ``loading``, then on ``device``.
+
+    ``paths``: None for the policy as it was before training. It was loaded from ``path``. Under LoRA the average costs
+    the adapters alone.
+    """
+    found: dict[str, Scorer] = {}
+    for name, other in paths.items():
+        averages_adapters = name == AVERAGE and policy.adapter is not None
+        found[name] = (
+            AverageAdapter(policy)
+            if averages_adapters
+            else build_reference(policy, path, other, device=loading, mesh=mesh)
+        )
+        place(found[name], mesh, device)
+    return found
 
 
 class Average:
@@ -22,20 +54,21 @@ class Average:
     into it, since an average moves by less than bfloat16 can hold.
     """
 
-    def __init__(self, model: Scorer, trained: Mapping[str, nn.Parameter], decay: float) -> None:
-        """``trained``: the float32 parameters by name; of a shard, this rank's part."""
+    def __init__(self, model: Scorer | None, trained: Mapping[str, nn.Parameter], decay: float) -> None:
+        """``model``: None keeps no average. ``trained``: float32 parameters by name; of a shard, this rank's part."""
         self._model, self._decay = model, decay
         self._rounded: list[tuple[Tensor, Tensor]] = []
+        self.tensors: dict[str, Tensor] = {}
+        """The averages, by the names of the parameters."""
         names = [name for name in trained if name.startswith(_POLICY)]
         if isinstance(model, AverageAdapter):
             self.tensors = {name: model.means[name.removeprefix(_POLICY)] for name in names}
-            """The averages, by the names of the parameters."""
-            return
-        assert isinstance(model, LanguageModel)
-        weights = {name: local(p.detach()) for name, p in model.named_parameters()}
-        own = {name: weights[name.removeprefix(_POLICY)] for name in names}
-        self.tensors = {name: x if x.dtype == torch.float32 else x.float() for name, x in own.items()}
-        self._rounded = [(x, self.tensors[name]) for name, x in own.items() if x is not self.tensors[name]]
+        elif model is not None:
+            assert isinstance(model, LanguageModel)
+            weights = {name: local(p.detach()) for name, p in model.named_parameters()}
+            own = {name: weights[name.removeprefix(_POLICY)] for name in names}
+            self.tensors = {name: x if x.dtype == torch.float32 else x.float() for name, x in own.items()}
+            self._rounded = [(x, self.tensors[name]) for name, x in own.items() if x is not self.tensors[name]]
 
     @torch.no_grad()
     def follow(self, trained: Mapping[str, nn.Parameter]) -> None:
@@ -50,3 +83,22 @@ class Average:
         for weight, mean in self._rounded:
             weight.copy_(mean)
         reshard(self._model)
+
+    def release(self) -> None:
+        """Free the averages. No optimizer step can follow."""
+        self._model, self._rounded, self.tensors = None, [], {}
+
+    def on_disk(self, parameters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the averages by their names in a checkpoint; as shards if the policy's ``parameters`` are shards."""
+        return {
+            f"{_ON_DISK}{name}": mean if parameters is None else like(parameters[name], mean)
+            for name, mean in self.tensors.items()
+        }
+
+    def check(self, saved: Iterable[str], path: Path) -> None:
+        """Raise `CheckpointError` if an average is kept and the saved state, by the names of its tensors, has none."""
+        if self.tensors and not any(name.startswith(_ON_DISK) for name in saved):
+            raise CheckpointError(
+                f"{path} holds no average of the policy, and update.terms of this recipe compares with one (to: "
+                "average). Resume with the recipe of that run."
+            )

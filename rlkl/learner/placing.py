@@ -15,25 +15,13 @@ from transformers import PreTrainedModel
 
 from rlkl.errors import InputError
 from rlkl.learner.signals import Scorer
-from rlkl.models.average import AverageAdapter
 from rlkl.models.language_model import LanguageModel
-from rlkl.models.policy import Policy, Reference, build_reference
 from rlkl.models.scattering import is_first, together
 from rlkl.models.sharding import reshard, shard
-from rlkl.signals import AVERAGE
 from rlkl.updates.base import Heads, ModelShape, PolicyUpdate
 
 _PASSES = ("hidden", "layers")
 """Methods of a model that run its weights. The head follows one of them, while the root group is gathered."""
-
-
-def build_frozen(
-    name: str, policy: Policy, path: str, other: str | None, *, device: torch.device, mesh: DeviceMesh | None
-) -> Reference:
-    """Build a frozen model by its name, as `build_reference` does. Under LoRA the average costs adapters alone."""
-    if name == AVERAGE and policy.adapter is not None:
-        return AverageAdapter(policy)
-    return build_reference(policy, path, other, device=device, mesh=mesh)
 
 
 def place(model: Scorer, mesh: DeviceMesh | None, device: torch.device) -> None:

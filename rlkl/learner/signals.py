@@ -53,11 +53,6 @@ class Models:
         """The reference, if it is kept."""
         return self.frozen.get(REFERENCE)
 
-    @property
-    def average(self) -> Scorer | None:
-        """The moving average of the policy, if it is kept."""
-        return self.frozen.get(AVERAGE)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalSettings:

@@ -20,13 +20,15 @@ from rlkl.models.sharding import divided, like, local
 from rlkl.updates.base import PolicyUpdate
 
 TENSORS_FOLDER = "learner"
-"""Holds ``trained.NAME`` for each parameter, ``optimizer.NAME.KEY`` for each tensor of its optimizer state, and
-``average.NAME`` if the moving average of the policy is kept."""
+"""Holds ``trained.NAME`` for each parameter, and ``optimizer.NAME.KEY`` for each tensor of its optimizer state.
+
+The names of averages are in `rlkl.learner.average`.
+"""
 NUMBERS_FILE = "learner.json"
 OLD_FILE = "learner.pt"
 """All of the state in one file, as earlier versions wrote it."""
 
-_TRAINED, _OPTIMIZER, _AVERAGE = "trained.", "optimizer.", "average."
+_TRAINED, _OPTIMIZER = "trained.", "optimizer."
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, CheckpointException)
 
 
@@ -81,10 +83,7 @@ def state_tensors(optimization: Optimization) -> dict[str, Tensor]:
         found[f"{_TRAINED}{name}"] = like(parameter, part.detach())
         for key, tensor in optimization.optimizer.kept(part).items():
             found[f"{_OPTIMIZER}{name}.{key}"] = like(parameter, tensor) if tensor.ndim else tensor
-    if optimization.average is not None:
-        for name, mean in optimization.average.tensors.items():
-            found[f"{_AVERAGE}{name}"] = like(optimization.parameters[name], mean)
-    return found
+    return found | optimization.average.on_disk(optimization.parameters)
 
 
 def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
@@ -92,7 +91,7 @@ def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
     numbers = json.loads((folder / NUMBERS_FILE).read_text())
     shapes = shapes_in(path)
     _check(optimization, {n.removeprefix(_TRAINED): s for n, s in shapes.items() if n.startswith(_TRAINED)}, path)
-    _check_average(optimization, shapes, path)
+    optimization.average.check(shapes, path)
     _begin_state(optimization, (n.removeprefix(_OPTIMIZER) for n in shapes if n.startswith(_OPTIMIZER)))
     read_tensors(state_tensors(optimization), path, alone=optimization.ranks.size == 1)
     optimization.write_back()
@@ -122,7 +121,7 @@ def _restore_old(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
     path = folder / OLD_FILE
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     _check(optimization, {name: tuple(tensor.shape) for name, tensor in saved["trained"].items()}, path)
-    _check_average(optimization, (), path)
+    optimization.average.check((), path)
     names = {parameter: name for name, parameter in optimization.trained.items()}
     numbered: list[nn.Parameter] = [p for group in optimization.optimizer.param_groups for p in group["params"]]
     tensors = {f"{_TRAINED}{name}": tensor for name, tensor in saved["trained"].items()}
@@ -145,13 +144,4 @@ def _check(optimization: Optimization, saved: Mapping[str, tuple[int, ...]], pat
         raise CheckpointError(
             f"{path} holds other parameters than this recipe trains; they differ in "
             f"{', '.join(difference[:3])} ({len(difference)} in all). Resume with the recipe of that run."
-        )
-
-
-def _check_average(optimization: Optimization, names: Iterable[str], path: Path) -> None:
-    """Raise `CheckpointError` if this recipe keeps an average of the policy and the saved state has none."""
-    if optimization.average is not None and not any(name.startswith(_AVERAGE) for name in names):
-        raise CheckpointError(
-            f"{path} holds no average of the policy, and update.terms of this recipe compares with one (to: average). "
-            "Resume with the recipe of that run."
         )

@@ -17,6 +17,7 @@ from rlkl.learner.ranks import Ranks
 from rlkl.learner.signals import Scorer
 from rlkl.models.policy import Policy
 from rlkl.recipe import LearnerSection
+from rlkl.signals import AVERAGE
 from rlkl.updates.base import Heads
 
 
@@ -30,12 +31,9 @@ class Optimization:
         heads: Heads | None,
         ranks: Ranks,
         sharded: Sequence[nn.Module] = (),
-        average: Scorer | None = None,
+        frozen: Mapping[str, Scorer] | None = None,
     ) -> None:
-        """Make the optimizer. ``sharded``: the trained models that are divided among the ranks.
-
-        ``average``: the frozen model that follows the policy.
-        """
+        """Make the optimizer. ``sharded``: the trained models that are divided among the ranks; ``frozen``: by name."""
         self._masters = Masters(trained, sharded)
         self.ranks = ranks
         self.parameters = trained
@@ -43,8 +41,7 @@ class Optimization:
         self.trained: Mapping[str, nn.Parameter] = self._masters.parameters
         """Float32 parameters, by name; of a shard, this rank's part."""
         self.optimizer = build_optimizer(self.trained, section, heads, whole=trained)
-        self.average = None if average is None else Average(average, self.trained, section.average_decay)
-        """The moving average of the policy's weights, if one is kept."""
+        self.average = Average((frozen or {}).get(AVERAGE), self.trained, section.average_decay)
         self._hosted = HostedState(self.optimizer) if section.offload == "optimizer" else None
         self.steps = 0
         """Optimizer steps made."""
@@ -120,16 +117,14 @@ class Optimization:
         self._torn = True
         (self._hosted or self.optimizer).step()
         self._masters.write_back()
-        if self.average is not None:
-            self.average.follow(self.trained)
+        self.average.follow(self.trained)
         self._torn = False
         self.steps += 1
 
     def write_back(self) -> None:
-        """Bring the models to the trained parameters and averages, which were set from outside."""
+        """Bring the models to the trained parameters and their averages, which were set from outside."""
         self._masters.write_back()
-        if self.average is not None:
-            self.average.write_back()
+        self.average.write_back()
 
     def begin_state(self, name: str) -> dict[str, Tensor]:
         """Give a parameter the optimizer state of no step, where the recipe keeps it, and return that."""
@@ -145,7 +140,7 @@ class Optimization:
         if self._hosted is not None:
             self._hosted.release()
         self._masters.release()
-        self.average = None
+        self.average.release()
 
     @contextmanager
     def undone_on_error(self, *, several: bool) -> Iterator[None]:
@@ -195,10 +190,8 @@ class Optimization:
         self.steps, self._torn = steps, False
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the parameters by name, their optimizer state as ``name/exp_avg``, and averages."""
-        found: dict[str, Tensor] = dict(self.trained)
-        if self.average is not None:
-            found |= {f"average/{name}": mean for name, mean in self.average.tensors.items()}
+        """Return the parameters by name, their optimizer state as ``name/exp_avg``, and their averages."""
+        found: dict[str, Tensor] = {**self.trained, **self.average.on_disk()}
         for name, parameter in self.trained.items():
             found |= {f"{name}/{key}": tensor for key, tensor in self.optimizer.kept(parameter).items()}
         return found

@@ -48,7 +48,6 @@ def trained(learner: Learner) -> dict[str, Tensor]:
 
 
 def averages(learner: Learner) -> dict[str, Tensor]:
-    assert learner._optimization.average is not None
     return {name: mean.clone() for name, mean in learner._optimization.average.tensors.items()}
 
 

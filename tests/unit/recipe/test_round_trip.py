@@ -99,7 +99,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 def values_for(key: Key) -> tuple[Any, ...]:
     """Values of the kinds that ``key`` takes, some of them out of its bounds."""
     if key.name == "update.terms[].to":
-        return ("reference",)
+        return ("reference", "average")
     if key.name == "update.teacher":
         return ("teacher",)
     if key.name == "update.terms[].prior":
