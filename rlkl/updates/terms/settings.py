@@ -221,6 +221,16 @@ class ConsistencySettings(TermSettings):
         default=0.1, ge=0, description="Standard deviation of the noise; the range from black to white is 1."
     )
 
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        yield from super().warnings(run, rule)
+        if self.noise_std == 0:
+            yield "noise_std = 0: both pictures are equal, so the term does nothing. Leave it out, or set noise_std"
+        if run.has_pairs or run.samples_ahead or rule.selection(run) is not None:
+            yield (
+                "the term estimates a KL from tokens that the policy sampled, and this run also trains on others "
+                "(stored, picked by their rewards, or of an older policy), so the estimate is biased"
+            )
+
 
 BuiltInTerm = Annotated[
     KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings,

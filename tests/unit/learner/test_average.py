@@ -12,6 +12,7 @@ from torch import Tensor
 from rlkl.errors import CheckpointError, RecipeError
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.models.language_model import LanguageModel
+from rlkl.recipe.io import dump_recipe, load_recipe
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for
 
@@ -148,6 +149,20 @@ def test_a_batch_that_fails_half_way_moves_it_back(path: str, monkeypatch: pytes
         learner.step(1)
     assert_same_bits(trained(learner), before)
     assert_same_bits(averages(learner), means)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.5])
+def test_a_decay_outside_0_to_1_is_refused(decay: float):
+    with pytest.raises(RecipeError, match=rf"learner\.average_decay = {decay}: expected a number"):
+        load_recipe("reviews_average", f"learner.average_decay={decay}")
+
+
+def test_the_settings_are_read_back_from_the_recipe_of_a_run(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("reviews_average", "learner.average_decay=0.75")))
+    again = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert again.learner.average_decay == 0.75
+    assert again.update.keeps_average
+    assert [term.frozen_model for term in again.update.terms] == ["reference", "average"]
 
 
 def test_no_other_model_can_have_its_name(path: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from rlkl.errors import RecipeError
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.signals import Signal, Signals
 from rlkl.updates import build_update
+from rlkl.updates.settings import GrpoSettings
 from rlkl.updates.terms.consistency import Consistency
 from rlkl.updates.terms.settings import ConsistencySettings
 from tests.builders import make_batch
 from tests.models import tiny_qwen2_5_vl
 from tests.pictures import example, picture, processor_of, prompt_with
 from tests.unit.learner.test_learner import recipe_for
+from tests.unit.updates.terms.test_checks import FACTS
 
 NOISY = Signal("logprobs", view="noisy_0_1")
 
@@ -76,6 +79,22 @@ def test_in_a_learner_that_sees(tmp_path: Path):
     assert found[1]["loss/consistency"] == pytest.approx(0.5 * found[1]["term/consistency_nats"])
     for key in ("loss/consistency", "loss/total", "optim/grad_norm"):
         assert found[2][key] == pytest.approx(found[1][key], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "starts"),
+    [
+        ({}, {}, []),
+        ({"noise_std": 0.0}, {}, ["noise_std = 0: both pictures are equal"]),
+        ({"coef": 0.0}, {}, ["coef = 0: the term costs"]),
+        ({}, {"has_pairs": True}, ["the term estimates a KL from tokens that the policy sampled"]),
+        ({}, {"samples_ahead": True}, ["the term estimates a KL from tokens that the policy sampled"]),
+    ],
+)
+def test_its_warnings(settings: dict, facts: dict, starts: list[str]):
+    found = list(ConsistencySettings(**settings).warnings(replace(FACTS, **facts), GrpoSettings()))
+    assert len(found) == len(starts)
+    assert all(text.startswith(start) for text, start in zip(found, starts, strict=True))
 
 
 def test_a_model_without_eyes_is_refused():

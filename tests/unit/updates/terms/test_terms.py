@@ -248,6 +248,8 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         ({"term": "kl", "estimator": "cauchy_schwarz", "top_k": 3}, "reads the whole vocabulary"),
         ({"term": "kl", "estimator": "cauchy_schwarz", "direction": "model_to_policy"}, "symmetric"),
         ({"term": "masked_kl"}, "token_ids is empty"),
+        ({"term": "kl", "to": "averge"}, r"terms\[0\]\.to = 'averge' names no model of models; did you mean 'average'"),
+        ({"term": "consistency", "noise_std": -0.1}, r"terms\[0\]\.noise_std = -0\.1: expected a number >= 0"),
         (
             {"term": "kll"},
             r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
