@@ -48,17 +48,6 @@ def _on_models(recipe: Recipe) -> Iterator[str]:
     named = {term.frozen_model for term in recipe.update.terms} | recipe.update.frozen_models
     for name in [] if has_custom else sorted(recipe.models.keys() - named):
         yield f"models.{name} is named, but no term uses it. Add update.terms: [{{term: kl, to: {name}}}]"
-    decay, learner = recipe.learner.average_decay, type(recipe.learner)
-    if not (has_custom or recipe.update.keeps_average) and decay != learner.model_fields["average_decay"].default:
-        yield (
-            f"learner.average_decay = {decay:g} has no effect: no term compares with the average. Leave it out, or add "
-            "update.terms: [{term: kl, to: average}]"
-        )
-    if recipe.update.keeps_average and decay == 0:
-        yield (
-            "learner.average_decay = 0: the average is the policy after its last optimizer step, so an exact KL to it "
-            "is 0 and holds nothing back. Take a value near 1"
-        )
 
 
 def _on_rollouts(recipe: Recipe, machine: Machine) -> Iterator[str]:

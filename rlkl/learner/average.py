@@ -54,12 +54,16 @@ class Average:
     into it, since an average moves by less than bfloat16 can hold.
     """
 
-    def __init__(self, model: Scorer | None, trained: Mapping[str, nn.Parameter], decay: float) -> None:
-        """``model``: None keeps no average. ``trained``: float32 parameters by name; of a shard, this rank's part."""
+    def __init__(self, model: Scorer | None = None, decay: float = 1.0) -> None:
+        """Take the frozen model that runs on the averages; None keeps no average."""
         self._model, self._decay = model, decay
         self._rounded: list[tuple[Tensor, Tensor]] = []
         self.tensors: dict[str, Tensor] = {}
         """The averages, by the names of the parameters."""
+
+    def begin(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """Start the averages as the float32 parameters are, which are given by name; of a shard, this rank's part."""
+        model = self._model
         names = [name for name in trained if name.startswith(_POLICY)]
         if isinstance(model, AverageAdapter):
             self.tensors = {name: model.means[name.removeprefix(_POLICY)] for name in names}

@@ -14,10 +14,8 @@ from rlkl.learner.average import Average
 from rlkl.learner.masters import Masters
 from rlkl.learner.optimizers import HostedState, build_optimizer
 from rlkl.learner.ranks import Ranks
-from rlkl.learner.signals import Scorer
 from rlkl.models.policy import Policy
 from rlkl.recipe import LearnerSection
-from rlkl.signals import AVERAGE
 from rlkl.updates.base import Heads
 
 
@@ -31,9 +29,9 @@ class Optimization:
         heads: Heads | None,
         ranks: Ranks,
         sharded: Sequence[nn.Module] = (),
-        frozen: Mapping[str, Scorer] | None = None,
+        average: Average | None = None,
     ) -> None:
-        """Make the optimizer. ``sharded``: the trained models that are divided among the ranks; ``frozen``: by name."""
+        """Make the optimizer. ``sharded``: the trained models that are divided among the ranks."""
         self._masters = Masters(trained, sharded)
         self.ranks = ranks
         self.parameters = trained
@@ -41,7 +39,8 @@ class Optimization:
         self.trained: Mapping[str, nn.Parameter] = self._masters.parameters
         """Float32 parameters, by name; of a shard, this rank's part."""
         self.optimizer = build_optimizer(self.trained, section, heads, whole=trained)
-        self.average = Average((frozen or {}).get(AVERAGE), self.trained, section.average_decay)
+        self.average = average or Average()
+        self.average.begin(self.trained)
         self._hosted = HostedState(self.optimizer) if section.offload == "optimizer" else None
         self.steps = 0
         """Optimizer steps made."""

@@ -197,6 +197,12 @@ class Recipe(Section):
                 raise ValueError(
                     f"update.terms[{number}].to = {to!r} names no model of models; {did_you_mean(to, named)}"
                 )
+            decay = getattr(term, "average_decay", None)
+            if to == "average" and decay is not None and decay != self.update.average_decay:
+                raise ValueError(
+                    f"update.terms[{number}].average_decay = {decay:g}, and another term has "
+                    f"{self.update.average_decay:g}: there is one average. Give both the same value"
+                )
         return self
 
     @model_validator(mode="after")

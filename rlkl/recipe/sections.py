@@ -208,12 +208,6 @@ class LearnerSection(Section):
         default=False,
         description="Log KL to the reference even where the rule does not use it (keeps a frozen reference).",
     )
-    average_decay: float = Field(
-        default=0.99,
-        ge=0,
-        le=1,
-        description="Part of itself that the frozen model average keeps at each optimizer step (docs/terms.md).",
-    )
 
 
 class WeightsSection(Section):

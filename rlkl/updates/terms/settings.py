@@ -20,6 +20,10 @@ SAMPLED = ("k1", "k2", "k3")
 Direction = Literal["policy_to_model", "model_to_policy"]
 
 
+AVERAGE_DECAY = 0.99
+"""Part of itself that the frozen model average keeps each optimizer step, if a term does not say."""
+
+
 class TermSettings(Section):
     """Keys that every term has."""
 
@@ -47,6 +51,14 @@ class TermSettings(Section):
         A custom term may warn, too: override this and yield from ``super()``. Each sentence gives the value, the effect
         and what to set instead; rlkl puts the term's key ``update.terms[0]`` in front.
         """
+        decay = getattr(self, "average_decay", AVERAGE_DECAY)
+        if self.frozen_model != "average" and decay != AVERAGE_DECAY:
+            yield f"average_decay = {decay:g} has no effect with to = {self.frozen_model}. Leave it out"
+        elif self.frozen_model == "average" and decay == 0:
+            yield (
+                "average_decay = 0: the average is the policy after its last optimizer step, so an exact KL to it is 0 "
+                "and holds nothing back. Take a value near 1"
+            )
         if self.coef == 0:
             yield "coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
         elif self.frozen_model == "reference" and rule.pull_to_reference is not None:
@@ -62,6 +74,9 @@ class KlSettings(TermSettings):
     term: Literal["kl"] = Field(default="kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
     to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
+    average_decay: float = Field(
+        default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
+    )
     direction: Direction = Field(
         default="policy_to_model", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
@@ -145,6 +160,9 @@ class MaskedKlSettings(TermSettings):
     term: Literal["masked_kl"] = Field(default="masked_kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
     to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
+    average_decay: float = Field(
+        default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
+    )
     direction: Direction = Field(
         default="model_to_policy", description="KL(policy || model), or KL(model || policy), which covers the model."
     )

@@ -256,10 +256,13 @@ def test_the_average_is_in_the_memory(tmp_path: Path) -> None:
         (["model.path=a/model"], "learner.lr = 0.0005 is large for all weights"),
         (["model.path=x", "model.lora={}", "learner.lr=0.01"], "learner.lr = 0.01 is large for adapters"),
         (["learner.lr=0"], "learner.lr = 0: "),
-        (["learner.average_decay=0.9"], "learner.average_decay = 0.9 has no effect: no term"),
         (
-            ["learner.average_decay=0", "update.terms=[{term: kl, to: average}]"],
-            "learner.average_decay = 0: the average is the policy after",
+            ["update.terms=[{term: kl, average_decay: 0.9}]"],
+            "update.terms[0]: average_decay = 0.9 has no effect with to = reference",
+        ),
+        (
+            ["update.terms=[{term: kl, to: average, average_decay: 0}]"],
+            "update.terms[0]: average_decay = 0: the average is the policy after",
         ),
         (["learner.warmup_steps=100"], "learner.warmup_steps = 100 is not shorter than the run (100 optimizer steps)"),
         (["rewards=[]"], "rewards is empty"),

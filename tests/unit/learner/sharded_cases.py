@@ -51,7 +51,7 @@ class Case:
     """Token ids of a tile of the head."""
 
 
-NEAR_AVERAGE = {"term": "kl", "to": "average", "coef": 0.1}
+NEAR_AVERAGE = {"term": "kl", "to": "average", "coef": 0.1, "average_decay": 0.5}
 SEES: dict[str, Any] = {"rule": "papo", "perception_coef": 0.1}
 
 CASES: dict[str, Case] = {
@@ -68,16 +68,15 @@ CASES: dict[str, Case] = {
         update={"terms": [{"term": "kl", "coef": 0.1}]},
         path="untied",
     ),
-    "average": Case(update={"terms": [NEAR_AVERAGE]}, learner={"average_decay": 0.5}, path="untied"),
+    "average": Case(update={"terms": [NEAR_AVERAGE]}, path="untied"),
     "average, bfloat16": Case(
         update={"terms": [NEAR_AVERAGE]},
-        learner={"average_decay": 0.5, "lr": 1e-4},
+        learner={"lr": 1e-4},
         model={"dtype": "bfloat16"},
     ),
     "average adapters": Case(
         model={"lora": {"rank": 2}, "gradient_checkpointing": True},
         update={"terms": [NEAR_AVERAGE]},
-        learner={"average_decay": 0.5},
         path="untied",
     ),
     "experts": Case(update={"kl_coef": 0.1}, path="experts", sizes=(3,)),

@@ -59,7 +59,7 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_with_decay_1_it_is_the_frozen_start(path: str, model: str):
-    follows = build(path, model, [TERM], average_decay=1.0)
+    follows = build(path, model, [{**TERM, "average_decay": 1.0}])
     stays = build(path, model, [{**TERM, "to": "reference", "name": "kl_average"}])
     found, wanted = train(follows, 4), train(stays, 4)
     assert wanted[-1]["term/kl_average_nats"] > 1e-3
@@ -72,7 +72,7 @@ def test_with_decay_1_it_is_the_frozen_start(path: str, model: str):
 
 @pytest.mark.parametrize("model", ["bfloat16", "lora"])
 def test_with_decay_0_it_is_the_policy(path: str, model: str):
-    learner = build(path, model, [TERM], average_decay=0.0, epochs=2)
+    learner = build(path, model, [{**TERM, "average_decay": 0.0}], epochs=2)
     for record in train(learner, 3):
         assert record["term/kl_average_nats"] == pytest.approx(0.0, abs=1e-6)
         assert record["optim/grad_norm"] > 1e-3
@@ -81,7 +81,7 @@ def test_with_decay_0_it_is_the_policy(path: str, model: str):
 
 @pytest.mark.parametrize("model", ["bfloat16", "lora"])
 def test_it_moves_after_each_optimizer_step_and_holds_the_policy_back(path: str, model: str):
-    learner = build(path, model, [TERM], average_decay=0.75)
+    learner = build(path, model, [{**TERM, "average_decay": 0.75}])
     wanted = averages(learner)
     assert_same_bits(wanted, trained(learner))
     for step in range(3):
@@ -121,7 +121,7 @@ def test_it_gets_no_gradient_and_leaves_the_policy_as_it_is(path: str, model: st
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_resumed_run_has_it_bit_for_bit(path: str, model: str, tmp_path: Path):
-    learner, resumed = (build(path, model, [TERM], average_decay=0.5) for _ in range(2))
+    learner, resumed = (build(path, model, [{**TERM, "average_decay": 0.5}]) for _ in range(2))
     train(learner, 2)
     learner.save(tmp_path)
     resumed.restore(tmp_path)
@@ -153,16 +153,22 @@ def test_a_batch_that_fails_half_way_moves_it_back(path: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5])
 def test_a_decay_outside_0_to_1_is_refused(decay: float):
-    with pytest.raises(RecipeError, match=rf"learner\.average_decay = {decay}: expected a number"):
-        load_recipe("reviews_average", f"learner.average_decay={decay}")
+    with pytest.raises(RecipeError, match=rf"update\.terms\[0\]\.average_decay = {decay}: expected a number"):
+        load_recipe("quickstart", f"update.terms=[{{term: kl, to: average, average_decay: {decay}}}]")
 
 
 def test_the_settings_are_read_back_from_the_recipe_of_a_run(tmp_path: Path):
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("reviews_average", "learner.average_decay=0.75")))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("reviews_average")))
     again = load_recipe(str(tmp_path / "recipe.yaml"))
-    assert again.learner.average_decay == 0.75
+    assert again.update.average_decay == 0.9
     assert again.update.keeps_average
     assert [term.frozen_model for term in again.update.terms] == ["reference", "average"]
+
+
+def test_all_terms_share_one_decay():
+    terms = "[{term: kl, to: average}, {term: masked_kl, to: average, token_ids: [1], average_decay: 0.5}]"
+    with pytest.raises(RecipeError, match=r"terms\[1\]\.average_decay = 0\.5, and another term has 0\.99"):
+        load_recipe("quickstart", f"update.terms={terms}")
 
 
 def test_no_other_model_can_have_its_name(path: str):
@@ -175,7 +181,7 @@ def test_an_adapter_of_the_head_is_averaged_too_but_refused_if_it_is_a_shard(
 ):
     untied = str(tiny_qwen3(tmp_path / "untied", tied=False, seed=0))
     monkeypatch.setitem(MODELS, "head", {"lora": {"rank": 2, "target_modules": ["q_proj", "lm_head"]}})
-    learner = build(untied, "head", [TERM], average_decay=0.0)
+    learner = build(untied, "head", [{**TERM, "average_decay": 0.0}])
     assert any("lm_head" in name for name in averages(learner))
     for record in train(learner, 2):
         assert record["term/kl_average_nats"] == pytest.approx(0.0, abs=1e-6)

@@ -36,13 +36,13 @@ def saved(path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def composed(path: str, *, close: float, answers: float, **learner: Any) -> Learner:
     """Build a learner whose terms have these coefficients."""
     terms = [
-        {"term": "kl", "to": "average", "coef": close},
+        {"term": "kl", "to": "average", "coef": close, "average_decay": 0.5},
         {"term": "marginal_kl", "token_ids": list(range(2, 14)), "coef": answers},
     ]
     return build(
         path,
         update={"rule": "grpo", "dro": {"temperature": 0.2}, "terms": terms},
-        learner={"average_decay": 0.5, "max_grad_norm": 1e9, "track_reference_kl": False, **learner},
+        learner={"max_grad_norm": 1e9, "track_reference_kl": False, **learner},
     )
 
 
