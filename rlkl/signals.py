@@ -36,6 +36,8 @@ Moment = Literal["live", "step_start"]
 
 POLICY = "policy"
 REFERENCE = "reference"
+AVERAGE = "average"
+"""The frozen model that follows the policy: a moving average of its weights."""
 
 
 class Divergence(Protocol):
@@ -48,7 +50,7 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A per-token quantity. ``model`` is ``policy``, ``reference``, or a name in the recipe's ``models``."""
+    """A per-token quantity. ``model``: ``policy``, ``reference``, ``average``, or a name in the recipe's ``models``."""
 
     quantity: Quantity
     model: str = POLICY

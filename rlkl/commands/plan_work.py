@@ -73,6 +73,8 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
     """Return the settings of the recipe that decide the learner's memory."""
     has_copy = _keeps_reference(recipe) and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen = [shape.parameters] if has_copy else []
+    if recipe.update.keeps_average and recipe.model.lora is None:  # in bfloat16: the model, and averages in float32
+        frozen.append(shape.parameters * (3 if recipe.model.dtype == "bfloat16" else 1))
     frozen += [parameters_of(section.path) or shape.parameters for section in recipe.models.values()]
     return Training(
         is_bfloat16=recipe.model.dtype == "bfloat16",
@@ -129,7 +131,7 @@ def _units(recipe: Recipe) -> float:
     backward = BACKWARD if recipe.model.lora is None else BACKWARD / 2
     once = FORWARD + backward + (FORWARD if recipe.model.gradient_checkpointing else 0)
     critics = passes.critics * (FORWARD + BACKWARD)  # without recomputation, and whole also beside adapters
-    frozen = passes.forward + _keeps_reference(recipe) + len(recipe.models)
+    frozen = passes.forward + _keeps_reference(recipe) + recipe.update.keeps_average + len(recipe.models)
     return recipe.learner.epochs * (once * (1 + passes.training) + critics) + FORWARD * frozen
 
 

@@ -15,6 +15,7 @@ from rlkl.batch import Batch, LossOutput
 from rlkl.data.packing import minibatches
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import LearnerError, MissingSignalError
+from rlkl.learner.average import Average, build_frozen
 from rlkl.learner.device import learner_device
 from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
@@ -33,12 +34,12 @@ from rlkl.learner.signals import (
 from rlkl.learner.state import LearnerState
 from rlkl.learner.stepping import Optimization, trained_parameters
 from rlkl.learner.views import Pictures, ViewMaker
-from rlkl.models.policy import Policy, build_reference
+from rlkl.models.policy import Policy
 from rlkl.models.rounding import rounded_otherwise
 from rlkl.models.saliency import received_attention
 from rlkl.models.sharding import reshard, unshard
 from rlkl.recipe import Recipe
-from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
+from rlkl.signals import AVERAGE, REFERENCE, Signal, Signals, frozen_models
 from rlkl.system.machine import keep_freed_memory
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates import build_update
@@ -83,8 +84,9 @@ class Learner:
         backbones = place_backbones(heads, mesh)
         sharded = [] if mesh is None else [self.policy, *backbones]
         self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads, loading), heads=heads)
+        average = Average(self._models.frozen.get(AVERAGE), recipe.update.average_decay)
         self._optimization = Optimization(
-            trained_parameters(self.policy, heads), self._section, heads, self.ranks, sharded
+            trained_parameters(self.policy, heads), self._section, heads, self.ranks, sharded, average
         )
         self._state = LearnerState(optimization=self._optimization, update=self._update)
         self._signals = SignalSettings(
@@ -138,11 +140,8 @@ class Learner:
         if self._section.track_reference_kl or (heads is not None and heads.reads is HeadInput.REFERENCE_LAYERS):
             needed.add(REFERENCE)
         paths = {REFERENCE: spec.reference_path, **spec.frozen_paths}
-        mesh, found = self.ranks.mesh, {}
-        for name in sorted(needed):
-            found[name] = build_reference(self.policy, spec.model_path, paths[name], device=loading, mesh=mesh)
-            place(found[name], mesh, self._device)
-        return found
+        own = {name: paths.get(name) for name in sorted(needed)}
+        return build_frozen(own, self.policy, spec.model_path, self.ranks.mesh, loading=loading, device=self._device)
 
     def _build_view_maker(self) -> ViewMaker | None:
         """Build what changes pictures, if the rule has views. The attention is the policy's at the time of use."""

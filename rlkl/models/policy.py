@@ -170,17 +170,18 @@ class AdapterOff:
     def __init__(self, policy: Policy) -> None:
         assert policy.adapter is not None
         self._policy = policy
+        self._switched = policy.without_adapter
 
     def hidden(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
-        with self._policy.without_adapter():
+        with self._switched():
             return self._policy.hidden(token_ids_BT, images, packing)
 
     def layers(self, token_ids_BT: Tensor, images: ImageInputs | None = None, packing: Packing | None = None) -> Tensor:
-        with self._policy.without_adapter():
+        with self._switched():
             return self._policy.layers(token_ids_BT, images, packing)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        with self._policy.without_adapter():
+        with self._switched():
             return self._policy.head(hidden_NH)
 
     @property

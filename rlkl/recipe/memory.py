@@ -29,11 +29,11 @@ class MemoryEstimate:
     gradients_gib: float
     """The gradients' part of it."""
     reference_gib: float
-    """Weights of all frozen models of the learner: the reference, and those of ``models``."""
+    """Weights of all frozen models of the learner: the reference, the average, and those of ``models``."""
     engine_gib: float
     """Weights of each engine, without its key-value cache."""
     copy_gib: float
-    """In host memory, with several optimizer steps a batch: weights and moments, to undo a step that fails."""
+    """In host memory, with several optimizer steps a batch: weights, moments, averages, to undo a step that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,9 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen_parameters = sum(_parameters_in(one).all for one in frozen)
+    averages_gib = 4 * gib if recipe.update.keeps_average and recipe.model.lora is None else 0.0
+    if averages_gib:  # in bfloat16: the model, and averages in float32
+        frozen_parameters += counted.all * (3 if recipe.model.dtype == "bfloat16" else 1)
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     return MemoryEstimate(
         parameters=counted.all,
@@ -70,7 +73,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
         gradients_gib=trained * 4 * gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=trained * (4 * gib + moments_gib) if several_steps else 0.0,
+        copy_gib=trained * (4 * gib + moments_gib) + averages_gib if several_steps else 0.0,
     )
 
 

@@ -176,16 +176,16 @@ class Recipe(Section):
     @classmethod
     def _names_are_free(cls, models: dict[str, FrozenModelSection]) -> dict[str, FrozenModelSection]:
         for name in models:
-            if name in ("policy", "reference") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            if name in ("policy", "reference", "average") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(
-                    f"{name!r} cannot name a model: use small letters, digits and _, and not policy or reference (the "
-                    "reference is set by model.reference)"
+                    f"{name!r} cannot name a model: use small letters, digits and _, and not policy, average or "
+                    "reference (which is set by model.reference)"
                 )
         return models
 
     @model_validator(mode="after")
     def _terms_name_models(self) -> Recipe:
-        named = ["reference", *self.models]
+        named = ["reference", "average", *self.models]
         for name in sorted(self.update.frozen_models - self.models.keys()):
             raise ValueError(
                 f"update.rule = {self.update.rule} needs a model named {name!r}, and models has none; add "
@@ -196,6 +196,12 @@ class Recipe(Section):
             if to is not None and to not in named:
                 raise ValueError(
                     f"update.terms[{number}].to = {to!r} names no model of models; {did_you_mean(to, named)}"
+                )
+            decay = getattr(term, "average_decay", None)
+            if to == "average" and decay is not None and decay != self.update.average_decay:
+                raise ValueError(
+                    f"update.terms[{number}].average_decay = {decay:g}, and another term has "
+                    f"{self.update.average_decay:g}: there is one average. Give both the same value"
                 )
         return self
 

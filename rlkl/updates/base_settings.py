@@ -12,6 +12,7 @@ from rlkl.schema import Section
 from rlkl.updates.dro.settings import DroGroups, DroSettings
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.custom import TermEntry
+from rlkl.updates.terms.settings import AVERAGE_DECAY
 
 
 class FilterSettings(Section):
@@ -101,6 +102,17 @@ class RuleSettings(Section):
     def has_term_to_reference(self) -> bool:
         """Whether one of the terms compares the policy with the reference."""
         return any(term.frozen_model == "reference" for term in self.terms)
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether the learner keeps a moving average of the policy: for one of the terms."""
+        return any(term.frozen_model == "average" for term in self.terms)
+
+    @property
+    def average_decay(self) -> float:
+        """The part of itself that the average keeps each optimizer step: that of the terms, which have one value."""
+        found = (getattr(term, "average_decay", None) for term in self.terms if term.frozen_model == "average")
+        return next((decay for decay in found if decay is not None), AVERAGE_DECAY)
 
     @property
     def pull_to_reference(self) -> str | None:

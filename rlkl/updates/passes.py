@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlkl.updates.base_settings import RuleSettings
 from rlkl.updates.grpo.settings import GrpoSettings
@@ -30,8 +30,13 @@ def passes_of(settings: RuleSettings, *, optimizer_steps: int) -> Passes:
     """Count the passes of a rule with these settings, for so many optimizer steps a batch.
 
     With one optimizer step the training pass gives the log-probs at the step's start, unless the reward contains a KL.
-    A custom rule is counted like one that asks for nothing more.
+    A custom rule is counted like one that asks for nothing more. A term that changes pictures adds a pass of each kind.
     """
+    own, views = _own_passes(settings, optimizer_steps), sum(term.term == "consistency" for term in settings.terms)
+    return replace(own, forward=own.forward + views, training=own.training + views)
+
+
+def _own_passes(settings: RuleSettings, optimizer_steps: int) -> Passes:
     in_reward = (isinstance(settings, GrpoSettings) and settings.kl_placement == "reward" and settings.kl_coef > 0) or (
         isinstance(settings, PpoSettings) and settings.kl_coef > 0
     )

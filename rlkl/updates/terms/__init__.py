@@ -17,6 +17,7 @@ TERMS = {
     "kl": "rlkl.updates.terms.kl:Kl",
     "masked_kl": "rlkl.updates.terms.masked_kl:MaskedKl",
     "entropy": "rlkl.updates.terms.entropy:Entropy",
+    "consistency": "rlkl.updates.terms.consistency:Consistency",
     "marginal_kl": "rlkl.updates.terms.marginal_kl:MarginalKl",
 }
 """Term name in the recipe -> module and class. Custom terms: `rlkl.updates.terms.custom`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from rlkl.batch import Batch
 from rlkl.signals import Signal, Signals
 from rlkl.types import Role
 from rlkl.updates.terms.settings import TermSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 
 class Term(ABC):
@@ -34,6 +37,15 @@ class Term(ABC):
     @abstractmethod
     def needs(self) -> frozenset[Signal]:
         """The signals that `loss` reads."""
+
+    @property
+    def own_view(self) -> str | None:
+        """The name of a view of the pictures that `change_picture` makes; None: the term makes none."""
+        return None
+
+    def change_picture(self, picture: Picture, *, seed: int) -> Picture:
+        """Return the picture as the model sees it in `own_view`; draw with ``seed`` alone."""
+        raise NotImplementedError(f"the term {type(self).__name__} names the view {self.own_view}: change the picture")
 
     @abstractmethod
     def loss(self, batch: Batch, signals: Signals) -> Tensor:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from rlkl.batch import Batch, LossOutput
-from rlkl.errors import LearnerError
+from rlkl.errors import LearnerError, RecipeError
+from rlkl.seeds import derive_seed
 from rlkl.signals import Signal, Signals
-from rlkl.updates.base import PolicyUpdate
+from rlkl.updates.base import PictureContext, PolicyUpdate
 from rlkl.updates.terms.base import Term
 from rlkl.updates.wrapped import Wrapped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 
 class WithTerms(Wrapped):
@@ -36,6 +41,25 @@ class WithTerms(Wrapped):
     def _with_top_k(self, signal: Signal) -> Signal:
         """Return one of the rule's own signals with the rule's `kl_top_k`, if it is a KL that names no limit."""
         return replace(signal, top_k=signal.top_k or self.inner.kl_top_k) if signal.is_kl else signal
+
+    @property
+    def views(self) -> frozenset[str]:
+        return self.inner.views.union(*({term.own_view} for term in self.terms.values() if term.own_view))
+
+    def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
+        for term in self.terms.values():
+            if term.own_view == view:
+                return term.change_picture(picture, seed=derive_seed(self.inner.seed, view, *context.key))
+        return self.inner.change_picture(view, picture, context)
+
+    def check_model(self, *, is_multimodal: bool) -> None:
+        self.inner.check_model(is_multimodal=is_multimodal)
+        for name, term in self.terms.items():
+            if term.own_view and not is_multimodal:
+                raise RecipeError(
+                    f"update.terms: the term {name} compares views of a picture, and the model has no vision tower. "
+                    "Leave the term out, or take a vision-language model"
+                )
 
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}

@@ -37,7 +37,7 @@ _TERMS = register(
         importer=Importer(
             key="update.terms[].term",
             noun="term",
-            forms="kl, masked_kl, entropy, marginal_kl, path/to/file.py:Class, or package.module:Class",
+            forms="kl, masked_kl, entropy, marginal_kl, consistency, path/to/file.py:Class, or package.module:Class",
             error=RecipeError,
         ),
         base=_base,

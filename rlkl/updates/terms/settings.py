@@ -20,6 +20,10 @@ SAMPLED = ("k1", "k2", "k3")
 Direction = Literal["policy_to_model", "model_to_policy"]
 
 
+AVERAGE_DECAY = 0.99
+"""Part of itself that the frozen model average keeps each optimizer step, if a term does not say."""
+
+
 class TermSettings(Section):
     """Keys that every term has."""
 
@@ -38,7 +42,7 @@ class TermSettings(Section):
 
     @property
     def frozen_model(self) -> str | None:
-        """The frozen model that the term compares with, ``reference`` or a name of ``models``: its key ``to``."""
+        """The frozen model that the term compares with, its key ``to``: ``reference``, ``average``, or another."""
         return getattr(self, "to", None)
 
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
@@ -47,6 +51,14 @@ class TermSettings(Section):
         A custom term may warn, too: override this and yield from ``super()``. Each sentence gives the value, the effect
         and what to set instead; rlkl puts the term's key ``update.terms[0]`` in front.
         """
+        decay = getattr(self, "average_decay", AVERAGE_DECAY)
+        if self.frozen_model != "average" and decay != AVERAGE_DECAY:
+            yield f"average_decay = {decay:g} has no effect with to = {self.frozen_model}. Leave it out"
+        elif self.frozen_model == "average" and decay == 0:
+            yield (
+                "average_decay = 0: the average is the policy after its last optimizer step, so an exact KL to it is 0 "
+                "and holds nothing back. Take a value near 1"
+            )
         if self.coef == 0:
             yield "coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
         elif self.frozen_model == "reference" and rule.pull_to_reference is not None:
@@ -61,7 +73,10 @@ class KlSettings(TermSettings):
 
     term: Literal["kl"] = Field(default="kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, or a name of models.")
+    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
+    average_decay: float = Field(
+        default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
+    )
     direction: Direction = Field(
         default="policy_to_model", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
@@ -144,7 +159,10 @@ class MaskedKlSettings(TermSettings):
 
     term: Literal["masked_kl"] = Field(default="masked_kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, or a name of models.")
+    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
+    average_decay: float = Field(
+        default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
+    )
     direction: Direction = Field(
         default="model_to_policy", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
@@ -212,7 +230,28 @@ class MarginalKlSettings(TermSettings):
         return [share / sum(prior) for share in prior]
 
 
+class ConsistencySettings(TermSettings):
+    """KL between the answers to a picture and to a noisy copy of it."""
+
+    term: Literal["consistency"] = Field(default="consistency", description="The term.")
+    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
+    noise_std: float = Field(
+        default=0.1, ge=0, description="Standard deviation of the noise; the range from black to white is 1."
+    )
+
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        yield from super().warnings(run, rule)
+        if self.noise_std == 0:
+            yield "noise_std = 0: both pictures are equal, so the term does nothing. Leave it out, or set noise_std"
+        if run.has_pairs or run.samples_ahead or rule.selection(run) is not None:
+            yield (
+                "the term estimates a KL from tokens that the policy sampled, and this run also trains on others "
+                "(stored, picked by their rewards, or of an older policy), so the estimate is biased"
+            )
+
+
 BuiltInTerm = Annotated[
-    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings, Field(discriminator="term")
+    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings,
+    Field(discriminator="term"),
 ]
 """The settings of a built-in term, by its name."""

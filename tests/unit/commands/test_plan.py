@@ -197,6 +197,22 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     assert plan().memory is None
 
 
+def test_the_average_is_in_the_memory(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1024, 1024], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    path, term = f"model.path={tmp_path}", "update.terms=[{term: kl, to: average}]"
+
+    def gibs(*words: str) -> tuple[float, float, float]:
+        memory = plan(path, "learner.track_reference_kl=false", "learner.epochs=2", *words).memory
+        assert memory is not None
+        return memory.reference_gib * 1024, memory.copy_gib * 1024, memory.learner_gib * 1024
+
+    assert gibs() == (0, 12, 16)
+    assert gibs(term) == (4, 16, 16), "one model in float32, and its copy to undo a step"
+    assert gibs(term, "model.dtype=bfloat16") == (2 + 4, 16, 18), "the averages are float32, the model is not"
+    assert gibs(term, "model.lora={rank: 8}") == gibs("model.lora={rank: 8}"), "adapters are counted nowhere here"
+
+
 @pytest.mark.parametrize(
     ("overrides", "start"),
     [
@@ -240,6 +256,14 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
         (["model.path=a/model"], "learner.lr = 0.0005 is large for all weights"),
         (["model.path=x", "model.lora={}", "learner.lr=0.01"], "learner.lr = 0.01 is large for adapters"),
         (["learner.lr=0"], "learner.lr = 0: "),
+        (
+            ["update.terms=[{term: kl, average_decay: 0.9}]"],
+            "update.terms[0]: average_decay = 0.9 has no effect with to = reference",
+        ),
+        (
+            ["update.terms=[{term: kl, to: average, average_decay: 0}]"],
+            "update.terms[0]: average_decay = 0: the average is the policy after",
+        ),
         (["learner.warmup_steps=100"], "learner.warmup_steps = 100 is not shorter than the run (100 optimizer steps)"),
         (["rewards=[]"], "rewards is empty"),
         (["steps=20"], "checkpoint.every = 50 exceeds steps = 20"),

@@ -188,6 +188,17 @@ def test_what_the_rule_needs_is_in_the_memory_and_in_the_time():
     held = 2 * reference.shape.parameters + 2 * 14_770_033_664
     assert part(teacher.today.parts, "frozen models") == held
     assert plain.work.learner < reference.work.learner < teacher.work.learner
+    average = plan(
+        learner={"track_reference_kl": False}, update={"rule": "grpo", "terms": [{"term": "kl", "to": "average"}]}
+    )
+    assert part(average.today.parts, "frozen models") == (2 + 4) * average.shape.parameters, "the model and averages"
+    assert average.work.learner == reference.work.learner
+    adapters = plan(
+        model={"lora": {"rank": 8}},
+        learner={"track_reference_kl": False},
+        update={"rule": "grpo", "terms": [{"term": "kl", "to": "average"}]},
+    )
+    assert part(adapters.today.parts, "frozen models") == 0
     critic = plan(update={"rule": "ppo", "critic": "model"})
     assert part(critic.today.parts, "AdamW moments") == 2 * part(reference.today.parts, "AdamW moments")
     assert critic.work.learner > 1.5 * reference.work.learner

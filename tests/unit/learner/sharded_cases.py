@@ -51,6 +51,7 @@ class Case:
     """Token ids of a tile of the head."""
 
 
+NEAR_AVERAGE = {"term": "kl", "to": "average", "coef": 0.1, "average_decay": 0.5}
 SEES: dict[str, Any] = {"rule": "papo", "perception_coef": 0.1}
 
 CASES: dict[str, Case] = {
@@ -65,6 +66,17 @@ CASES: dict[str, Case] = {
     "lora": Case(
         model={"lora": {"rank": 2}, "gradient_checkpointing": True},
         update={"terms": [{"term": "kl", "coef": 0.1}]},
+        path="untied",
+    ),
+    "average": Case(update={"terms": [NEAR_AVERAGE]}, path="untied"),
+    "average, bfloat16": Case(
+        update={"terms": [NEAR_AVERAGE]},
+        learner={"lr": 1e-4},
+        model={"dtype": "bfloat16"},
+    ),
+    "average adapters": Case(
+        model={"lora": {"rank": 2}, "gradient_checkpointing": True},
+        update={"terms": [NEAR_AVERAGE]},
         path="untied",
     ),
     "experts": Case(update={"kl_coef": 0.1}, path="experts", sizes=(3,)),
@@ -186,7 +198,7 @@ def whole_state(learner: Learner) -> dict[str, Tensor]:
     return {name: whole(tensor.detach()).clone() for name, tensor in state_tensors(learner._optimization).items()}
 
 
-SAVED = {"grpo": 3, "critic": 3, "lora": 2, "eight bits": 3}
+SAVED = {"grpo": 3, "critic": 3, "lora": 2, "eight bits": 3, "average": 2, "average adapters": 2}
 """Cases that are saved, and by how many ranks."""
 
 EXPORTED = {"lora": 2, "bfloat16": 2, "adapters": 2, "seeing adapters": 3}

@@ -110,10 +110,18 @@ def test_recipes_of_the_reviews_world_differ_only_in_their_rule():
     def shared(name: str) -> dict:
         return load_recipe(str(RECIPES / f"{name}.yaml")).model_dump(exclude={"run", "update"})
 
-    assert [name for name in NAMES if name.startswith("reviews")] == sorted([*ONLINE, "reviews_dpo"])
+    assert [name for name in NAMES if name.startswith("reviews")] == sorted([*ONLINE, "reviews_average", "reviews_dpo"])
     assert all(shared(name) == shared(ONLINE[0]) for name in ONLINE)
     rules = {load_recipe(str(RECIPES / f"{name}.yaml")).update.rule for name in ONLINE}
     assert len(rules) == len(ONLINE)
+
+
+def test_the_two_anchors_are_all_that_the_recipe_of_the_average_changes():
+    average, plain = (load_recipe(str(RECIPES / f"reviews_{name}.yaml")) for name in ("average", "grpo"))
+    shared = {"run", "update"}
+    assert average.model_dump(exclude=shared) == plain.model_dump(exclude=shared)
+    assert average.update.rule == "grpo"
+    assert [(term.term, term.frozen_model) for term in average.update.terms] == [("kl", "reference"), ("kl", "average")]
 
 
 def test_stored_preferences_bring_as_many_sequences_as_are_sampled():

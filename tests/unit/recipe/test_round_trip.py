@@ -95,6 +95,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "update.terms[].top_k": {"update": {"terms": [{"term": "kl"}]}},
     "update.terms[].token_ids": {"update": {"terms": [{"term": "masked_kl", "token_ids": [1]}]}},
     "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},
+    "update.terms[].noise_std": {"update": {"terms": [{"term": "consistency"}]}},
     "update.terms[].coef": {"update": {"terms": [{"term": "entropy"}]}},
 }
 """Settings without which some keys mean nothing, by one key that needs them."""
@@ -103,7 +104,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 def values_for(key: Key) -> tuple[Any, ...]:
     """Values of the kinds that ``key`` takes, some of them out of its bounds."""
     if key.name == "update.terms[].to":
-        return ("reference",)
+        return ("reference", "average")
     if key.name == "update.teacher":
         return ("teacher",)
     if key.name == "update.terms[].prior":

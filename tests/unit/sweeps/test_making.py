@@ -21,6 +21,7 @@ from rlkl.sweeps.recipes import write_recipes
 from rlkl.sweeps.state import RunState
 
 PLANNED = [
+    "average",
     "distill",
     "hacking",
     "kl_weight",

@@ -28,6 +28,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "free nats of a sequence": {"term": "kl", "free_nats_per_sequence": 4.0},
     "masked": {"term": "masked_kl", "token_ids": [3, 5, 8]},
     "entropy": {"term": "entropy"},
+    "consistency": {"term": "consistency"},
     "marginal": {"term": "marginal_kl", "token_ids": [3, 5, 8], "prior": [0.5, 0.25, 0.25]},
 }
 LENGTHS = (3, 1, 4, 2, 5)

@@ -248,12 +248,14 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         ({"term": "kl", "estimator": "cauchy_schwarz", "top_k": 3}, "reads the whole vocabulary"),
         ({"term": "kl", "estimator": "cauchy_schwarz", "direction": "model_to_policy"}, "symmetric"),
         ({"term": "masked_kl"}, "token_ids is empty"),
+        ({"term": "kl", "to": "averge"}, r"terms\[0\]\.to = 'averge' names no model of models; did you mean 'average'"),
+        ({"term": "consistency", "noise_std": -0.1}, r"terms\[0\]\.noise_std = -0\.1: expected a number >= 0"),
         (
             {"term": "kll"},
             r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
-            r"or FILE\.py:Class or package\.module:Class for a term of your own\. Did you mean kl\?$",
+            r"consistency, or FILE\.py:Class or package\.module:Class for a term of your own\. Did you mean kl\?$",
         ),
-        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl, or FILE"),
+        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl"),
         ({"term": "marginal_kl", "token_ids": [5]}, "two answers or more"),
         ({"term": "marginal_kl", "token_ids": [5, 5]}, "each once"),
         ({"term": "marginal_kl", "token_ids": [5, 6], "prior": [1.0]}, "one share above 0 for each of the 2"),
