@@ -37,6 +37,17 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True, slots=True)
+class VocabularyMask:
+    """The token ids of the vocabulary that a KL counts (`rlkl.functional.vocabulary_mask`)."""
+
+    token_ids: tuple[int, ...]
+    keep: Literal["others", "named"] = "others"
+    """Count all other ids, or ``token_ids`` only."""
+    renormalise: bool = True
+    """Divide both distributions by their sum over the counted ids, so that the result is a KL."""
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """A per-token quantity. ``model`` is ``policy``, ``reference``, or a name in the recipe's ``models``."""
 
@@ -50,6 +61,8 @@ class Signal:
     or the rule's `kl_top_k`."""
     tokens: tuple[int, ...] = ()
     """For answers: their token ids."""
+    vocabulary: VocabularyMask | None = None
+    """For KLs: the token ids that count; None: all."""
 
     POLICY_LOGPROBS: ClassVar[Signal]
     """log pi(token), current weights, with gradient."""
@@ -96,7 +109,9 @@ class Signal:
         if self in _NAMES:
             return _NAMES[self]
         parts = [self.quantity, f"model={self.model}", f"view={self.view}", f"moment={self.moment}"]
-        return f"Signal({', '.join(parts + [f'tokens={self.tokens}'] * bool(self.tokens))})"
+        parts += [f"tokens={self.tokens}"] * bool(self.tokens)
+        parts += [f"vocabulary={self.vocabulary}"] * (self.vocabulary is not None)
+        return f"Signal({', '.join(parts)})"
 
 
 Signal.POLICY_LOGPROBS = Signal("logprobs")
