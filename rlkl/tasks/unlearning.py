@@ -39,7 +39,7 @@ from rlkl.tasks.shapes_scenes import (
 FORGOTTEN = "triangle"
 """The word of the shape to forget."""
 UNKNOWN = "?"
-"""What is learned in its place."""
+"""The word that is learned in its place."""
 AIMS = ("unseen", "description", "fact", "other")
 FORGETTING = ("unseen", "description")
 TRAINED, HELD_OUT = 32, 48
