@@ -49,6 +49,17 @@ class Divergence(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class VocabularyMask:
+    """The token ids of the vocabulary that a KL counts (`rlkl.functional.vocabulary_mask`)."""
+
+    token_ids: tuple[int, ...]
+    keep: Literal["others", "named"] = "others"
+    """Count all other ids, or ``token_ids`` only."""
+    renormalise: bool = True
+    """Divide both distributions by their sum over the counted ids, so that the result is a KL."""
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """A per-token quantity. ``model``: ``policy``, ``reference``, ``average``, or a name in the recipe's ``models``."""
 
@@ -64,6 +75,8 @@ class Signal:
     """For answers: their token ids."""
     by: Divergence | None = None
     """For a divergence: the object of `rlkl.functional.divergences` that computes it."""
+    vocabulary: VocabularyMask | None = None
+    """For KLs: the token ids that count; None: all."""
 
     POLICY_LOGPROBS: ClassVar[Signal]
     """log pi(token), current weights, with gradient."""
@@ -111,6 +124,7 @@ class Signal:
             return _NAMES[self]
         parts = [self.quantity, f"model={self.model}", f"view={self.view}", f"moment={self.moment}"]
         parts += [f"tokens={self.tokens}"] * bool(self.tokens) + [f"by={self.by}"] * (self.by is not None)
+        parts += [f"vocabulary={self.vocabulary}"] * (self.vocabulary is not None)
         return f"Signal({', '.join(parts)})"
 
 

@@ -93,9 +93,9 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
 
 
 def _kl_limits(recipe: Recipe) -> Iterator[tuple[Any, str]]:
-    """Yield the settings, and their keys, that limit a KL to the likeliest tokens."""
+    """Yield the settings, and their keys, that limit a KL to some ids of the vocabulary."""
     yield recipe.update, "kl_top_k"
-    yield from ((term, "top_k") for term in recipe.update.terms)
+    yield from ((term, key) for term in recipe.update.terms for key in ("top_k", "vocabulary_ids"))
 
 
 def most_tokens(recipe: Recipe) -> int:
@@ -117,7 +117,8 @@ def _samples(recipe: Recipe) -> int:
 
 def _kept(recipe: Recipe) -> int:
     """Return the sequences of a group that are trained on, at most."""
-    kept = 2 if recipe.update.learns_from_pairs else most_kept(recipe.update.filter, _samples(recipe))
+    both = recipe.update.learns_from_pairs and not recipe.update.is_best_of_n
+    kept = 2 if both else most_kept(recipe.update.filter, _samples(recipe))
     return min(kept, _samples(recipe))
 
 

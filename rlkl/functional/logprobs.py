@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import TypeIs
 
-from rlkl.functional import kl
+from rlkl.functional import kl, vocabulary_mask
 from rlkl.functional.linear_scores import TILE_IDS, LinearHead, TokenScores, linear_scores
+from rlkl.signals import VocabularyMask
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[C, H]`` to logits ``[C, V]`` (a language-model head)."""
@@ -84,6 +85,13 @@ class WantedScores:
     top_k: int | None = None
     """KLs over the reference's ``top_k`` likeliest tokens and one bucket for all others; None: the whole vocabulary,
     which ``cauchy_schwarz`` always takes."""
+    vocabulary: VocabularyMask | None = None
+    """KLs over some token ids only; None: all."""
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether all of it can be computed tile by tile, without whole logits."""
+        return self.top_k is None and self.vocabulary is None and not self.cauchy_schwarz
 
 
 def chunked_scores_against_reference(
@@ -101,7 +109,7 @@ def chunked_scores_against_reference(
     reference. A chunk holds the logits of two models, so it has half as many tokens. Peak memory then stays near that
     of log-probabilities alone (``benchmarks/exact_kl_memory.py``).
     """
-    if _is_tiled(heads[0]) and _is_tiled(heads[1]) and wanted.top_k is None and not wanted.cauchy_schwarz:
+    if _is_tiled(heads[0]) and _is_tiled(heads[1]) and wanted.can_tile:
         reference = (hidden[1].detach(), heads[1])
         return linear_scores(
             (hidden[0], heads[0]),
@@ -138,12 +146,17 @@ def _score_chunk_against_reference(
     zeros_C = torch.zeros_like(logprobs_C)
     entropy_C = -(policy_CV.exp() * policy_CV).sum(dim=-1) if wanted.entropy else zeros_C
     divergence_C = kl.cauchy_schwarz(policy_CV, reference_CV) if wanted.cauchy_schwarz else zeros_C
+    if wanted.vocabulary is not None:
+        policy_CV, reference_CV = (
+            vocabulary_mask.counted(x_CV, wanted.vocabulary) for x_CV in (policy_CV, reference_CV)
+        )
     if wanted.top_k is not None:
         policy_CV, reference_CV = kl.top_k_and_tail(policy_CV, reference_CV, wanted.top_k)
+    divergence = vocabulary_mask.divergence(wanted.vocabulary)
     return TokenScores(
         logprobs_C,
         entropy_C,
-        kl.exact_kl(reference_CV, policy_CV) if wanted.kl_reference_to_policy else zeros_C,
-        kl.exact_kl(policy_CV, reference_CV) if wanted.kl_policy_to_reference else zeros_C,
+        divergence(reference_CV, policy_CV) if wanted.kl_reference_to_policy else zeros_C,
+        divergence(policy_CV, reference_CV) if wanted.kl_policy_to_reference else zeros_C,
         divergence_C,
     )

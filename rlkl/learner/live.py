@@ -17,7 +17,7 @@ from rlkl.functional.logprobs import (
     chunked_scores_against_reference,
 )
 from rlkl.learner.signals import CUSTOM, Models, SignalSettings, heads_output, hidden_states, spread, view_logprobs
-from rlkl.signals import CLEAN, Signal, Signals
+from rlkl.signals import CLEAN, Signal, Signals, VocabularyMask
 from rlkl.updates.base import PolicyUpdate
 
 
@@ -99,17 +99,19 @@ def _divergences(
     return found
 
 
-Comparison = tuple[str, int | None, list[Signal]]
+Support = tuple[int | None, VocabularyMask | None]
+"""The tokens to compare on: the frozen model's likeliest, and the ids that count; None: all."""
+Comparison = tuple[str, Support, list[Signal]]
 """A frozen model, the tokens to compare on, and the divergences between it and the policy: one pass over two models'
 logits."""
 
 
 def _comparisons(needs: Collection[Signal], top_k: int | None) -> list[Comparison]:
-    groups: dict[tuple[str, int | None], list[Signal]] = {}
+    groups: dict[tuple[str, Support], list[Signal]] = {}
     for signal in sorted((one for one in needs if one.is_comparison), key=lambda one: (one.model, one.quantity)):
         limit = (signal.top_k or top_k) if signal.is_kl else None
-        groups.setdefault((signal.model, limit), []).append(signal)
-    return [(name, tokens, signals) for (name, tokens), signals in groups.items()]
+        groups.setdefault((signal.model, (limit, signal.vocabulary)), []).append(signal)
+    return [(name, support, signals) for (name, support), signals in groups.items()]
 
 
 def _from_logits(
@@ -157,7 +159,7 @@ def _compared(
     entropy: bool,
 ) -> TokenScores:
     """Compare the policy, given as hidden states and targets of its response tokens, with a frozen model."""
-    (hidden_NH, targets_N), (name, top_k, signals) = policy, comparison
+    (hidden_NH, targets_N), (name, (top_k, vocabulary), signals) = policy, comparison
     with torch.no_grad():
         frozen_BTH = hidden_states(models.frozen[name], batch)
     quantities = {signal.quantity for signal in signals}
@@ -171,6 +173,7 @@ def _compared(
             kl_policy_to_reference="kl_from_policy" in quantities,
             cauchy_schwarz="cauchy_schwarz" in quantities,
             top_k=top_k,
+            vocabulary=vocabulary,
         ),
         temperature=settings.temperature,
         chunk_tokens=settings.chunk_tokens,

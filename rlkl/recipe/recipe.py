@@ -71,7 +71,8 @@ class Recipe(Section):
         if self.data.has_pairs and not self.update.learns_from_pairs:
             raise ValueError(
                 f"update.rule = {self.update.rule} learns from completions that the policy sampled; for the pairs of "
-                "data.chosen_column and data.rejected_column take update.rule = sparsepo"
+                "data.chosen_column and data.rejected_column take update.rule = sparsepo, or superhf to "
+                "learn the chosen answers alone"
             )
         if self.data.has_pairs and self.rollout.workers > 0:
             raise ValueError(

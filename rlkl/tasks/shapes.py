@@ -11,6 +11,8 @@ look. So it can look, and guesses about as often.
   ``vision_dependent``; as a reward: 1 for the answer, else 0.
 - ``task:shapes/vision`` as a reward: the same on vision-dependent rows, and none on others. ``task:shapes/guess``: 1 on
   these rows for what the wording suggests.
+- ``task:shapes/unlearn`` and ``task:shapes/unlearn/test`` as data, and the rewards ``task:shapes/efficacy``,
+  ``generality``, ``specificity`` and ``fluency``: forgetting triangles (`rlkl.tasks.unlearning`).
 
 Answers are one word and an end: ``rollout.max_new_tokens: 4``.
 """
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
+from rlkl.tasks import unlearning
 from rlkl.tasks.base import Task
 from rlkl.tasks.characters import EOS, EOS_ID, MAX_POSITIONS, PAD_ID, word_tokenizer
 from rlkl.tasks.shapes_scenes import CELL, DESCRIBE, KINDS, SIDE, WORDS, Scene, ask, describe, draw_scene, png, render
@@ -83,10 +86,14 @@ class Shapes(Task):
         return float(completion == usual) if vision_dependent else None
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
-        return {"test": self.test_rows}
+        return {
+            "test": self.test_rows,
+            "unlearn": lambda: unlearning.trained_rows(self.seed, IMAGE),
+            "unlearn/test": lambda: unlearning.evaluation_rows(self.seed, IMAGE),
+        }
 
     def further_rewards(self) -> Mapping[str, Callable[..., float | None]]:
-        return {"vision": self.vision, "guess": self.guess}
+        return {"vision": self.vision, "guess": self.guess, **unlearning.REWARDS}
 
     def _rows(self, part: str, count: int, usual_fraction: float) -> list[dict[str, Any]]:
         rng = random.Random(derive_seed(self.seed, f"shapes/{part}"))

@@ -43,6 +43,11 @@ RULES: dict[str, dict[str, object]] = {
     "distill_reward": {"rule": "distill", "placement": "reward", "reward_coef": 0.2},
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},
+    "superhf_masked_kl": {
+        "rule": "superhf",
+        "kl_coef": 0.0,
+        "terms": [{"term": "masked_kl", "coef": 0.8, "token_ids": [3, 4], "vocabulary_ids": [5, 6], "top_k": 6}],
+    },
     "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
     "listwise": {"rule": "listwise", "beta": 0.5},
     "listwise_mean": {"rule": "listwise", "over_tokens": "mean", "tau": 0.5, "tau_unit": "reward"},

@@ -14,6 +14,7 @@ from rlkl.updates.run_facts import RunFacts
 class SuperHfSettings(RuleSettings):
     """SuperHF: cross-entropy on the best completions plus KL(reference || policy) (`rlkl.updates.superhf`)."""
 
+    learns_from_pairs: ClassVar[bool] = True
     is_best_of_n: ClassVar[bool] = True
 
     rule: Literal["superhf"] = Field(default="superhf", description="The update rule.")
@@ -38,9 +39,11 @@ class SuperHfSettings(RuleSettings):
         return frozenset({"cross_entropy", "kl"} if self.kl_coef > 0 else {"cross_entropy"})
 
     def warnings(self, run: RunFacts) -> Iterator[str]:
-        samples = run.samples_per_prompt
+        samples = 2 if run.has_pairs else run.samples_per_prompt
         kept = most_kept(self.filter, samples)
-        if kept == samples and (self.filter is None or self.filter.keep != "threshold"):
+        if run.has_pairs:
+            yield from self._warnings_about_pairs(run, kept)
+        elif kept == samples and (self.filter is None or self.filter.keep != "threshold"):
             yield (
                 f"update.filter keeps every completion of a prompt ({samples}): rewards then decide nothing, and the "
                 "policy only imitates itself. Raise rollout.samples_per_prompt (16 in the paper), or keep fewer"
@@ -53,3 +56,18 @@ class SuperHfSettings(RuleSettings):
                 "step; raise learner.minibatches"
             )
         yield from warnings_about_no_reference(run, self, self.kl_coef)
+
+    def _warnings_about_pairs(self, run: RunFacts, kept: int) -> Iterator[str]:
+        threshold = self.filter.value if self.filter is not None and self.filter.keep == "threshold" else None
+        if (kept == 2 and threshold is None) or (threshold is not None and threshold <= 0):
+            yield (
+                "update.filter keeps the rejected answers too (their reward is 0), so the policy learns them like the "
+                "chosen ones. Set update.filter: {keep: top_k, value: 1}"
+            )
+        if threshold is not None and threshold > 1:
+            yield (
+                f"update.filter.value = {threshold:g} keeps no answer: a chosen one has reward 1. Set update.filter: "
+                "{keep: top_k, value: 1}"
+            )
+        if run.has_rewards:
+            yield "rewards are named, but nothing is sampled with data.chosen_column, so none of them is called"

@@ -1,4 +1,4 @@
-"""The exact KL to a frozen model at some tokens only (the token mask of SIU, arXiv 2405.12523)."""
+"""The exact KL to a frozen model at some tokens, over some ids of the vocabulary (SIU, arXiv 2405.12523)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlkl.batch import Batch
 from rlkl.functional.reduce import masked
-from rlkl.signals import Signal, Signals
+from rlkl.signals import Signal, Signals, VocabularyMask
 from rlkl.updates.terms.base import Term
 from rlkl.updates.terms.kl import token_mean
 from rlkl.updates.terms.settings import MaskedKlSettings
@@ -23,9 +23,15 @@ class MaskedKl(Term):
 
     @property
     def signal(self) -> Signal:
-        """The exact KL, before the mask."""
+        """The exact KL over the ids that count, before the mask of tokens."""
         quantity = "kl_from_policy" if self.settings.direction == "policy_to_model" else "kl_to_policy"
-        return Signal(quantity, self.settings.to, top_k=self.settings.top_k)
+        return Signal(quantity, self.settings.to, top_k=self.settings.top_k, vocabulary=self.vocabulary)
+
+    @property
+    def vocabulary(self) -> VocabularyMask | None:
+        """The mask of the vocabulary; None: all ids count."""
+        ids = tuple(sorted(set(self.settings.vocabulary_ids)))
+        return VocabularyMask(ids, self.settings.vocabulary_keep, self.settings.renormalise) if ids else None
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from rlkl.schema import Section
 from rlkl.updates.run_facts import RunFacts
+from rlkl.updates.terms.masks import check_masks, warnings_about_masks
 
 if TYPE_CHECKING:
     from rlkl.updates.base_settings import RuleSettings
@@ -155,7 +156,7 @@ class KlSettings(TermSettings):
 
 
 class MaskedKlSettings(TermSettings):
-    """Exact KL to a frozen model at some of the response's tokens only."""
+    """Exact KL to a frozen model at some of the response's tokens, over some ids of the vocabulary."""
 
     term: Literal["masked_kl"] = Field(default="masked_kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
@@ -173,16 +174,26 @@ class MaskedKlSettings(TermSettings):
     keep: Literal["others", "named"] = Field(
         default="others", description="Count the KL at all other tokens, or at the named ones only."
     )
+    vocabulary_ids: list[int] = Field(default_factory=list, description="Token ids of the mask over the vocabulary.")
+    vocabulary_keep: Literal["others", "named"] = Field(
+        default="others", description="Count all other ids of the vocabulary, or the named ones only."
+    )
+    renormalise: bool = Field(
+        default=True, description="Divide by the sum over the counted ids, so that it is a KL; false: as the paper."
+    )
 
     @model_validator(mode="after")
-    def _mask_names_tokens(self) -> MaskedKlSettings:
-        if not self.token_ids:
-            raise ValueError("token_ids is empty: name the token ids of the mask, or take term: kl for all tokens")
+    def _masks_name_tokens(self) -> MaskedKlSettings:
+        check_masks(self)
         return self
 
     @property
     def default_name(self) -> str:
         return f"masked_kl_{self.to}"
+
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        yield from super().warnings(run, rule)
+        yield from warnings_about_masks(self)
 
 
 class EntropySettings(TermSettings):

@@ -345,6 +345,20 @@ def test_warnings_on_pairs(overrides: list[str], start: str) -> None:
     assert warning.startswith(start)
 
 
+BEST_OF_PAIRS = (*PAIRS[:-1], "update={rule: superhf}")
+
+
+def test_superhf_learns_the_chosen_answers_of_stored_pairs() -> None:
+    assert plan(*BEST_OF_PAIRS).warnings == ()
+    for given in ("filter=null", "filter={value: 2}", "filter={keep: threshold, value: 0}"):
+        (warning,) = plan(*BEST_OF_PAIRS, f"update.{given}").warnings
+        assert warning.startswith("update.filter keeps the rejected answers too")
+    (warning,) = plan(*BEST_OF_PAIRS, "update.filter={keep: threshold, value: 1.5}").warnings
+    assert warning.startswith("update.filter.value = 1.5 keeps no answer")
+    (warning,) = plan(*BEST_OF_PAIRS, "rewards=[{function: task:arithmetic}]").warnings
+    assert warning.startswith("rewards are named, but nothing is sampled")
+
+
 def test_one_sample_makes_no_pair() -> None:
     (warning,) = plan("update={rule: sparsepo}", "rollout.samples_per_prompt=1").warnings
     assert warning.startswith("rollout.samples_per_prompt = 1: a pair is")

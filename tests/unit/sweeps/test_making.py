@@ -32,6 +32,7 @@ PLANNED = [
     "preferences",
     "rules",
     "sparsepo",
+    "unlearn",
 ]
 
 

@@ -137,6 +137,19 @@ def test_a_filter_that_keeps_all_is_no_selection(update: dict[str, Any]):
     assert warnings({**update, "terms": [{"term": "kl", "to": "teacher", "estimator": "k3"}]}) == []
 
 
+@pytest.mark.parametrize(
+    ("keys", "warned"),
+    [
+        ({"vocabulary_ids": [3]}, None),
+        ({"vocabulary_ids": [3], "renormalise": False}, "renormalise = false: the sum over some ids of the vocabulary"),
+        ({"token_ids": [3], "renormalise": False}, "renormalise = false does nothing without vocabulary_ids"),
+    ],
+)
+def test_a_raw_sum_over_the_vocabulary_is_a_warning(keys: dict[str, Any], warned: str | None):
+    found = warnings({"rule": "grpo", "terms": [{"term": "masked_kl", "to": "teacher", **keys}]})
+    assert [warning.startswith(f"update.terms[0]: {warned}") for warning in found] == [True] * (warned is not None)
+
+
 def test_a_custom_term_can_warn(tmp_path: Path):
     file = tmp_path / "warning.py"
     text = (RECIPES / "term_example.py").read_text()

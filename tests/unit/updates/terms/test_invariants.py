@@ -27,6 +27,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "free nats": {"term": "kl", "free_nats": 1.2},
     "free nats of a sequence": {"term": "kl", "free_nats_per_sequence": 4.0},
     "masked": {"term": "masked_kl", "token_ids": [3, 5, 8]},
+    "masked twice": {"term": "masked_kl", "token_ids": [3, 5, 8], "vocabulary_ids": [4, 6], "renormalise": False},
     "entropy": {"term": "entropy"},
     "consistency": {"term": "consistency"},
     "marginal": {"term": "marginal_kl", "token_ids": [3, 5, 8], "prior": [0.5, 0.25, 0.25]},

@@ -247,9 +247,14 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         ({"term": "kl", "free_nats": 0.1, "free_nats_per_sequence": 2.0}, "two allowances for one KL"),
         ({"term": "kl", "estimator": "cauchy_schwarz", "top_k": 3}, "reads the whole vocabulary"),
         ({"term": "kl", "estimator": "cauchy_schwarz", "direction": "model_to_policy"}, "symmetric"),
-        ({"term": "masked_kl"}, "token_ids is empty"),
         ({"term": "kl", "to": "averge"}, r"terms\[0\]\.to = 'averge' names no model of models; did you mean 'average'"),
         ({"term": "consistency", "noise_std": -0.1}, r"terms\[0\]\.noise_std = -0\.1: expected a number >= 0"),
+        ({"term": "masked_kl"}, "token_ids is empty, and vocabulary_ids too"),
+        ({"term": "masked_kl", "vocabulary_ids": [3], "keep": "named"}, "keep = named with an empty token_ids"),
+        ({"term": "masked_kl", "vocabulary_ids": [3, -1]}, r"vocabulary_ids = \[3, -1\]: a token id is 0 or more"),
+        ({"term": "masked_kl", "token_ids": [3], "vocabulary_keep": "named"}, "with an empty vocabulary_ids"),
+        ({"term": "masked_kl", "vocabulary_ids": [3, 3], "vocabulary_keep": "named"}, "the KL is always 0"),
+        ({"term": "masked_kl", "vocabulary_ids": [3], "renormalise": False, "top_k": 4}, "top_k = 4 with renormalise"),
         (
             {"term": "kll"},
             r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
