@@ -127,6 +127,7 @@ def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
         "kl_from_policy": signal.model != POLICY and signal.is_live and signal.view == CLEAN,
         "answers": signal.model == POLICY and signal.is_live and signal.view == CLEAN and len(signal.tokens) > 0,
         "cauchy_schwarz": signal.model != POLICY and signal.is_live and signal.view == CLEAN,
+        "hidden": signal.model == POLICY and signal.is_live and signal.view == CLEAN,
     }
     if signal.quantity in CUSTOM:
         return None

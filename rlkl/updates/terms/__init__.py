@@ -18,6 +18,7 @@ TERMS = {
     "masked_kl": "rlkl.updates.terms.masked_kl:MaskedKl",
     "entropy": "rlkl.updates.terms.entropy:Entropy",
     "marginal_kl": "rlkl.updates.terms.marginal_kl:MarginalKl",
+    "replay": "rlkl.updates.terms.replay.term:Replay",
 }
 """Term name in the recipe -> module and class. Custom terms: `rlkl.updates.terms.custom`."""
 

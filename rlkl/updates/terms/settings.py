@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -210,9 +210,3 @@ class MarginalKlSettings(TermSettings):
         """The prior, divided by its sum."""
         prior = self.prior or [1.0] * len(self.token_ids)
         return [share / sum(prior) for share in prior]
-
-
-BuiltInTerm = Annotated[
-    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings, Field(discriminator="term")
-]
-"""The settings of a built-in term, by its name."""
