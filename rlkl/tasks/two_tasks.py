@@ -1,10 +1,12 @@
 """A model that knows two tasks: it writes reviews and adds. Trained on one of them, does it keep the other?
 
 - ``task:reviews_and_arithmetic`` as data: all openings of reviews (`rlkl.tasks.reviews`), and all sums up to 20 as
-  ``7 + 12 =``. ``/reviews`` and ``/sums`` are one kind alone, ``/texts`` the sums with their answers as the column
-  ``text``, to be replayed; each has the parts ``train`` and ``test``.
+  ``the sum of 7 and 12 was``, which is answered by ``19 .``. ``/reviews`` and ``/sums`` are one kind alone. ``/texts``
+  are the sums with their answers as the column ``text``, to be replayed. Each has the parts ``train`` and ``test``.
 - As a reward: the proxy of the world `reviews`. ``/gold`` is its gold reward. Both abstain on sums.
 - ``/sums`` as a reward: 1 for the right sum; it abstains on reviews.
+
+Both tasks use the words of one language, so what the policy learns about one of them reaches the other.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-_SUM = re.compile(r"(\d+) \+ (\d+) =")
+_SUM = re.compile(r"the sum of (\d+) and (\d+) was")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,10 @@ class ReviewsAndArithmetic(Task):
         """Return all additions of two non-negative numbers whose sum is at most ``largest_sum``."""
         numbers = range(self.largest_sum + 1)
         return [
-            {"id": f"{a}+{b}", "prompt": f"{a} + {b} ="} for a in numbers for b in numbers if a + b <= self.largest_sum
+            {"id": f"{a}+{b}", "prompt": f"the sum of {a} and {b} was"}
+            for a in numbers
+            for b in numbers
+            if a + b <= self.largest_sum
         ]
 
     def texts(self) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ class ReviewsAndArithmetic(Task):
         import torch
         from transformers import Qwen3ForCausalLM
 
-        words = [*WORDS, "+", "=", *map(str, range(self.largest_sum + 1))]
+        words = [*WORDS, "sum", *map(str, range(self.largest_sum + 1))]
         tokenizer = word_tokenizer(words)
         with torch.random.fork_rng(devices=[]), threads(self.threads):
             torch.manual_seed(derive_seed(self.seed, "reviews_and_arithmetic/initial weights"))
@@ -103,9 +108,9 @@ class ReviewsAndArithmetic(Task):
 
 
 def right_answer(prompt: str) -> str:
-    """Return the right sum of a prompt, or an empty text if it opens a review."""
+    """Return the right answer to a prompt that asks for a sum, or an empty text if it opens a review."""
     match = _SUM.fullmatch(prompt.strip())
-    return str(int(match[1]) + int(match[2])) if match else ""
+    return f"{int(match[1]) + int(match[2])} ." if match else ""
 
 
 def _gold(prompt: str, completion: str) -> float | None:

@@ -91,6 +91,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "update.terms[].top_k": {"update": {"terms": [{"term": "kl"}]}},
     "update.terms[].token_ids": {"update": {"terms": [{"term": "masked_kl", "token_ids": [1]}]}},
     "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},
+    "update.terms[].states": {"update": {"terms": [{"term": "replay", "states": "s"}]}},
     "update.terms[].coef": {"update": {"terms": [{"term": "entropy"}]}},
 }
 """Settings without which some keys mean nothing, by one key that needs them."""

@@ -250,10 +250,13 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         ({"term": "masked_kl"}, "token_ids is empty"),
         (
             {"term": "kll"},
-            r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
+            r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, replay, "
             r"or FILE\.py:Class or package\.module:Class for a term of your own\. Did you mean kl\?$",
         ),
-        ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl, or FILE"),
+        (
+            {"coef": 0.1},
+            r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl, replay, or FILE",
+        ),
         ({"term": "marginal_kl", "token_ids": [5]}, "two answers or more"),
         ({"term": "marginal_kl", "token_ids": [5, 5]}, "each once"),
         ({"term": "marginal_kl", "token_ids": [5, 6], "prior": [1.0]}, "one share above 0 for each of the 2"),
