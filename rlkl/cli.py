@@ -116,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         trainer.add_argument("overrides", nargs="*", metavar="section.key=value")
         trainer.set_defaults(command=name.replace("-", "_"))
 
+    _add_replay_states(commands)
+
     _add_inspect(commands)
 
     _add_doctor(commands)
@@ -148,6 +150,22 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--allow-changed-rewards", action="store_true", help="with --resume: go on although a reward has changed"
     )
     train.set_defaults(command="train")
+
+
+def _add_replay_states(commands: argparse._SubParsersAction[_Parser]) -> None:
+    states = commands.add_parser("replay-states", help="write general samples and their hidden states, to be replayed")
+    states.add_argument("model", metavar="MODEL", help="the model before training: a folder or name, or task:NAME")
+    states.add_argument("data", metavar="DATA", help="rows with a text: a file, a data set, or task:NAME/PART")
+    states.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    states.add_argument("--column", default="text", metavar="NAME", help="the column of the texts; default: text")
+    states.add_argument("--split", default="train", metavar="NAME", help="of a data set; default: train")
+    states.add_argument("--samples", type=int, default=1000, metavar="N", help="most samples; default: 1000")
+    states.add_argument("--tokens", type=int, default=563, metavar="N", help="longest sample; default: 563")
+    states.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="as the run's model.dtype")
+    states.add_argument("--device", default="auto", metavar="DEVICE", help="as learner.device; default: auto")
+    states.add_argument("--micro-batch-tokens", type=int, default=8192, metavar="N", help="tokens of a pass")
+    states.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice of samples; default: 0")
+    states.set_defaults(command="replay_states")
 
 
 def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:

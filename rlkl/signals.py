@@ -21,12 +21,22 @@ from torch import Tensor
 from rlkl.errors import MissingSignalError
 
 Quantity = Literal[
-    "logprobs", "entropy", "kl_to_policy", "kl_from_policy", "cauchy_schwarz", "divergence", "answers", "heads"
+    "logprobs",
+    "entropy",
+    "kl_to_policy",
+    "kl_from_policy",
+    "cauchy_schwarz",
+    "divergence",
+    "answers",
+    "heads",
+    "hidden",
 ]
 """logprobs: of the sampled tokens. entropy: of the next-token distribution. kl_to_policy: KL(model || policy) of the
 next-token distributions. kl_from_policy: KL(policy || model). cauchy_schwarz: the divergence of both, over the whole
 vocabulary. divergence: another one of both, computed by ``by``. answers: log-probs ``[B, T, K]`` of the K ``tokens``
-among each other, at places of one of them. heads: the output ``[B, T, K]`` of the rule's heads."""
+among each other, at places of one of them. heads: the output ``[B, T, K]`` of the rule's heads. hidden: the last hidden
+states ``[B, T, H]`` after the final norm, at the token itself, in the policy's precision; they mean nothing at
+padding."""
 
 CLEAN = "clean"
 """The view of the prompt's own pictures."""

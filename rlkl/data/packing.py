@@ -121,15 +121,22 @@ def _images(examples: Sequence[Example], pictures: PictureProcessor | None) -> I
 def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -> list[Tensor]:
     """Return the row numbers of each optimizer step: whole groups, in an order drawn anew each epoch.
 
+    The groups of each role are divided evenly, so that every step gets its share of replayed ones.
+
     One minibatch keeps the batch's own order, so that its micro-batches are cut as the frozen pass cut them and an
     on-policy ratio is exactly 1.
     """
     if count == 1:
         return [torch.arange(batch.size)]
-    groups = batch.group_B.unique()
     generator = torch.Generator().manual_seed(derive_seed(seed, "minibatches", step, epoch))
-    shuffled = groups[torch.randperm(len(groups), generator=generator)]
-    return [torch.isin(batch.group_B, part).nonzero()[:, 0] for part in shuffled.tensor_split(min(count, len(groups)))]
+    count = min(count, len(batch.group_B[batch.role_B == batch.role_B.min()].unique()))
+    parts = [torch.zeros(batch.size, dtype=torch.bool) for _ in range(count)]
+    for role in batch.role_B.unique():
+        groups = batch.group_B[batch.role_B == role].unique()
+        shuffled = groups[torch.randperm(len(groups), generator=generator)]
+        for part_B, chosen in zip(parts, shuffled.tensor_split(count), strict=True):
+            part_B |= (batch.role_B == role) & torch.isin(batch.group_B, chosen)
+    return [part_B.nonzero()[:, 0] for part_B in parts]
 
 
 def micro_batches(batch: Batch, max_tokens: int, *, packed: bool = False) -> list[Tensor]:

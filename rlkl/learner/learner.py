@@ -176,7 +176,7 @@ class Learner:
             return {}
         masks_BT = self._last.sampled_BT
         return {
-            name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=True)]
+            name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=False)]
             for name, x_BT in self._last.token_columns().items()
         }
 

@@ -50,6 +50,8 @@ def live_signals(
             values[signal] = view_logprobs(signal.view, models.policy, batch, settings)
         if signal.quantity == "answers":
             values[signal] = _answers(models, batch, settings, hidden_BTH, signal.tokens)
+        if signal.quantity == "hidden":
+            values[signal] = hidden_BTH
         if signal.quantity in CUSTOM:
             values[signal] = CUSTOM[signal.quantity](models, batch, settings)
     if models.heads is not None:

@@ -13,6 +13,7 @@ from rlkl.batch import Batch
 from rlkl.data.packing import pack
 from rlkl.data.vision import PictureProcessor
 from rlkl.learner.ranks import Ranks
+from rlkl.learner.replaying import replay_metrics
 from rlkl.learner.signals import (
     Models,
     SignalSettings,
@@ -71,6 +72,8 @@ class Prepared:
     update: PolicyUpdate
     metrics: dict[str, float]
     """The metrics known so far."""
+    given: int
+    """Number of the first rows that the learner was given; sequences that the rule replays come after them."""
     pictures: dict[str, Pictures] = field(default_factory=dict)
     """The pictures that the rule changed, by view."""
 
@@ -87,14 +90,16 @@ class Prepared:
     def token_columns(self) -> dict[str, Tensor]:
         """Return numbers ``[B, T]`` for the sample files: those of every rule, then the rule's own. Call after `step`.
 
-        Log-probs and entropy are those of the start of the step. Without a reference there is no column of it.
+        B counts the examples that the learner was given. Log-probs and entropy are those of the start of the step.
+        Without a reference there is no column of it.
         """
         signals = self.batch.signals
         values = [self.batch.advantages_BT, self.start.logprobs_BT, self.start.entropy_BT]
         if Signal.REFERENCE_LOGPROBS in signals:
             values.append(signals[Signal.REFERENCE_LOGPROBS])
         own = self.update.token_columns(replace(self.batch, response_BT=self.sampled_BT))
-        return {**dict(zip(SHARED_TOKEN_COLUMNS, values, strict=False)), **own}
+        columns = {**dict(zip(SHARED_TOKEN_COLUMNS, values, strict=False)), **own}
+        return {name: x_BT[: self.given] for name, x_BT in columns.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +128,8 @@ class Preparer:
 
     def prepare(self, examples: Sequence[Example], left_out: Sequence[Example], *, step: int, first: bool) -> Prepared:
         """Return the credited batch; ``first``: no optimizer step has been made, so dead heads are re-initialised."""
+        given = len(examples)
+        examples = [*examples, *self.update.replayed(step, 1 + max(example.group for example in examples))]
         batch = self.pack(examples, progress=step / self.recipe.steps)
         pending = self.skips_proximal_pass
         start, heads_BTK = (StartSignals.zeros(batch), None) if pending else self._start_and_heads(batch)
@@ -140,6 +147,9 @@ class Preparer:
             metrics |= state.compute(start.logprobs_BT, start.entropy_BT)
             metrics |= self.update.start_metrics(credited.only("main"))
         metrics |= self.update.batch_metrics(credited.only("main"))
+        if self.update.reads_replay:
+            found = replay_metrics(self.models, credited, self.settings, self.update, device=self.device)
+            metrics |= self.update.begin_replay(found)
         return Prepared(
             batch=credited,
             sampled_BT=batch.response_BT,
@@ -149,6 +159,7 @@ class Preparer:
             update=self.update,
             metrics=metrics,
             pictures=pictures,
+            given=given,
         )
 
     def _start(self, batch: Batch) -> StartSignals:

@@ -128,6 +128,7 @@ def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
         "answers": signal.model == POLICY and signal.is_live and signal.view == CLEAN and len(signal.tokens) > 0,
         "cauchy_schwarz": signal.model != POLICY and signal.is_live and signal.view == CLEAN,
         "divergence": signal.model != POLICY and signal.is_live and signal.view == CLEAN and signal.by is not None,
+        "hidden": signal.model == POLICY and signal.is_live and signal.view == CLEAN,
     }
     if signal.quantity in CUSTOM:
         return None

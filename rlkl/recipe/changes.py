@@ -13,6 +13,7 @@ from rlkl.errors import RecipeError
 from rlkl.recipe import EvalSection, Recipe, RewardSection
 from rlkl.recipe.io import as_override
 from rlkl.system.importing import file_of, is_file
+from rlkl.updates.terms.settings import TermSettings
 
 MAY_CHANGE = (
     "run",
@@ -149,12 +150,18 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             update={
                 "rule": _absolute_reference(recipe.update.rule),
                 "terms": [
-                    term.model_copy(update={"term": _absolute_reference(term.term)}) for term in recipe.update.terms
+                    term.model_copy(update={"term": _absolute_reference(term.term), **_absolute_states(term)})
+                    for term in recipe.update.terms
                 ],
             }
         ),
     }
     return recipe.model_copy(update=changed)
+
+
+def _absolute_states(term: TermSettings) -> dict[str, str]:
+    states = getattr(term, "states", None)
+    return {"states": absolute_if_local(states)} if isinstance(states, str) else {}
 
 
 def _absolute_rewards(rewards: Sequence[RewardSection]) -> list[RewardSection]:

@@ -27,7 +27,7 @@ from rlkl.schema import Section
 from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.custom import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
-from rlkl.updates.terms.checks import check_names
+from rlkl.updates.terms.checks import check_names, check_one_replay
 
 
 def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
@@ -209,6 +209,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _names_of_terms_are_free(self) -> Recipe:
         check_names(self.update)
+        check_one_replay(self.update)
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.reviews import Reviews
 from rlkl.tasks.shapes import Shapes
+from rlkl.tasks.two_tasks import ReviewsAndArithmetic
 
 __all__ = ["TASKS", "Task", "base_model", "get_task", "model_task", "task_name", "task_reward", "task_rows"]
 
@@ -29,6 +30,7 @@ TASKS: dict[str, Task] = {
     "arithmetic": Arithmetic(),
     "reviews": Reviews(),
     "shapes": Shapes(),
+    "reviews_and_arithmetic": ReviewsAndArithmetic(),
 }
 
 

@@ -42,9 +42,15 @@ def cached_base_model(name: str, task: Task) -> Path:
 
 
 def _fingerprint(task: Task) -> str:
-    """Hash the task's settings, the files of its module (``reviews*.py``) and the shared files that it uses."""
-    module = Path(inspect.getfile(type(task)))
-    files = [*sorted(module.parent.glob(f"{module.stem}*.py")), Path(characters.__file__), Path(teaching.__file__)]
+    """Hash the task's settings, the files of its module (``reviews*.py``) and the shared files that it uses.
+
+    A task that is made of others has them as fields; the files of their modules count, too.
+    """
+    values = [getattr(task, name) for name in getattr(task, "__dataclass_fields__", ())]
+    parts = [task, *(value for value in values if Task in type(value).__mro__)]
+    modules = [Path(inspect.getfile(type(part))) for part in parts]
+    own = [file for module in modules for file in sorted(module.parent.glob(f"{module.stem}*.py"))]
+    files = [*own, Path(characters.__file__), Path(teaching.__file__)]
     if task.further_models():
         files.append(Path(sizes.__file__))
     texts = [file.read_text(encoding="utf-8") for file in files]

@@ -18,6 +18,7 @@ from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import ActorDiedError, DeadlineError, InputError, MissingSignalError
 from rlkl.learner.device import check_device
 from rlkl.learner.learner import LearnerSpec
+from rlkl.learner.replay_states import check_states
 from rlkl.learner.signals import check_supplied
 from rlkl.models.adapter import adapter_names
 from rlkl.models.resolve import resolve_models
@@ -142,6 +143,7 @@ def _prepare(
         check_rewards(saved.state, reward_set.fingerprints, allow_changed=allow_changed_rewards)
     models = resolve_models(recipe)
     tokenizer = load_tokenizer(models.policy.path, models.policy.vocabulary)
+    check_states(recipe, models.policy, tokenizer)
     _check_sizes(models, recipe)
     pictures = load_picture_processor(models.policy, recipe.data.pixels)
     source = _load_data(recipe, tokenizer, pictures, update)

@@ -41,7 +41,9 @@ def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -
         return rule
     from rlkl.updates.terms.composed import WithTerms
 
-    return WithTerms(rule, build_terms(settings.terms))
+    composed = WithTerms(rule, build_terms(settings.terms))
+    composed.seed = seed
+    return composed
 
 
 def _build_rule(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:

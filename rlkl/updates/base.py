@@ -106,9 +106,9 @@ class PolicyUpdate(ABC):
     One instance lives in the driver and one in the learner; they share nothing but the settings.
 
     - In the driver: `check_model` once; per step `select` on the scored groups; `alarms` on the records.
-    - In the learner: `build_heads` once; per step `change_picture` for each picture and view, `credit` on the packed
-      batch (frozen signals are in ``batch.signals``), `batch_metrics` and `token_columns` on the credited batch, `loss`
-      on each micro-batch, and `observe`. `state` and `load_state` at checkpoints.
+    - In the learner: `build_heads` once; per step `replayed`, `change_picture` for each picture and view, `credit` on
+      the packed batch (frozen signals are in ``batch.signals``), `batch_metrics` and `token_columns` on the credited
+      batch, `loss` on each micro-batch, and `observe`. `state` and `load_state` at checkpoints.
 
     So `select` and `alarms` must depend on nothing but the settings and their arguments. A rule holds its settings, and
     in the learner a few numbers that `state` returns: no weights, no device.
@@ -173,6 +173,26 @@ class PolicyUpdate(ABC):
             for number, group in enumerate(groups)
             for rollout in group.rollouts
         ]
+
+    def replayed(self, step: int, first_group: int) -> list[Example]:
+        """Return sequences of the role ``replay`` to add to the step; their groups count from ``first_group``.
+
+        Called in the learner once a step; the same on every rank and after a resume.
+        """
+        return []
+
+    @property
+    def reads_replay(self) -> bool:
+        """Whether `begin_replay` reads the metrics of the replayed sequences at the start of a step."""
+        return False
+
+    def replay_metrics(self, batch: Batch, signals: Signals) -> Mapping[str, Tensor]:
+        """Return sums over the replayed sequences of a micro-batch, for `begin_replay`. No gradient."""
+        return {}
+
+    def begin_replay(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Take the sums of `replay_metrics` over the step, once before its first `loss`; return metrics to log."""
+        return {}
 
     def credit(self, batch: Batch) -> Batch:
         """Fill advantages (or returns) from rewards and frozen signals, over the whole batch. No gradient."""

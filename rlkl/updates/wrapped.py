@@ -53,6 +53,19 @@ class Wrapped(PolicyUpdate):
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
         return self.inner.select(groups)
 
+    def replayed(self, step: int, first_group: int) -> list[Example]:
+        return self.inner.replayed(step, first_group)
+
+    @property
+    def reads_replay(self) -> bool:
+        return self.inner.reads_replay
+
+    def replay_metrics(self, batch: Batch, signals: Signals) -> Mapping[str, Tensor]:
+        return self.inner.replay_metrics(batch, signals)
+
+    def begin_replay(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return self.inner.begin_replay(metrics)
+
     def credit(self, batch: Batch) -> Batch:
         return self.inner.credit(batch)
 

@@ -19,6 +19,8 @@ import torch
 import transformers
 
 from rlkl.learner.learner import Learner, LearnerSpec
+from rlkl.learner.replay_states import compute_states
+from rlkl.models.language_model import LanguageModel
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import Draw, build_requests, with_text
 from rlkl.rollout.engine import EngineSettings
@@ -28,6 +30,7 @@ from rlkl.tasks.teaching import threads
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.filters import filter_groups
+from rlkl.updates.terms.replay.states import StatesHeader, write_states
 from tests.golden.seeing import SeeingEngine
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 
@@ -55,6 +58,10 @@ RULES: dict[str, dict[str, object]] = {
     "grpo_consistency": {"rule": "grpo", "terms": [{"term": "consistency", "noise_std": 0.3, "coef": 1.0}]},
     "papo": {"rule": "papo", "perception_coef": 0.1, "entropy_coef": 0.02, "anneal_to": 0.05},
     "papo_recompute": {"rule": "papo", "perception_coef": 0.2, "corrupted_entropy_coef": 0.02, "recompute": True},
+    "replay": {
+        "rule": "grpo",
+        "terms": [{"term": "replay", "states": "made here", "sequences": 4, "coef": 0.1, "cross_entropy_coef": 0.1}],
+    },
 }
 """Name of the recorded file -> the recipe's ``update`` section."""
 
@@ -80,10 +87,26 @@ def trajectory(name: str) -> list[dict[str, float]]:
         path = Path(folder) / "model"
         model_path = str(tiny_qwen2_5_vl(path, seed=0) if is_multimodal else tiny_qwen3(path, tied=False, seed=0))
         recipe = _recipe(model_path, RULES[name])
+        recipe = _with_states(recipe, Path(folder))
         frozen = {name: str(tiny_qwen3(Path(folder) / name, tied=False, seed=1)) for name in recipe.models}
         learner = Learner(LearnerSpec(recipe=recipe, model_path=model_path, frozen_paths=frozen))
         engine = (SeeingEngine if is_multimodal else HfEngine)(_engine_settings(recipe))
         return [_step(recipe, learner, engine, step) for step in range(STEPS)]
+
+
+def _with_states(recipe: Recipe, folder: Path) -> Recipe:
+    """Write the states that the recipe's terms replay, of twelve sums, and name their folder."""
+    if not any(term.term == "replay" for term in recipe.update.terms):
+        return recipe
+    model = LanguageModel(recipe.model.path, dtype=torch.float32, device=torch.device("cpu"), packed=True)
+    samples = [character_tokenizer().encode(f"{a}+{a + 1}={2 * a + 1}") for a in range(12)]
+    states = compute_states(model, samples, micro_batch_tokens=64)
+    header = StatesHeader(
+        model="", model_fingerprint="", tokenizer_fingerprint="", dtype="", hidden_size=0, data="", samples=0, tokens=0
+    )
+    write_states(folder / "states", states, header)
+    terms = [term.model_copy(update={"states": str(folder / "states")}) for term in recipe.update.terms]
+    return recipe.model_copy(update={"update": recipe.update.model_copy(update={"terms": terms})})
 
 
 def _engine_settings(recipe: Recipe) -> EngineSettings:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlkl.batch import Batch
 from rlkl.signals import Signal, Signals
-from rlkl.types import Role
+from rlkl.types import Example, Role
 from rlkl.updates.terms.settings import TermSettings
 
 if TYPE_CHECKING:
@@ -32,6 +32,26 @@ class Term(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    def replayed(self, *, seed: int, step: int, first_group: int) -> list[Example]:
+        """Return sequences of the role ``replay`` to add to a step; their groups count from ``first_group``.
+
+        Called in the learner once a step. The result may depend on nothing but the arguments, so that all ranks, and a
+        resumed run, get the same.
+        """
+        return []
+
+    @property
+    def reads_replay(self) -> bool:
+        """Whether `begin_replay` reads the metrics of the replayed sequences at the start of a step."""
+        return False
+
+    def begin_replay(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Take `metrics` of all replayed sequences with the weights at the start of the step; return what to log.
+
+        Called before the step's first `loss` if `reads_replay`. It costs a forward pass over these sequences.
+        """
+        return {}
 
     @property
     @abstractmethod

@@ -42,6 +42,16 @@ def check_names(rule: RuleSettings) -> None:
             )
 
 
+def check_one_replay(rule: RuleSettings) -> None:
+    """Raise `RecipeError` if several terms replay samples: each would train on those of the others, too."""
+    numbers = [number for number, term in enumerate(rule.terms) if term.term == "replay"]
+    if len(numbers) > 1:
+        raise RecipeError(
+            f"update.terms[{numbers[0]}] and update.terms[{numbers[1]}] are both replay, and a step has the samples "
+            "of one. Keep one; its cross_entropy_coef adds the cross-entropy"
+        )
+
+
 def warnings_about_terms(rule: RuleSettings, run: RunFacts) -> Iterator[str]:
     """Warn about each term of a rule, and about terms that are listed twice; see `TermSettings.warnings`."""
     for number, term in enumerate(rule.terms):

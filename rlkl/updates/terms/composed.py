@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.errors import LearnerError, RecipeError
 from rlkl.seeds import derive_seed
 from rlkl.signals import Signal, Signals
+from rlkl.types import Example
 from rlkl.updates.base import PictureContext, PolicyUpdate
 from rlkl.updates.terms.base import Term
 from rlkl.updates.wrapped import Wrapped
@@ -61,6 +63,33 @@ class WithTerms(Wrapped):
                     "Leave the term out, or take a vision-language model"
                 )
 
+    def replayed(self, step: int, first_group: int) -> list[Example]:
+        found = self.inner.replayed(step, first_group)
+        for term in self.terms.values():
+            found += term.replayed(seed=self.seed, step=step, first_group=first_group + len(found))
+        return found
+
+    @property
+    def reads_replay(self) -> bool:
+        return self.inner.reads_replay or any(term.reads_replay for term in self.terms.values())
+
+    def replay_metrics(self, batch: Batch, signals: Signals) -> dict[str, Tensor]:
+        own = {
+            f"term/{name}_{key}": value
+            for name, term in self.terms.items()
+            if term.reads_replay
+            for key, value in term.metrics(batch.only(term.role), signals).items()
+        }
+        return {**self.inner.replay_metrics(batch, signals), **own}
+
+    def begin_replay(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        found = self.inner.begin_replay(metrics)
+        for name, term in self.terms.items():
+            if term.reads_replay:
+                own = term.begin_replay(_own(metrics, f"term/{name}_"))
+                found |= {f"term/{name}_{key}": value for key, value in own.items()}
+        return found
+
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}
 
@@ -68,9 +97,7 @@ class WithTerms(Wrapped):
         self.inner.observe(metrics)
         if "term/sequences" in metrics:  # a step that trained on something
             for name, term in self.terms.items():
-                prefix = f"term/{name}_"
-                own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-                term.observe({**own, "sequences": metrics["term/sequences"]})
+                term.observe({**_own(metrics, f"term/{name}_"), "sequences": metrics["term/sequences"]})
 
     def state(self) -> dict[str, float]:
         own = {f"term/{name}/{key}": v for name, term in self.terms.items() for key, v in term.state().items()}
@@ -106,3 +133,8 @@ class WithTerms(Wrapped):
             terms={**output.terms, **{name: value.detach() for name, value in losses.items()}},
             metrics={**output.metrics, **metrics},
         )
+
+
+def _own(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Return the metrics whose names start with ``prefix``, without it."""
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}

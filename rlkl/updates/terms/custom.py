@@ -10,7 +10,8 @@ from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator
 from rlkl.errors import RecipeError
 from rlkl.system.importing import Importer
 from rlkl.updates.custom_classes import CustomKind, WrongSettings, is_custom, register
-from rlkl.updates.terms.settings import BuiltInTerm, TermSettings
+from rlkl.updates.terms.built_in import BuiltInTerm
+from rlkl.updates.terms.settings import TermSettings
 
 if TYPE_CHECKING:
     from rlkl.updates.terms.base import Term
@@ -37,7 +38,10 @@ _TERMS = register(
         importer=Importer(
             key="update.terms[].term",
             noun="term",
-            forms="kl, masked_kl, entropy, marginal_kl, consistency, path/to/file.py:Class, or package.module:Class",
+            forms=(
+                "kl, masked_kl, entropy, marginal_kl, consistency, replay, path/to/file.py:Class, or "
+                "package.module:Class"
+            ),
             error=RecipeError,
         ),
         base=_base,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -259,10 +259,3 @@ class ConsistencySettings(TermSettings):
                 "the term estimates a KL from tokens that the policy sampled, and this run also trains on others "
                 "(stored, picked by their rewards, or of an older policy), so the estimate is biased"
             )
-
-
-BuiltInTerm = Annotated[
-    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings,
-    Field(discriminator="term"),
-]
-"""The settings of a built-in term, by its name."""

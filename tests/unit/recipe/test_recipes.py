@@ -110,7 +110,9 @@ def test_recipes_of_the_reviews_world_differ_only_in_their_rule():
     def shared(name: str) -> dict:
         return load_recipe(str(RECIPES / f"{name}.yaml")).model_dump(exclude={"run", "update"})
 
-    assert [name for name in NAMES if name.startswith("reviews")] == sorted([*ONLINE, "reviews_average", "reviews_dpo"])
+    assert [name for name in NAMES if name.startswith("reviews")] == sorted(
+        [*ONLINE, "reviews_average", "reviews_dpo", "reviews_replay"]
+    )
     assert all(shared(name) == shared(ONLINE[0]) for name in ONLINE)
     rules = {load_recipe(str(RECIPES / f"{name}.yaml")).update.rule for name in ONLINE}
     assert len(rules) == len(ONLINE)

@@ -30,6 +30,7 @@ PLANNED = [
     "papo_hacking",
     "papo_time",
     "preferences",
+    "replay",
     "rules",
     "sparsepo",
     "unlearn",

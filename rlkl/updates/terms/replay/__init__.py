@@ -1,0 +1,1 @@
+"""The term ``replay``: general samples against forgetting (docs/replay.md)."""
