@@ -59,7 +59,7 @@ class Selector:
 
     def draw(self, position: int, count: int) -> list[Draw]:
         """Return the prompts of the draws from ``position`` on."""
-        prompts = self.source.take(position, count)
+        prompts = self.source.draw(position, count)
         return [Draw(prompt=prompt, position=position + n) for n, prompt in enumerate(prompts)]
 
     def _examples(self, groups: Sequence[RolloutGroup]) -> list[Example]:
@@ -78,6 +78,7 @@ class Selector:
         selected = sum(example.role == "main" for example in examples)
         metrics["update/selected_fraction"] = selected / max(selectable, 1)
         metrics["data/epoch"] = position / len(self.source)
+        metrics |= self.source.observe(groups)
         if self.recipe.rollout.workers:
             metrics |= staleness_metrics(examples, step=step)
         return Selection(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rlkl.tracking.metrics.curriculum import CURRICULUM_METRICS
 from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
@@ -343,6 +344,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     ),
     *dict.fromkeys(definition for rule in RULE_METRICS.values() for definition in rule),
     *DRO,
+    *CURRICULUM_METRICS,
     *WATCH_METRICS,
     *EVAL_METRICS,
 )
