@@ -63,16 +63,26 @@ class PromptSource:
     def draw(self, position: int, count: int) -> list[Prompt]:
         """Return the prompts that the run trains on, by the number of their draw: those of `take`.
 
-        A source that learns decides a draw when it is first asked for, and returns the same prompt from then on.
+        A source that learns decides a draw when it is asked for the first time, and keeps the prompt.
         """
         return self.take(position, count)
 
-    def observe(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Learn from all groups of a finished batch; return metrics. Batches come in the order of their draws."""
+    def ready(self, position: int) -> bool:
+        """Return whether the draw with this number can be decided. Those before it have been drawn."""
+        return True
+
+    def observe(self, groups: Sequence[RolloutGroup]) -> None:
+        """Learn from scored groups, in any order. A group that is observed again changes nothing."""
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """Return metrics of a step's groups, before the step is in a checkpoint."""
         return {}
 
     def state(self, position: int) -> Mapping[str, Any]:
-        """Return what a resumed run needs to draw from ``position`` on, for JSON; empty if that is nothing."""
+        """Return what a resumed run needs to draw from ``position`` on, for JSON; empty if that is nothing.
+
+        The groups of a checkpoint (`rlkl.training.pending`) are observed again after a resume.
+        """
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rlkl.data.answers import AnswerEncoder
 from rlkl.data.chat import check_template_kwargs
 from rlkl.data.curriculum.buckets import check_buckets
-from rlkl.data.curriculum.source import build_source
 from rlkl.data.prompt_source import PromptSource
 from rlkl.data.report import BadPrompt, BadRow, DataReport, Problem
 from rlkl.data.rows import Encoder, RowChecker, RowReader
@@ -51,8 +50,7 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
 
     Raises:
         DataError: the source cannot be read, lacks the prompt column, holds too many bad rows or no good one; the
-            prompts are chat messages and the tokenizer has no chat template; there are pictures for a text model; or
-            the rows make no buckets for ``section.sampler``.
+            prompts are chat messages and the tokenizer has no chat template; or there are pictures for a text model.
     """
     rows = read_rows(section)
     answers = encoder.answers or _answer_columns(section)
@@ -74,7 +72,7 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
         _check_token_counts(prompts, encoder.pictures)
     log = logger.info if report.kept == report.total else logger.warning
     log("data.source = %s: %s", section.source, report)
-    return build_source(section, prompts, report, seed=seed)
+    return PromptSource(prompts, report, shuffle=section.shuffle, seed=seed)
 
 
 def choose(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:

@@ -10,7 +10,7 @@ from rlkl.schema import Section
 
 Sampler = Literal["uniform", "pass_rate", "bandit"]
 
-_OF_BUCKETS = ("bucket_column", "bins", "loss", "discount")
+_OF_BUCKETS = ("bucket_column", "loss", "discount")
 
 
 class CurriculumSection(Section):
@@ -23,10 +23,7 @@ class CurriculumSection(Section):
         default=1.0, description="A completion passes with at least this reward, before normalisation."
     )
     bucket_column: str | None = Field(
-        default=None, description="bandit: column whose values are the buckets, or a number to cut into bins."
-    )
-    bins: int | None = Field(
-        default=None, ge=2, le=32, description="bandit: cut the column's numbers into so many buckets of equal size."
+        default=None, description="bandit: column whose values are the buckets; many numbers are cut into eight."
     )
     loss: Literal["kl", "square"] = Field(
         default="kl", description="bandit: inverse-gap weighting for the KL loss (FastCB) or square loss (SquareCB)."
@@ -43,8 +40,7 @@ def check_curriculum(sampler: Sampler, curriculum: CurriculumSection | None) -> 
     column = None if curriculum is None else curriculum.bucket_column
     if sampler == "bandit" and column is None:
         raise ValueError(
-            "sampler = bandit draws buckets of prompts, and none are named; set curriculum: {bucket_column: COLUMN}, "
-            "with bins: 4 to cut a column of numbers into four"
+            "sampler = bandit draws buckets of prompts, and none are named; set curriculum: {bucket_column: COLUMN}"
         )
     if sampler == "pass_rate" and curriculum is not None:
         usual = CurriculumSection()

@@ -108,12 +108,6 @@ class Recipe(Section):
                 f"rollout.schedule = {self.rollout.schedule}, but with data.chosen_column nothing is sampled; "
                 "leave it out"
             )
-        if self.rollout.schedule == "stream" and self.data.sampler != "uniform":
-            raise ValueError(
-                f"data.sampler = {self.data.sampler} draws by the rewards of earlier batches, and with "
-                "rollout.schedule = stream it depends on the clock which are known; set rollout.schedule: "
-                "one_step_off, or data.sampler: uniform"
-            )
         normalized = [reward.normalize for reward in self.rewards]
         if self.rollout.schedule == "stream" and "batch" in [self.scoring.normalize, *normalized]:
             key = "scoring.normalize" if self.scoring.normalize == "batch" else "rewards[].normalize"

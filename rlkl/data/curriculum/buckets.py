@@ -1,7 +1,8 @@
-"""Buckets of prompts: the values of a column, or equal parts of its range of values."""
+"""Buckets of prompts: the values of a column, or equal parts of its numbers."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -11,6 +12,9 @@ from rlkl.types import Prompt
 
 MOST_BUCKETS = 32
 """The bandit tries all of them again and again, so that many buckets leave few draws for the good ones."""
+
+PARTS = 8
+"""Numbers of more values than this are cut into so many buckets."""
 
 
 def check_buckets(section: DataSection, prompts: Sequence[Prompt]) -> None:
@@ -22,29 +26,33 @@ def check_buckets(section: DataSection, prompts: Sequence[Prompt]) -> None:
 def buckets_of(section: DataSection, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the numbers of the prompts of each bucket, in the order of the buckets' values.
 
-    With ``bins``, values are numbers, and each bin has about as many prompts as the others; equal values share a bin.
+    Each value is a bucket. Numbers of more than `PARTS` values are cut into `PARTS` buckets; each of them has about as
+    many prompts as the others, and equal numbers share one.
     """
-    curriculum = section.curriculum
-    assert curriculum is not None, "the recipe asks for buckets"
-    assert curriculum.bucket_column is not None, "the recipe asks for buckets"
-    column, bins = curriculum.bucket_column, curriculum.bins
+    assert section.curriculum is not None, "the recipe asks for buckets"
+    assert section.curriculum.bucket_column is not None, "the recipe asks for buckets"
+    column = section.curriculum.bucket_column
     values = [_value(prompt, column) for prompt in prompts]
+    numbers = [_number(value) for value in values]
+    keys: Sequence[float | str] = values
+    if None not in numbers:
+        known = [number for number in numbers if number is not None]
+        keys = known if len(set(known)) <= PARTS else _parts(known)
     members: dict[float | str, list[int]] = {}
-    if bins is None:
-        for number, value in enumerate(values):
-            members.setdefault(value, []).append(number)
-    else:
-        numbers = [_number(value, prompt, column) for value, prompt in zip(values, prompts, strict=True)]
-        ordered = sorted(numbers)
-        for number, value in enumerate(numbers):
-            members.setdefault(bisect_left(ordered, value) * bins // len(ordered), []).append(number)
+    for prompt, key in enumerate(keys):
+        members.setdefault(key, []).append(prompt)
     if not 2 <= len(members) <= MOST_BUCKETS:
-        ways = "take fewer values, or cut numbers into equal parts with data.curriculum.bins" if bins is None else ""
         raise DataError(
             f"data.curriculum.bucket_column = '{column}' makes {len(members)} bucket(s) of the {len(prompts)} prompts; "
-            f"expected 2 to {MOST_BUCKETS}: {ways or 'its numbers are too much alike; take another column'}"
+            f"expected 2 to {MOST_BUCKETS}: take another column, or one of numbers, which is cut into {PARTS}"
         )
-    return [members[value] for value in sorted(members, key=lambda value: (isinstance(value, str), value))]
+    return [members[key] for key in sorted(members, key=lambda key: (isinstance(key, str), key))]
+
+
+def _parts(numbers: Sequence[float]) -> list[float]:
+    """Return the part of each number, from 0."""
+    ordered = sorted(numbers)
+    return [float(bisect_left(ordered, number) * PARTS // len(ordered)) for number in numbers]
 
 
 def _value(prompt: Prompt, column: str) -> str:
@@ -57,14 +65,9 @@ def _value(prompt: Prompt, column: str) -> str:
     return str(value)
 
 
-def _number(value: str, prompt: Prompt, column: str) -> float:
+def _number(value: str) -> float | None:
     try:
         number = float(value)
     except ValueError:
-        number = float("nan")
-    if number != number:
-        raise DataError(
-            f"data.curriculum.bins needs numbers, and the column '{column}' of prompt '{prompt.id}' holds '{value}'; "
-            "leave bins out to take each value as a bucket"
-        )
-    return number
+        return None
+    return number if math.isfinite(number) else None

@@ -36,6 +36,7 @@ class Knowledge(ABC):
     def __init__(self, floor: float) -> None:
         self._floor = floor
         self._cumulative: list[float] | None = None
+        self._largest = 0.0
 
     @abstractmethod
     def preferences(self) -> list[float]:
@@ -47,7 +48,7 @@ class Knowledge(ABC):
 
     @abstractmethod
     def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Change the estimates by the outcomes of a batch."""
+        """Change the estimates by the outcomes of a block."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class Knowledge(ABC):
         return with_floor(self.preferences(), self._floor)
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Learn from a batch, in the order of its draws. A batch without outcomes changes nothing."""
+        """Learn from a block of draws, in their order. A block without outcomes changes nothing."""
         if outcomes:
             self.add(outcomes)
             self._cumulative = None
@@ -74,11 +75,22 @@ class Knowledge(ABC):
 
     def choose(self, seed: int) -> int:
         """Draw a prompt; return its number."""
-        if self._cumulative is None:
-            self._cumulative = list(accumulate(self.probabilities()))
-        chance = random.Random(seed)
-        (arm,) = chance.choices(range(len(self._cumulative)), cum_weights=self._cumulative)
+        chance, cumulative = random.Random(seed), self._tabulated()
+        (arm,) = chance.choices(range(len(cumulative)), cum_weights=cumulative)
         return self.prompt_of(arm, chance)
+
+    @property
+    def largest_probability(self) -> float:
+        """The probability of the arm that is drawn most often."""
+        self._tabulated()
+        return self._largest
+
+    def _tabulated(self) -> list[float]:
+        """Return cumulative probabilities; they are kept until something is learned."""
+        if self._cumulative is None:
+            probabilities = self.probabilities()
+            self._cumulative, self._largest = list(accumulate(probabilities)), max(probabilities)
+        return self._cumulative
 
 
 class PassRates(Knowledge):

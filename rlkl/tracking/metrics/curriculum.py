@@ -15,17 +15,11 @@ CURRICULUM_METRICS: tuple[MetricDefinition, ...] = (
         bad="Near 0 or 1: the draws do not find prompts in the middle; look at data.curriculum.passes_at.",
     ),
     MetricDefinition(
-        key="data/middle_fraction",
-        unit="fraction",
-        formula="With data.sampler pass_rate or bandit: share of the step's groups that pass neither always nor never.",
-        bad="Not above that of a run with data.sampler: uniform: the curriculum does nothing.",
-    ),
-    MetricDefinition(
         key="data/top_probability",
         unit="fraction",
         formula=(
-            "With data.sampler pass_rate or bandit: the largest probability of a prompt, or of a bucket, in the draws "
-            "of the next step."
+            "With data.sampler pass_rate or bandit: the largest probability of a prompt, or of a bucket, in the last "
+            "draw of the step."
         ),
         bad="For prompts, above 1 / rollout.prompts_per_step: a step repeats one; raise data.curriculum.floor.",
     ),

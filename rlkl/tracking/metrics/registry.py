@@ -140,6 +140,12 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Above 0.2: raise rollout.max_new_tokens, or the reward judges unfinished answers.",
     ),
     MetricDefinition(
+        key="rollout/equal_fraction",
+        unit="fraction",
+        formula="Share of the step's prompts whose rewards are all equal, before any normalisation.",
+        bad="Near 1: most prompts have advantages of 0, and nothing is learned from them.",
+    ),
+    MetricDefinition(
         key="rollout/empty_fraction",
         unit="fraction",
         formula="Share of completions whose text is empty once special tokens are removed.",

@@ -28,14 +28,25 @@ def test_each_value_is_a_bucket():
     assert buckets_of(section(), prompts("hard", "easy", "hard", 3)) == [[3], [1], [0, 2]]
 
 
-def test_bins_hold_about_as_many_prompts_each():
-    assert buckets_of(section(bins=2), prompts(9, "1", 5.5, 3)) == [[1, 3], [0, 2]]
-    sizes = [len(bucket) for bucket in buckets_of(section(bins=3), prompts(*range(10)))]
-    assert sizes == [4, 3, 3]
+def test_few_numbers_are_buckets_in_their_order():
+    assert buckets_of(section(), prompts(10, "9", 5.5, 9)) == [[2], [1, 3], [0]]
 
 
-def test_equal_values_share_a_bin():
-    assert buckets_of(section(bins=3), prompts(1, 1, 1, 1, 2, 3)) == [[0, 1, 2, 3], [4, 5]]
+def test_many_numbers_are_cut_into_eight_buckets_of_about_equal_size():
+    assert buckets_of(section(), prompts(*range(9, 0, -1))) == [[7, 8], [6], [5], [4], [3], [2], [1], [0]]
+    sizes = [len(bucket) for bucket in buckets_of(section(), prompts(*range(20)))]
+    assert sizes == [3, 2, 3, 2, 3, 2, 3, 2]
+
+
+def test_equal_numbers_share_a_bucket():
+    levels = [1] * 12 + list(range(2, 10))
+    found = buckets_of(section(), prompts(*levels))
+    assert found[0] == list(range(12))
+    assert [levels[n] for bucket in found for n in bucket] == sorted(levels)
+
+
+def test_one_text_makes_every_value_a_bucket():
+    assert len(buckets_of(section(), prompts(*range(20), "many"))) == 21
 
 
 @pytest.mark.parametrize(
@@ -43,10 +54,9 @@ def test_equal_values_share_a_bin():
     [
         ({}, ["a", None], "the row of prompt 'p1' has no value"),
         ({}, ["a", "a"], "makes 1 bucket"),
-        ({}, list(range(33)), r"makes 33 bucket\(s\) of the 33 prompts; .* data.curriculum.bins"),
-        ({"bins": 2}, [1, 1, 1], "its numbers are too much alike"),
-        ({"bins": 2}, [1, "many"], "'level' of prompt 'p1' holds 'many'"),
-        ({"bins": 2}, [1, "nan"], "holds 'nan'"),
+        ({}, [1, 1.0, "1"], "makes 1 bucket"),
+        ({}, [f"p{n}" for n in range(33)], r"makes 33 bucket\(s\) of the 33 prompts; .* numbers, which is cut into 8"),
+        ({}, [*range(32), "nan"], r"makes 33 bucket\(s\)"),
     ],
 )
 def test_columns_that_make_no_buckets_are_refused(curriculum: dict[str, Any], levels: list[Any], words: str):
@@ -57,7 +67,7 @@ def test_columns_that_make_no_buckets_are_refused(curriculum: dict[str, Any], le
 def test_the_rows_are_checked_before_a_run(tmp_path: Path):
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(f'{{"prompt": "{n}+1=", "level": {n}}}\n' for n in range(4)))
-    good = section(bins=2).model_copy(update={"source": str(source)})
+    good = section().model_copy(update={"source": str(source)})
     assert len(check_prompts(good)[0]) == 4
     with pytest.raises(DataError, match=r"data\.curriculum\.bucket_column = 'lvl' .*did you mean 'level'"):
         check_prompts(section(bucket_column="lvl").model_copy(update={"source": str(source)}))
