@@ -81,7 +81,6 @@ def killed_and_resumed(recipe: Recipe, *, after: int, politely: bool = False) ->
     finally:
         if politely:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=DEADLINE_S)
         else:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=DEADLINE_S)
