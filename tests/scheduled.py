@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlkl.data.curriculum.source import build_source
 from rlkl.data.prompts import Encoder, load_prompts
 from rlkl.learner.manifest import SavedFile, list_files
 from rlkl.recipe import Recipe
@@ -200,11 +201,23 @@ class Hands:
         self.steps_made = int((folder / "policy" / "weights").read_text())
 
 
+def odd_digits(completion: str) -> float:
+    """Count odd digits: the default reward, which depends on the versions that sampled a completion."""
+    return sum(int(digit) % 2 for digit in completion if digit.isdigit())
+
+
 def _started(engine: Any) -> EngineLoop:
     return EngineLoop(lambda: engine)
 
 
-def build(run_dir: Path, delays: Delays, *, resume: Path | None = None, **sections: Any) -> Trainer:
+def build(
+    run_dir: Path,
+    delays: Delays,
+    *,
+    resume: Path | None = None,
+    reward_of: Callable[[str], float] = odd_digits,
+    **sections: Any,
+) -> Trainer:
     """Make a run; with ``resume``, one that goes on from the newest checkpoint there."""
     values: dict[str, Any] = {
         "steps": 6,
@@ -223,7 +236,7 @@ def build(run_dir: Path, delays: Delays, *, resume: Path | None = None, **sectio
 
     def reward(completion: str) -> float:
         delays.pause(delays.reward, "reward", completion)
-        return sum(int(digit) % 2 for digit in completion if digit.isdigit())
+        return reward_of(completion)
 
     rewards, encoder = load_rewards([], [reward]), Encoder(tokenizer=TOKENIZER)
     held_out = None if recipe.eval is None else load_held_out(recipe, recipe.eval, rewards.for_evaluation(), encoder)
@@ -231,7 +244,7 @@ def build(run_dir: Path, delays: Delays, *, resume: Path | None = None, **sectio
         recipe=recipe,
         run_dir=run_dir,
         hands=Hands(delays=delays),
-        source=load_prompts(recipe.data, encoder, seed=recipe.seed),
+        source=build_source(recipe, load_prompts(recipe.data, encoder, seed=recipe.seed)),
         held_out=held_out,
         rewards=rewards,
         update=build_update(recipe.update),

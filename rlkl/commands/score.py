@@ -159,6 +159,8 @@ def _read(recipe: Recipe, data: str, tokenizer_path: str | None) -> list[Prompt]
             "max_prompt_tokens": sys.maxsize,
             "max_bad_fraction": 0.0,
             "shuffle": False,
+            "sampler": "uniform",
+            "curriculum": None,
             "chosen_column": None,
             "rejected_column": None,
         }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.data.answers import AnswerEncoder
 from rlkl.data.chat import check_template_kwargs
-from rlkl.data.fingerprints import column_fingerprints
+from rlkl.data.curriculum.buckets import check_buckets
+from rlkl.data.prompt_source import PromptSource
 from rlkl.data.report import BadPrompt, BadRow, DataReport, Problem
 from rlkl.data.rows import Encoder, RowChecker, RowReader
 from rlkl.data.sources import Rows, UnreadableRow, read_rows
@@ -31,67 +30,6 @@ logger = logging.getLogger(__name__)
 EXAMPLES_PER_PROBLEM = 3
 SIZES_CHECKED = 64
 """Picture sizes whose token count is checked before training starts."""
-
-
-class PromptSource:
-    """Tokenized prompts, drawn by position: what a draw returns depends on nothing but the arguments."""
-
-    def __init__(self, prompts: Sequence[Prompt], report: DataReport, *, shuffle: bool, seed: int) -> None:
-        self.report = report
-        self._prompts = tuple(prompts)
-        self._shuffle = shuffle
-        self._seed = seed
-        self._order_of: tuple[int, Sequence[int]] = (-1, ())
-        self._fingerprint: str | None = None
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    @property
-    def prompts(self) -> Sequence[Prompt]:
-        """All prompts, in the order of the data."""
-        return self._prompts
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of every prompt's id, tokens and pictures, answers included, in order."""
-        if self._fingerprint is None:
-            digest = hashlib.blake2b(digest_size=8)
-            for prompt in self._prompts:
-                keys = [image.key for image in prompt.images]
-                digest.update(repr((prompt.id, prompt.token_ids, prompt.answers, *([keys] if keys else []))).encode())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
-
-    def column_fingerprints(self) -> dict[str, str]:
-        """Hash the values of each column that rewards can read, by its name."""
-        return column_fingerprints(prompt.columns for prompt in self._prompts)
-
-    @property
-    def images_per_prompt(self) -> int:
-        """The most pictures that a prompt has."""
-        return max(len(prompt.images) for prompt in self._prompts)
-
-    def take(self, position: int, count: int) -> list[Prompt]:
-        """Return the prompts number ``position`` to ``position + count - 1`` of an endless stream of epochs.
-
-        Each epoch holds every prompt once, in an order of its own when shuffled. A draw may span epochs, and then may
-        hold a prompt twice.
-        """
-        return [self._at(number) for number in range(position, position + count)]
-
-    def _at(self, number: int) -> Prompt:
-        epoch, index = divmod(number, len(self._prompts))
-        return self._prompts[self._order(epoch)[index]]
-
-    def _order(self, epoch: int) -> Sequence[int]:
-        if not self._shuffle:
-            return range(len(self._prompts))
-        if self._order_of[0] != epoch:  # kept because neighbouring draws ask for the same epoch
-            order = list(range(len(self._prompts)))
-            random.Random(derive_seed(self._seed, "data", epoch)).shuffle(order)
-            self._order_of = (epoch, order)
-        return self._order_of[1]
 
 
 def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> PromptSource:
@@ -156,6 +94,7 @@ def check_prompts(section: DataSection) -> tuple[list[Prompt], DataReport]:
     _check_columns(section, rows, _answer_columns(section))
     prompts, report = _read_prompts(rows, RowChecker(section=section))
     _refuse_bad_data(section, report, longest_answer=None)
+    check_buckets(section, prompts)
     return prompts, report
 
 
@@ -166,7 +105,10 @@ def _answer_columns(section: DataSection) -> dict[str, str]:
 
 
 def _check_columns(section: DataSection, rows: Rows, answers: Mapping[str, str]) -> None:
-    for key, column in {"prompt_column": section.prompt_column, **answers}.items():
+    named = {"prompt_column": section.prompt_column, **answers}
+    if section.curriculum is not None and section.curriculum.bucket_column is not None:
+        named["data.curriculum.bucket_column"] = section.curriculum.bucket_column
+    for key, column in named.items():
         if rows.columns and column not in rows.columns:
             whole = key if "." in key else f"data.{key}"  # a rule's own column has its whole key
             raise DataError(

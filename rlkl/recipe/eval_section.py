@@ -33,8 +33,9 @@ class EvalDataSection(Section):
         own = {name: value for name, value in self.model_dump().items() if value is not None}
         of_source = ("subset", "split") if self.source not in (None, data.source) else ()
         defaults = {name: DataSection.model_fields[name].default for name in of_source}
+        in_order = {"shuffle": False, "sampler": "uniform", "curriculum": None}
         pairs = {"chosen_column": None, "rejected_column": None}
-        return data.model_copy(update={**defaults, **pairs, **own, "shuffle": False})
+        return data.model_copy(update={**defaults, **pairs, **own, **in_order})
 
 
 class EvalSection(Section):

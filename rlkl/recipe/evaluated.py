@@ -13,8 +13,8 @@ NO_REFERENCE = "none"
 SECTIONS = ("seed", "steps", "model", "data", "rollout", "rewards", "eval", "cluster")
 _OF_MODEL = ("path", "reference", "dtype")
 _OF_ROLLOUT = ("engine", "threads", "max_new_tokens", "stop", "tensor_parallel", "vllm")
-_OF_PAIRS = ("chosen_column", "rejected_column")
-"""Prompts of preference pairs are prompts too."""
+_OF_TRAINING = ("chosen_column", "rejected_column", "sampler", "curriculum")
+"""Keys of the data. Prompts of preference pairs are prompts too, and an evaluation takes every row once."""
 
 
 def check_read(keys: Sequence[str], *, reader: str) -> None:
@@ -37,5 +37,5 @@ def read_by_evaluation(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a recipe without what an evaluation does not read; it has ``rollout`` and ``data``."""
     kept = {name: value for name, value in values.items() if name in SECTIONS}
     kept["rollout"] = {name: value for name, value in values["rollout"].items() if name in _OF_ROLLOUT}
-    kept["data"] = {name: value for name, value in values["data"].items() if name not in _OF_PAIRS}
+    kept["data"] = {name: value for name, value in values["data"].items() if name not in _OF_TRAINING}
     return kept

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from rlkl.recipe.curriculum_section import CurriculumSection, Sampler, check_curriculum
 from rlkl.schema import Section
 
 _OWN_TEMPLATE_ARGUMENTS = (
@@ -129,6 +130,13 @@ class DataSection(Section):
         description="Stop before training when more of the rows are empty, malformed or over-long.",
     )
     shuffle: bool = Field(default=True, description="Draw prompts in a new random order each epoch.")
+    sampler: Sampler = Field(
+        default="uniform",
+        description="Prompts to draw: each once an epoch, or by earlier rewards (docs/choosing_prompts.md).",
+    )
+    curriculum: CurriculumSection | None = Field(
+        default=None, description="Settings of sampler: pass_rate and bandit; null: the defaults."
+    )
 
     @property
     def has_pairs(self) -> bool:
@@ -152,6 +160,16 @@ class DataSection(Section):
     def _both_answers(self) -> DataSection:
         if (self.chosen_column is None) != (self.rejected_column is None):
             raise ValueError("chosen_column and rejected_column go together: name both columns of answers, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_can_learn(self) -> DataSection:
+        check_curriculum(self.sampler, self.curriculum)
+        if self.has_pairs and self.sampler != "uniform":
+            raise ValueError(
+                f"sampler = {self.sampler} learns from rewards, and stored pairs have none; leave it out, or leave "
+                "chosen_column and rejected_column out to sample"
+            )
         return self
 
 

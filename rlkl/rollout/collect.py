@@ -64,6 +64,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     if any(rewards):  # else nothing has a reward, and there is no mean
         metrics["reward/mean"] = fmean(reward for group in rewards for reward in group)
         metrics["reward/std"] = fmean(pstdev(group) for group in rewards if group)
+        metrics["rollout/equal_fraction"] = fmean(len(set(group)) == 1 for group in rewards if group)
     return {
         **metrics,
         **_means("reward", [rollout.components for rollout in rollouts]),

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlkl.data.prompts import PromptSource
 from rlkl.errors import CheckpointError
+from rlkl.training.curriculum import restore_curriculum
 from rlkl.types import Completion, Rollout, RolloutGroup
 
 _FILE = "pending.json"
@@ -35,7 +36,11 @@ def write_pending(folder: Path, pending: Pending) -> None:
 
 
 def read_pending(folder: Path, source: PromptSource, *, position: int) -> Pending:
-    """Read the groups that `write_pending` wrote; raises `CheckpointError` if the file cannot be read."""
+    """Read the groups that `write_pending` wrote; raises `CheckpointError` if the file cannot be read.
+
+    Their prompts are those that ``source`` has drawn, so its state is restored first.
+    """
+    restore_curriculum(folder, source)
     path = folder / _FILE
     if not path.exists():
         return Pending(position=position)
@@ -55,7 +60,7 @@ def plain_rollout(rollout: Rollout) -> dict[str, Any]:
 
 
 def _group(rows: list[dict[str, Any]], source: PromptSource) -> RolloutGroup:
-    (prompt,) = source.take(rows[0]["draw"], 1)
+    (prompt,) = source.draw(rows[0]["draw"], 1)
     return RolloutGroup(prompt=prompt, rollouts=tuple(read_rollout(row) for row in rows))
 
 

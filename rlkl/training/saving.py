@@ -16,6 +16,7 @@ from rlkl.recipe.run_dir import start_anew
 from rlkl.rewards import RewardSet
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, LoopState, remove_folder
+from rlkl.training.curriculum import write_curriculum
 from rlkl.training.hands import Hands
 from rlkl.training.pending import Pending, write_pending
 from rlkl.training.publish import Publisher
@@ -59,6 +60,7 @@ class Saver:
         )
         with self.checkpoints.writing(state) as draft:
             write_pending(draft.folder, pending)
+            write_curriculum(draft.folder, self.source, position=pending.position)
             self.processor.save_pretrained(draft.folder / "policy")
             draft.written |= self.hands.learner.save(draft.folder)
 

@@ -44,13 +44,16 @@ class Selector:
         rounds = 0
         while rounds < self.recipe.rollout.max_rounds and _group_count(examples) < wanted:
             rounds += 1
-            groups += self.collector.groups(self.draw(position, wanted), step=step, clock=clock)
+            found = self.collector.groups(self.draw(position, wanted), step=step, clock=clock)
+            self.source.observe(found)
+            groups += found
             position += wanted
             examples = self._examples(groups)
         return self._selection(groups, examples, step=step, rounds=rounds, position=position)
 
     def select(self, groups: Sequence[RolloutGroup], *, step: int, rounds: int, position: int) -> Selection:
         """Select from groups that have been collected before."""
+        self.source.observe(groups)
         return self._selection(groups, self._examples(groups), step=step, rounds=rounds, position=position)
 
     def accepts(self, group: RolloutGroup) -> bool:
@@ -59,7 +62,7 @@ class Selector:
 
     def draw(self, position: int, count: int) -> list[Draw]:
         """Return the prompts of the draws from ``position`` on."""
-        prompts = self.source.take(position, count)
+        prompts = self.source.draw(position, count)
         return [Draw(prompt=prompt, position=position + n) for n, prompt in enumerate(prompts)]
 
     def _examples(self, groups: Sequence[RolloutGroup]) -> list[Example]:
@@ -78,6 +81,7 @@ class Selector:
         selected = sum(example.role == "main" for example in examples)
         metrics["update/selected_fraction"] = selected / max(selectable, 1)
         metrics["data/epoch"] = position / len(self.source)
+        metrics |= self.source.metrics(groups)
         if self.recipe.rollout.workers:
             metrics |= staleness_metrics(examples, step=step)
         return Selection(

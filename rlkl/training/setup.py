@@ -13,6 +13,7 @@ from typing import Any
 from rlkl.actors.cluster import check_own_machine
 from rlkl.actors.hands import RayHands
 from rlkl.analysis.report.at_end import report_at_end
+from rlkl.data.curriculum.source import build_source
 from rlkl.data.prompts import Encoder, PromptSource, load_prompts
 from rlkl.data.vision import PictureProcessor, load_picture_processor
 from rlkl.errors import ActorDiedError, DeadlineError, InputError, MissingSignalError
@@ -282,7 +283,7 @@ def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None
         max_answer_tokens=recipe.rollout.max_new_tokens,
         answers=recipe.update.answer_columns,
     )
-    source = load_prompts(recipe.data, encoder, seed=recipe.seed)
+    source = build_source(recipe, load_prompts(recipe.data, encoder, seed=recipe.seed))
     _check_pictures(update, source)
     if source.images_per_prompt and recipe.rollout.schedule == "stream":
         raise InputError(_NO_PICTURES_IN_STREAM)

@@ -172,6 +172,7 @@ class Stream:
     def resume(self, pending: Pending, step: int) -> None:
         """See `Schedule.resume`."""
         self._drawn, self._step = pending.position, step
+        self._selector.source.observe(pending.groups)
         for group in pending.groups:
             draw = Draw(prompt=group.prompt, position=group.rollouts[0].draw)
             self._slots[draw.position] = _Slot(
@@ -240,7 +241,9 @@ class Stream:
         active = sum(slot.is_active for slot in self._slots.values())
         accepted = sum(not slot.rejected for slot in self._slots.values())
         left = (self._steps - self._step) * self._wanted
-        return active < (self._staleness + 1) * self._wanted and accepted < left
+        if active >= (self._staleness + 1) * self._wanted or accepted >= left:
+            return False
+        return self._selector.source.ready(self._drawn)  # true if the rule rejects nothing
 
     def _begin_groups(self) -> None:
         """Have new groups sampled, as many as there is room for."""
@@ -283,6 +286,7 @@ class Stream:
         done = scoring.finish()
         completions = [slot.completions[sample] for sample in range(self._samples)]
         (group,) = self._collector.assemble([slot.draw], completions, done, step=slot.step)
+        self._selector.source.observe([group])
         self._check_failures(Counter(failure.reward for failure in done.failures))
         rejected = not self._selector.accepts(group)
         with self._changed:

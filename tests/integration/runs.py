@@ -16,7 +16,9 @@ from typing import Any
 
 import psutil
 
+import rlkl
 from rlkl.recipe import Recipe
+from rlkl.recipe.io import dump_recipe
 from rlkl.tracking.metrics.registry import without_timings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,6 +64,27 @@ def hold_after_steps(process: subprocess.Popen[str], run_dir: Path, steps: int) 
     """Stop the run's own process as in `wait_for_steps`: it cannot end while the test looks at it. SIGCONT goes on."""
     wait_for_steps(process, run_dir, steps)
     process.send_signal(signal.SIGSTOP)
+
+
+def killed_and_resumed(recipe: Recipe, *, after: int, politely: bool = False) -> None:
+    """Kill a run and all its processes after some steps, and let it go on to its end.
+
+    ``politely``: ask it to stop, so that it saves a checkpoint.
+    """
+    assert recipe.run.dir is not None
+    run_dir = Path(recipe.run.dir)
+    path = run_dir.with_suffix(".yaml")
+    path.write_text(dump_recipe(recipe))
+    process = start_cli("train", str(path))
+    try:
+        wait_for_steps(process, run_dir, after)
+    finally:
+        if politely:
+            process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=DEADLINE_S)
+    rlkl.train(recipe, resume_from=run_dir)
 
 
 def learners_of(process: int) -> list[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import rlkl
-from rlkl.recipe.io import dump_recipe
 from rlkl.training.checkpoint import Checkpoints
-from tests.integration.runs import DEADLINE_S, make_recipe, records, start_cli, untimed, wait_for_steps
+from tests.integration.runs import killed_and_resumed, make_recipe, records, untimed
 
 STEPS = 7
 ONE_STEP_OFF = {"schedule": "one_step_off", "workers": 2}
@@ -24,20 +21,6 @@ STREAM = {"schedule": "stream", "max_staleness": 2, "workers": 2, "max_new_token
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "policy" / "model.safetensors")
-
-
-def killed_and_resumed(run_dir: Path, model: Path, *, after: int, **sections: dict) -> None:
-    """Kill a run and all its processes after some steps, and let it go on to its end."""
-    recipe = make_recipe(run_dir, model, steps=STEPS, **sections)
-    path = run_dir.with_suffix(".yaml")
-    path.write_text(dump_recipe(recipe))
-    process = start_cli("train", str(path))
-    try:
-        wait_for_steps(process, run_dir, after)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=DEADLINE_S)
-    rlkl.train(recipe, resume_from=run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +46,7 @@ def test_one_step_off_goes_on_bit_for_bit_after_a_kill(
     after: int, one_step_off: Path, untied_model: Path, tmp_path: Path
 ):
     run_dir = tmp_path / "cut"
-    killed_and_resumed(run_dir, untied_model, after=after, rollout=ONE_STEP_OFF)
+    killed_and_resumed(make_recipe(run_dir, untied_model, steps=STEPS, rollout=ONE_STEP_OFF), after=after)
 
     assert untimed(run_dir) == untimed(one_step_off)
     whole, cut = weights(one_step_off), weights(run_dir)
@@ -72,9 +55,9 @@ def test_one_step_off_goes_on_bit_for_bit_after_a_kill(
 
 def test_stream_keeps_its_bound_and_survives_a_kill(untied_model: Path, tmp_path: Path):
     run_dir = tmp_path / "cut"
-    killed_and_resumed(
-        run_dir, untied_model, after=4, rollout=STREAM, tracking={"samples_every": 1}, checkpoint={"every": 2}
-    )
+    tracking, checkpoint = {"samples_every": 1}, {"every": 2}
+    recipe = make_recipe(run_dir, untied_model, steps=STEPS, rollout=STREAM, tracking=tracking, checkpoint=checkpoint)
+    killed_and_resumed(recipe, after=4)
 
     lines = records(run_dir)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from rlkl.tracking.metrics.curriculum import CURRICULUM_METRICS
 from rlkl.tracking.metrics.evaluation import EVAL_METRICS
 from rlkl.tracking.metrics.watch import WATCH_METRICS
 from rlkl.types import MetricDefinition
@@ -137,6 +138,12 @@ METRICS: tuple[MetricDefinition, ...] = (
         unit="fraction",
         formula="Share of completions that ended at rollout.max_new_tokens instead of a stop token or text.",
         bad="Above 0.2: raise rollout.max_new_tokens, or the reward judges unfinished answers.",
+    ),
+    MetricDefinition(
+        key="rollout/equal_fraction",
+        unit="fraction",
+        formula="Share of the step's prompts whose rewards are all equal, before any normalisation.",
+        bad="Near 1: most prompts have advantages of 0, and nothing is learned from them.",
     ),
     MetricDefinition(
         key="rollout/empty_fraction",
@@ -343,6 +350,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     ),
     *dict.fromkeys(definition for rule in RULE_METRICS.values() for definition in rule),
     *DRO,
+    *CURRICULUM_METRICS,
     *WATCH_METRICS,
     *EVAL_METRICS,
 )

@@ -51,6 +51,8 @@ def sections() -> list[ws.Section]:
             _lines("monitors", regex="^monitor/[^/]+$"),
             _lines("failed and dropped", "reward/failed", "reward/dropped"),
             _lines("epoch of the data", "data/epoch"),
+            _lines("prompts of equal rewards", "rollout/equal_fraction"),
+            _lines("draws: pass rate, largest probability", "data/pass_rate", "data/top_probability"),
         ),
         _section(
             "KL and entropy",

@@ -80,6 +80,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         "rollout": {"workers": 0},
         "update": {"rule": "sparsepo"},
     },
+    "data.curriculum.discount": {"data": {"sampler": "bandit", "curriculum": {"bucket_column": "c"}}},
     "rewards[].error_value": {"rewards": [{"function": "f.py:f", "on_error": "constant", "error_value": 0.0}]},
     "rewards[].memory_mb": {"rewards": [{"function": "f.py:f", "mode": "process", "timeout_s": 5.0}]},
     "rewards[].cpus": {"rewards": [{"function": "f.py:f", "mode": "actor", "timeout_s": 5.0}]},

@@ -76,4 +76,5 @@ def test_metrics_by_hand():
         "rollout/length_mean": 2.0,
         "rollout/truncated_fraction": 0.25,
         "rollout/empty_fraction": 0.25,
+        "rollout/equal_fraction": 0.5,
     }

@@ -32,6 +32,7 @@ PLANNED = [
     "preferences",
     "replay",
     "rules",
+    "samplers",
     "sparsepo",
     "unlearn",
 ]
