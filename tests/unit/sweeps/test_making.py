@@ -20,7 +20,21 @@ from rlkl.sweeps.making import load_sweep, make_plan, plan_differences, slug
 from rlkl.sweeps.recipes import write_recipes
 from rlkl.sweeps.state import RunState
 
-PLANNED = ["hacking", "kl_weight", "papo", "papo_grid", "papo_hacking", "papo_time", "preferences", "rules", "sparsepo"]
+PLANNED = [
+    "dro",
+    "free_nats",
+    "hacking",
+    "kl_weight",
+    "listwise",
+    "marginal_kl",
+    "papo",
+    "papo_grid",
+    "papo_hacking",
+    "papo_time",
+    "preferences",
+    "rules",
+    "sparsepo",
+]
 
 
 def write(path: Path, text: str) -> str:
