@@ -26,7 +26,7 @@ class StepFits:
 
 
 def fits_over_steps(study: Study) -> StepFits:
-    """Fit the figure of a study over the updates of its reported runs.
+    """Estimate the curve of the figure over the updates of its reported runs.
 
     A figure ``eval/NAME`` is that of the evaluations during training, if all runs have enough of them, else
     ``monitor/NAME`` or ``reward/NAME`` of training. A step samples before its update, so the metrics of step s are

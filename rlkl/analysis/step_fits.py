@@ -54,11 +54,11 @@ class StepFit:
     r2: float
     """Of the mean of the runs; low if they do not follow a power law, such as a figure that rises and falls."""
     doubts: Sequence[str]
-    """Why the limit or the exponent, or both, cannot be told from the data; empty if they can."""
+    """Reasons why limit or exponent cannot be told from the data; empty if they can."""
     coefficients: np.ndarray = field(repr=False, compare=False)
     """Limit, factor and exponent of the fit, ``[3]``."""
     draws: np.ndarray = field(repr=False, compare=False)
-    """The same of each resample, ``[D, 3]``; no rows with fewer than `FEWEST_RUNS` runs."""
+    """Limit, factor and exponent of each resample, ``[D, 3]``; no rows with fewer than `FEWEST_RUNS` runs."""
 
     def at(self, x: float) -> Estimate | None:
         """Return the fitted figure at ``x`` with its interval over runs; None beyond the data."""
@@ -68,7 +68,7 @@ class StepFit:
 
 
 def fit_steps(runs: Runs) -> StepFit | None:
-    """Fit a power law with a constant to the mean of runs, by least squares; None with too few common steps.
+    """Estimate a power law with a constant from the mean of runs by least squares; None with too few common steps.
 
     The exponent is searched between `EXPONENTS`; limit and factor are then linear. Intervals resample whole runs,
     because the steps of a run depend on each other. They are percentiles, expanded for few runs (Hesterberg 2015).
