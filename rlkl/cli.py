@@ -196,6 +196,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     compare.add_argument("--y", metavar="FIGURE", help="the figure to compare: eval/gold, monitor/gold, reward/mean")
     compare.add_argument("--x", metavar="KL", help="eval/kl or kl/policy_to_reference; default: the evaluation's")
     compare.add_argument("--at-kl", metavar="KL,KL", help="compare at these KLs as well")
+    compare.add_argument("--over", choices=("steps",), help="also fit the figure over the steps by a power law")
+    compare.add_argument("--at-steps", metavar="N,N", help="--over steps: the fitted figure after so many updates")
     compare.add_argument("--baseline", metavar="ARM", help="compare the others with this arm")
     compare.add_argument("--paired", action="store_true", help="compare runs of equal seeds as pairs")
     compare.add_argument("--watch", metavar="ARM", help="also measure the hacking watch; this arm hacks its reward")

@@ -37,6 +37,7 @@ FIGURES = ("eval/mean", "reward/mean")
 class ComparedRun:
     """One finished run."""
 
+    folder: Path
     arm: str
     point: str
     """The varied keys of its point, short."""
@@ -353,6 +354,7 @@ def _compared(run: RunFolder, arm: str, point: str, axes: _Axes) -> ComparedRun:
         if "rollout/length_mean" in record
     ]
     return ComparedRun(
+        folder=run.path,
         arm=arm,
         point=point,
         seed=run.seed,

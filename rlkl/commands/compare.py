@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -20,12 +21,15 @@ def run(options: Namespace) -> int:
 
     check_out("--html", options.html)
     check_out("--pdf", options.pdf)
+    at_steps = _numbers("--at-steps", options.at_steps)
+    if at_steps and options.over != "steps":
+        raise InputError(f"--at-steps {options.at_steps} needs --over steps")
     folders = [Path(folder) for folder in options.folders]
     comparison = compare(
         folders,
         y=options.y,
         x=options.x,
-        at_kl=_numbers(options.at_kl),
+        at_kl=_numbers("--at-kl", options.at_kl),
         baseline=options.baseline,
         is_paired=options.paired,
     )
@@ -34,6 +38,10 @@ def run(options: Namespace) -> int:
         from rlkl.analysis.lead_times import watch_tables
 
         text += "\n" + watch_tables(folders, hacked=options.watch, gold=comparison.study.y)
+    if options.over == "steps":
+        from rlkl.analysis.over_steps import step_tables
+
+        text += "\n" + step_tables(comparison.study, at_steps)
     sys.stdout.write(text)
     if options.html is not None or options.pdf is not None:
         from rlkl.analysis.frontier_chart import write_html, write_picture
@@ -51,11 +59,11 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _numbers(text: str | None) -> list[float]:
+def _numbers(option: str, text: str | None) -> list[float]:
     try:
         found = [float(word) for word in (text or "").split(",") if word.strip()]
     except ValueError:
-        raise InputError(f"--at-kl {text}: expected numbers with commas between them, such as 1,2,4") from None
-    if any(kl <= 0 for kl in found):
-        raise InputError(f"--at-kl {text}: a KL is above 0")
+        raise InputError(f"{option} {text}: expected numbers with commas between them, such as 1,2,4") from None
+    if any(not (0 < number < math.inf) for number in found):
+        raise InputError(f"{option} {text}: expected numbers above 0")
     return list(dict.fromkeys(found))

@@ -20,7 +20,16 @@ from rlkl.rewards.scoring.reward_set import LoadedReward, RewardSet
 
 _TAKEN_NAMES = ("mean", "std", "failed", "dropped")
 """``reward/<name>`` is a curve of its own for these."""
-EVAL_NAMES = ("greedy", "greedy_se", "kl", "kl_se", "mean_se", "length_mean", "truncated_fraction")
+EVAL_NAMES = (
+    "greedy",
+    "greedy_se",
+    "kl",
+    "kl_se",
+    "mean_se",
+    "length_mean",
+    "reward_worst_tenth",
+    "truncated_fraction",
+)
 """``eval/<name>`` is a curve of its own for these."""
 
 

@@ -15,6 +15,9 @@ from statistics import fmean
 from rlkl.rollout.collect import raw_reward
 from rlkl.types import Rollout, RolloutGroup
 
+FEWEST_PROMPTS = 10
+"""With fewer prompts there is no tenth of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -72,6 +75,17 @@ def pass_metrics(rewards: Sequence[Sequence[float]], *, samples: int) -> dict[st
     return metrics
 
 
+def worst_tenth(rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return ``eval/reward_worst_tenth``: the mean reward of the prompts with the lowest mean rewards.
+
+    A tenth of the prompts, rounded up; all prompts count alike. Nothing with fewer than `FEWEST_PROMPTS` of them.
+    """
+    means = sorted(fmean(of_prompt) for of_prompt in rewards if of_prompt)
+    if len(means) < FEWEST_PROMPTS:
+        return {}
+    return {"eval/reward_worst_tenth": fmean(means[: math.ceil(len(means) / 10)])}
+
+
 def evaluation_metrics(
     groups: Sequence[RolloutGroup], greedy: Sequence[RolloutGroup], gaps: Sequence[float] = ()
 ) -> dict[str, float]:
@@ -86,6 +100,7 @@ def evaluation_metrics(
     for name in dict.fromkeys(name for rollout in rollouts for name in _scores(rollout)):
         metrics |= _named(name, [[s[name] for s in map(_scores, group.rollouts) if name in s] for group in groups])
     metrics |= _named("greedy", [[raw_reward(r) for r in group.rollouts if r.scored] for group in greedy])
+    metrics |= worst_tenth(rewards)
     metrics |= pass_metrics(rewards, samples=max(len(group.rollouts) for group in groups))
     if gaps:
         assert len(gaps) == len(rollouts), "one gap a sampled completion"

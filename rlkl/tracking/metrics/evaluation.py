@@ -19,6 +19,17 @@ EVAL_METRICS: tuple[MetricDefinition, ...] = (
         bad="As large as the change that you want to see: raise eval.limit; eval.samples helps less.",
     ),
     MetricDefinition(
+        key="eval/reward_worst_tenth",
+        unit="reward",
+        formula=(
+            "Mean over the tenth of the prompts (rounded up) with the lowest mean of the weighted sum of rewards; from "
+            "ten prompts on. Prompts are chosen by the same samples, so few samples make it too low: compare runs of "
+            "equal eval.samples."
+        ),
+        bad="Falling or flat while eval/mean rises: the policy gains on easy prompts only; try update.dro.",
+        higher_is_better=True,
+    ),
+    MetricDefinition(
         key="eval/greedy",
         unit="reward",
         formula="Mean over prompts of the weighted sum of rewards of the greedy completion.",

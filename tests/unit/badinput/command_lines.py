@@ -185,6 +185,13 @@ CASES = [
         way="expected numbers with commas between them",
     ),
     Case(
+        wrong="Steps of a fit that nobody asked for",
+        run="compare a b --at-steps 10",
+        make=_two_runs,
+        names="--at-steps 10",
+        way="needs --over steps",
+    ),
+    Case(
         wrong="The picture of a comparison as .doc",
         run="compare a b --pdf x.doc",
         make=_two_runs,

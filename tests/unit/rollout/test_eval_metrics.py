@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from rlkl.rollout.eval_metrics import estimate, evaluation_metrics, pass_at_k, pass_metrics, powers_of_two
+from rlkl.rollout.eval_metrics import estimate, evaluation_metrics, pass_at_k, pass_metrics, powers_of_two, worst_tenth
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 
 
@@ -29,6 +29,14 @@ def test_pass_is_reported_for_powers_of_two():
 
 def test_a_prompt_that_lost_scores_does_not_count_where_it_has_too_few():
     assert pass_metrics([[1.0], [0.0, 0.0]], samples=2) == {"eval/pass@1": 0.5, "eval/pass@2": 0.0}
+
+
+def test_the_worst_tenth_is_of_prompts_and_not_of_samples():
+    rewards = [[0.0, 1.0], [1.0], [0.25, 0.25], *([[1.0, 0.0, 1.0]] * 8)]  # means 1/2, 1, 1/4, and eight of 2/3
+    assert worst_tenth(rewards) == {"eval/reward_worst_tenth": (0.25 + 0.5) / 2}, "two of eleven prompts"
+    assert worst_tenth(rewards[:10]) == {"eval/reward_worst_tenth": 0.25}
+    assert worst_tenth([*rewards[:9], []]) == {}, "a prompt without a score does not count"
+    assert worst_tenth(list(reversed(rewards))) == worst_tenth(rewards)
 
 
 def test_the_standard_error_is_clustered_by_prompt():

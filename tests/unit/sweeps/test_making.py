@@ -23,8 +23,12 @@ from rlkl.sweeps.state import RunState
 PLANNED = [
     "average",
     "distill",
+    "dro",
+    "free_nats",
     "hacking",
     "kl_weight",
+    "listwise",
+    "marginal_kl",
     "papo",
     "papo_grid",
     "papo_hacking",

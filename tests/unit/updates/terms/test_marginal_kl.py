@@ -41,7 +41,8 @@ def signals_of(term: MarginalKl, batch: Batch, p_A: Tensor) -> Signals:
     """p: the probability of token 7 at the three answers; 0.5 at all other places, which must not count."""
     p_BT = torch.full(batch.response_BT.shape, 0.5)
     p_BT = p_BT.index_put((torch.tensor([0, 1, 3]), torch.tensor([3, 2, 2])), p_A)
-    return Signals({term.signal: torch.stack([p_BT, 1 - p_BT], dim=-1).log()})
+    (signal,) = term.needs
+    return Signals({signal: torch.stack([p_BT, 1 - p_BT], dim=-1).log()})
 
 
 def test_by_hand():
@@ -74,7 +75,10 @@ def test_a_prior_is_reached_and_the_mean_remembers_and_is_restored():
     term.observe({"answers": 1.0, "token_7": 0.6, "token_9": 0.4})
     term.observe({"answers": 0.0, "token_7": 0.0, "token_9": 0.0})  # a step without an answer
     assert term.state() == pytest.approx({"mean_7": 0.75, "mean_9": 0.25})
-    assert term.slopes == pytest.approx([0.0, 0.0])
+    batch, p_A = batch_of(), torch.tensor([0.9, 0.8, 0.7], requires_grad=True)
+    term.loss(batch, signals_of(term, batch, p_A)).backward()
+    assert p_A.grad is not None
+    assert p_A.grad.tolist() == pytest.approx([0.0] * 3, abs=1e-6), "the mean is the prior: no pull"
     resumed.load_state(term.state())
     assert resumed.state() == term.state()
 
