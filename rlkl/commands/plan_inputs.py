@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rlkl.data.prompts import check_prompts, choose
 from rlkl.data.sources import is_local
 from rlkl.errors import DataError
@@ -36,7 +38,7 @@ def check_inputs(recipe: Recipe) -> tuple[str, ...]:
     check_sinks(recipe)
     warnings = check_models(recipe)
     check_limits(recipe, absolute_if_local(recipe.model.path), this_machine())
-    prompts, left_out = _read(recipe.data, "data.source")
+    prompts, left_out = _read(recipe.data, "data.source", recipe.update.answer_columns)
     warnings = [*warnings, *left_out]
     if rewards is not None:
         warnings += rewards.check(prompts)
@@ -45,11 +47,14 @@ def check_inputs(recipe: Recipe) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _read(section: DataSection, key: str) -> tuple[list[Prompt], list[str]]:
-    """Return the prompts of a section if its data are here, and a warning if rows are left out."""
+def _read(section: DataSection, key: str, answers: Mapping[str, str]) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts of a section if its data are here, and a warning if rows are left out.
+
+    ``answers``: columns that the rule reads, by their keys of the recipe.
+    """
     if not is_local(section):
         return [], []
-    prompts, report = check_prompts(section)
+    prompts, report = check_prompts(section, answers)
     return prompts, [] if report.kept == report.total else [f"{key} = {section.source}: {report}"]
 
 
@@ -63,7 +68,7 @@ def _check_evaluation(recipe: Recipe, section: EvalSection, data: DataSection, r
     elif rewards is not None:
         check_eval_names(rewards.rewards)
     try:
-        prompts, warnings = _read(data, "eval.data.source")
+        prompts, warnings = _read(data, "eval.data.source", {})
     except DataError as error:
         raise DataError(f"eval.data: {error}") from error
     if rewards is not None:

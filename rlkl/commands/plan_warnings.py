@@ -129,9 +129,9 @@ def _on_evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def _on_records(recipe: Recipe) -> Iterator[str]:
-    if not recipe.rewards and not recipe.data.has_pairs and not recipe.update.frozen_models:
+    if not recipe.rewards and not recipe.data.has_pairs:
         yield (
-            "rewards is empty: rlkl train has nothing to optimise. Name one (rewards: [{function: my.py:score}]), or "
+            "rewards is empty: rlkl train refuses that. Name one (rewards: [{function: my.py:score}]), or "
             "call rlkl.train(recipe, rewards=[...]) from Python"
         )
     if recipe.checkpoint.every > recipe.steps:

@@ -129,7 +129,8 @@ def minibatches(batch: Batch, count: int, *, seed: int, step: int, epoch: int) -
     if count == 1:
         return [torch.arange(batch.size)]
     generator = torch.Generator().manual_seed(derive_seed(seed, "minibatches", step, epoch))
-    count = min(count, len(batch.group_B[batch.role_B == batch.role_B.min()].unique()))
+    first = batch.role_B.min()  # the role main, if the batch has any of it: the rule's own groups set the count
+    count = min(count, len(batch.group_B[batch.role_B == first].unique()))
     parts = [torch.zeros(batch.size, dtype=torch.bool) for _ in range(count)]
     for role in batch.role_B.unique():
         groups = batch.group_B[batch.role_B == role].unique()

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rlkl.data.answers import AnswerEncoder
@@ -84,14 +85,17 @@ def choose(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.id in ids]
 
 
-def check_prompts(section: DataSection) -> tuple[list[Prompt], DataReport]:
+def check_prompts(
+    section: DataSection, answers: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[Prompt], DataReport]:
     """Check the rows of ``section.source`` as far as no tokenizer is needed; return their prompts without token ids.
 
-    Also return the counts of rows that were left out. Raises `DataError` as `load_prompts` does, but for the number of
+    ``answers``: further columns that must be there, by their keys of the recipe. Also return the counts of rows that
+    were left out. Raises `DataError` as `load_prompts` does, but for the number of
     tokens, chat templates and pictures.
     """
     rows = read_rows(section)
-    _check_columns(section, rows, _answer_columns(section))
+    _check_columns(section, rows, {**_answer_columns(section), **answers})
     prompts, report = _read_prompts(rows, RowChecker(section=section))
     _refuse_bad_data(section, report, longest_answer=None)
     check_buckets(section, prompts)

@@ -196,7 +196,7 @@ class Preparer:
             heads_BTK = known_BTK
             if heads_BTK is None:
                 heads_BTK = frozen_heads(self.models, batch, self.settings, device=self.device)
-            if not first or not heads.redraw(heads_BTK[batch.response_BT]):
+            if not first or not heads.redraw(heads_BTK[batch.only("main").response_BT]):
                 return heads_BTK
             known_BTK = None
 

@@ -37,6 +37,7 @@ def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -
         from rlkl.updates.dro.weighted import WithDro
 
         rule = WithDro(rule, settings.dro)
+        rule.seed = seed
     if not settings.terms:
         return rule
     from rlkl.updates.terms.composed import WithTerms

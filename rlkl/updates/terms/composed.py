@@ -51,7 +51,7 @@ class WithTerms(Wrapped):
     def change_picture(self, view: str, picture: Picture, context: PictureContext) -> Picture:
         for term in self.terms.values():
             if term.own_view == view:
-                return term.change_picture(picture, seed=derive_seed(self.inner.seed, view, *context.key))
+                return term.change_picture(picture, seed=derive_seed(self.seed, view, *context.key))
         return self.inner.change_picture(view, picture, context)
 
     def check_model(self, *, is_multimodal: bool) -> None:

@@ -41,6 +41,13 @@ def test_a_recipe_whose_files_are_there_passes():
         (["models={teacher: {path: task:sums}}"], "models.teacher.path = 'task:sums': no built-in task"),
         (["data.source=row.jsonl"], "data.source = 'row.jsonl' does not exist; did you mean 'rows.jsonl'?"),
         (["data.prompt_column=question"], "data.prompt_column = 'question' is not a column of data.source"),
+        (
+            [
+                "models={teacher: {path: task:arithmetic}}",
+                "update={rule: distill, on_policy_fraction: 0.5, answer_column: answr}",
+            ],
+            "update.answer_column = 'answr' is not a column of data.source",
+        ),
         (["data.source=bad.jsonl"], "data.source = 'bad.jsonl': 1 of 3 rows kept"),
         (["data.source=words.jsonl"], "reward 'closeness', prompt row-0: "),
         (["rewards=[{function: my_reward.py:close}]"], "rewards[].function = 'my_reward.py:close'"),

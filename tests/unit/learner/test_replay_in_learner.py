@@ -16,9 +16,11 @@ from rlkl.learner.ranks import Ranks
 from rlkl.learner.replay_states import check_states, compute_states
 from rlkl.models.language_model import LanguageModel
 from rlkl.recipe.resolved_model import read_model
+from rlkl.updates.sparsepo.mask_heads import MaskHeads
 from rlkl.updates.terms.replay.states import StatesHeader, read_states, write_states
 from tests.models import tiny_qwen3
 from tests.ranks import join, run_processes
+from tests.unit.learner.sharded_cases import pairs
 from tests.unit.learner.test_learner import examples, recipe_for
 
 SAMPLES = 24
@@ -103,6 +105,16 @@ def test_the_rule_trains_as_without_replay_before_the_margin_acts(made: Path):
     wanted, found = train(plain, 1)[0], train(learner_with(made), 1)[0]
     for key in ("loss/policy", "optim/grad_norm", "entropy/policy", "kl/policy_to_reference", "rollout/mismatch_max"):
         assert found[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6)
+
+
+def test_dead_mask_heads_are_found_by_the_tokens_of_the_rule_alone(made: Path, monkeypatch: pytest.MonkeyPatch):
+    path, seen = str(made / "model"), []
+    monkeypatch.setattr(MaskHeads, "redraw", lambda self, heads_NK: seen.append(len(heads_NK)))
+    term = {"term": "replay", "states": str(made / "float32"), "sequences": 6, "loss": "cross_entropy"}
+    recipe = recipe_for(path, update={"rule": "sparsepo", "mask": "sparse_common", "terms": [term]})
+    learner = Learner(LearnerSpec(recipe=recipe, model_path=path))
+    learner.prepare(pairs(0), step=0)
+    assert sum(seen) == sum(len(one.rollout.completion.token_ids) for one in pairs(0))
 
 
 def test_the_cross_entropy_is_that_of_the_replayed_samples(made: Path):

@@ -293,7 +293,8 @@ def test_a_recipe_without_the_teacher_is_refused() -> None:
         load_recipe("quickstart", "update={rule: distill}")
 
 
-def test_a_recipe_with_a_teacher_needs_no_rewards(tmp_path: Path) -> None:
+def test_a_plan_says_that_a_run_without_rewards_is_refused_and_that_the_teacher_is_used(tmp_path: Path) -> None:
     words = ("update={rule: distill, teacher: big}", f"models={{big: {{path: {tmp_path}}}}}", "rewards=[]")
     found = warnings_about(load_recipe("quickstart", *words), this_machine())
-    assert not [warning for warning in found if "rewards is empty" in warning or "models.big" in warning]
+    assert [warning for warning in found if warning.startswith("rewards is empty: rlkl train refuses that")]
+    assert not [warning for warning in found if "models.big" in warning]

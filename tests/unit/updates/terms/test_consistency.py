@@ -14,6 +14,7 @@ from rlkl.errors import RecipeError
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.signals import Signal, Signals
 from rlkl.updates import build_update
+from rlkl.updates.base import PictureContext
 from rlkl.updates.settings import GrpoSettings
 from rlkl.updates.terms.consistency import Consistency
 from rlkl.updates.terms.settings import ConsistencySettings
@@ -56,6 +57,18 @@ def test_noise_follows_its_seed_and_std():
     assert changed[0.1, 1].tobytes() != changed[0.1, 2].tobytes()
     again = Consistency(ConsistencySettings(noise_std=0.1)).change_picture(original, seed=1)
     assert again.tobytes() == changed[0.1, 1].tobytes()
+
+
+@pytest.mark.parametrize("dro", [None, {"temperature": 1.0}])
+def test_the_noise_follows_the_seed_of_the_recipe_behind_every_wrapper(dro: dict | None):
+    context = PictureContext(key=(0, "row-1", 0), attention=lambda picture: torch.ones(1, 1))
+    original = open_image(picture(64, 64, 3))
+    settings = GrpoSettings.model_validate({"dro": dro, "terms": [{"term": "consistency"}]})
+    noisy = [
+        build_update(settings, seed=seed).change_picture("noisy_0_1", original, context).tobytes() for seed in (1, 2, 1)
+    ]
+    assert noisy[0] != noisy[1]
+    assert noisy[0] == noisy[2]
 
 
 def test_in_a_learner_that_sees(tmp_path: Path):
