@@ -23,7 +23,8 @@ from rlkl.models.fingerprint import model_fingerprint
 from rlkl.models.language_model import LanguageModel
 from rlkl.recipe import Recipe
 from rlkl.recipe.resolved_model import ResolvedModel
-from rlkl.updates.terms.replay.states import ReplayStates, StatesHeader, read_header
+from rlkl.updates.terms.replay.settings import ReplaySettings
+from rlkl.updates.terms.replay.states import ReplayStates, StatesHeader, check_enough, read_header, read_states
 
 SLACK = {"float32": 1e-4, "bfloat16": 0.03}
 """Rounding of a hidden state, relative to the spread and the mean of its dimension."""
@@ -109,16 +110,33 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def check_states(recipe: Recipe, model: ResolvedModel, tokenizer: Any) -> None:
-    """Raise `RecipeError` if a term of the recipe replays states of another model, tokenizer or precision."""
+    """Raise `RecipeError` if a term cannot replay its states.
+
+    They are refused if they are missing or damaged, if they are of another model, tokenizer or precision, or if a step
+    wants more samples than there are. All of the file is read.
+    """
     for number, term in enumerate(recipe.update.terms):
-        if term.term != "replay":
+        if not isinstance(term, ReplaySettings):
             continue
-        key, folder = f"update.terms[{number}].states", Path(str(getattr(term, "states", ""))).expanduser()
-        _check_header(read_header(folder, key), f"{key} = '{folder}'", recipe, model, tokenizer)
+        key, folder = f"update.terms[{number}]", Path(term.states).expanduser()
+        _check_header(read_header(folder, f"{key}.states"), f"{key}.states", folder, _Run(recipe, model, tokenizer))
+        check_enough(read_states(folder, f"{key}.states"), term.sequences, term.states, key)
 
 
-def _check_header(header: StatesHeader, what: str, recipe: Recipe, model: ResolvedModel, tokenizer: Any) -> None:
-    again = f"Write them for this model: rlkl replay-states {recipe.model.path} DATA --dtype {recipe.model.dtype}"
+@dataclass(frozen=True, slots=True)
+class _Run:
+    recipe: Recipe
+    model: ResolvedModel
+    tokenizer: Any
+
+
+def _check_header(header: StatesHeader, key: str, folder: Path, run: _Run) -> None:
+    recipe, model, tokenizer = run.recipe, run.model, run.tokenizer
+    what = f"{key} = '{folder}'"
+    again = (
+        f"Write them for this model: rlkl replay-states {recipe.model.path} DATA --output {folder} "
+        f"--dtype {recipe.model.dtype}"
+    )
     if header.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
         raise RecipeError(
             f"{what} holds token ids of another tokenizer, that of {header.model!r}, than model.path = "

@@ -13,6 +13,7 @@ from rlkl.errors import RecipeError
 from rlkl.recipe import EvalSection, Recipe, RewardSection
 from rlkl.recipe.io import as_override
 from rlkl.system.importing import file_of, is_file
+from rlkl.updates.terms.replay.settings import ReplaySettings
 from rlkl.updates.terms.settings import TermSettings
 
 MAY_CHANGE = (
@@ -57,6 +58,7 @@ BOUND_BY_CONTENT = {
     "model.reference": "reference",
     "models": "models",
     "update.rule": "rule",
+    "update.terms[].states": "terms[].states",
     "data.source": "data",
     "data.subset": "data",
     "data.split": "data",
@@ -160,8 +162,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _absolute_states(term: TermSettings) -> dict[str, str]:
-    states = getattr(term, "states", None)
-    return {"states": absolute_if_local(states)} if isinstance(states, str) else {}
+    """Return the folder of states of the term replay; a key of that name of a custom term may be anything."""
+    return {"states": absolute_if_local(term.states)} if isinstance(term, ReplaySettings) else {}
 
 
 def _absolute_rewards(rewards: Sequence[RewardSection]) -> list[RewardSection]:

@@ -23,6 +23,8 @@ from rlkl.system.importing import file_of, is_file
 from rlkl.training.checkpoint import Checkpoints, LoopState
 from rlkl.updates.custom import OutsideSettings, rule_of
 from rlkl.updates.terms.custom import CustomTermSettings, term_of
+from rlkl.updates.terms.replay.settings import ReplaySettings
+from rlkl.updates.terms.replay.states import read_header
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,10 @@ def newest(run_dir: Path, recipe: Recipe) -> Saved:
 
 
 def origin_of(recipe: Recipe, models: ResolvedModels) -> dict[str, str]:
-    """Hash the models, rule and terms that a run starts from: ``model``, ``models.teacher``, ``rule``, ``terms[0]``."""
+    """Hash the models, rule and terms that a run starts from.
+
+    The names: ``model``, ``models.teacher``, ``rule``, ``terms[0]`` of a custom term, ``terms[0].states`` of replay.
+    """
     found = {"model": _model_fingerprint(models.policy)}
     if models.reference is not None:
         found["reference"] = _model_fingerprint(models.reference)
@@ -62,6 +67,9 @@ def origin_of(recipe: Recipe, models: ResolvedModels) -> dict[str, str]:
     for number, term in enumerate(recipe.update.terms):
         if isinstance(term, CustomTermSettings):
             found[f"terms[{number}]"] = _code_fingerprint(term.term, term_of(term))
+        if isinstance(term, ReplaySettings):
+            header = read_header(Path(term.states).expanduser(), f"update.terms[{number}].states")
+            found[f"terms[{number}].states"] = header.tensors_digest
     return found | {f"models.{name}": _model_fingerprint(model) for name, model in models.frozen.items()}
 
 
@@ -114,14 +122,19 @@ def _warn_of_evaluation(saved: Saved, every: Iterable[Change]) -> None:
 
 
 def check_origin(saved: Saved, now: Mapping[str, str], recipe: Recipe) -> None:
-    """Raise `CheckpointError` if a model, a custom rule or a custom term is not what it was."""
-    before = saved.state.fingerprints
+    """Raise `CheckpointError` if a model, a custom rule, a custom term or replayed states are not what they were."""
+    before, terms = saved.state.fingerprints, list(enumerate(recipe.update.terms))
     for name, key, value, noun in (
         ("model", "model.path", recipe.model.path, "model"),
         ("reference", "model.reference", recipe.model.reference, "model"),
         ("rule", "update.rule", recipe.update.rule, "rule"),
         *((f"models.{name}", f"models.{name}.path", section.path, "model") for name, section in recipe.models.items()),
-        *((f"terms[{n}]", f"update.terms[{n}].term", term.term, "term") for n, term in enumerate(recipe.update.terms)),
+        *((f"terms[{n}]", f"update.terms[{n}].term", term.term, "term") for n, term in terms),
+        *(
+            (f"terms[{n}].states", f"update.terms[{n}].states", term.states, "folder of states")
+            for n, term in terms
+            if isinstance(term, ReplaySettings)
+        ),
     ):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -196,6 +209,8 @@ def _is_free(saved: Saved, change: Change) -> bool:
         name = change.key.removesuffix(".path")  # models.teacher
     if change.is_within("update.terms[].term"):
         name = change.key.removeprefix("update.").removesuffix(".term")  # terms[0]
+    if change.is_within("update.terms[].states"):
+        name = change.key.removeprefix("update.")  # terms[0].states; a custom term's own key has no hash
     if name in ("data", "rewards"):
         return True
     return name is not None and name in saved.state.fingerprints

@@ -64,10 +64,21 @@ class WithTerms(Wrapped):
                 )
 
     def replayed(self, step: int, first_group: int) -> list[Example]:
-        found = self.inner.replayed(step, first_group)
-        for term in self.terms.values():
-            found += term.replayed(seed=self.seed, step=step, first_group=first_group + len(found))
-        return found
+        """Return the sequences of the rule or of one term; raises `LearnerError` if several return some.
+
+        A term of the role ``replay`` gets all of them, and knows nothing of those that are not its own.
+        """
+        found = {f"the rule {self.rule}": self.inner.replayed(step, first_group)}
+        for name, term in self.terms.items():
+            found[f"the term {name}"] = term.replayed(seed=self.seed, step=step, first_group=first_group)
+        sources = [source for source, examples in found.items() if examples]
+        if len(sources) > 1:
+            raise LearnerError(
+                f"update.terms: {sources[0]} and {sources[1]} both add sequences of the role replay, and each term of "
+                "that role would train on those of both. Remove one of the two from the recipe, or let one of them "
+                "return none from `replayed`"
+            )
+        return found[sources[0]] if sources else []
 
     @property
     def reads_replay(self) -> bool:

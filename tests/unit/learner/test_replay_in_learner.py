@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rlkl.learner.replay_states import check_states, compute_states
 from rlkl.models.language_model import LanguageModel
 from rlkl.recipe.resolved_model import read_model
 from rlkl.updates.sparsepo.mask_heads import MaskHeads
-from rlkl.updates.terms.replay.states import StatesHeader, read_states, write_states
+from rlkl.updates.terms.replay.states import TENSORS_FILE, StatesHeader, read_states, write_states
 from tests.models import tiny_qwen3
 from tests.ranks import join, run_processes
 from tests.unit.learner.sharded_cases import pairs
@@ -220,10 +221,9 @@ def written(made: Path) -> Path:
     return folder
 
 
-def recipe_with(folder: Path, model: Path, **section: Any) -> Any:
-    return recipe_for(
-        str(model), update={"rule": "grpo", "terms": [{"term": "replay", "states": str(folder)}]}, model=section
-    )
+def recipe_with(folder: Path, model: Path, *, sequences: int = 2, **section: Any) -> Any:
+    term = {"term": "replay", "states": str(folder), "sequences": sequences}
+    return recipe_for(str(model), update={"rule": "grpo", "terms": [term]}, model=section)
 
 
 def test_the_command_writes_cut_samples_that_the_model_fits(made: Path, written: Path):
@@ -247,6 +247,39 @@ def test_states_of_another_model_tokenizer_or_precision_are_refused(made: Path, 
     tokenizer.add_tokens(["new"])
     with pytest.raises(RecipeError, match=r"holds token ids of another tokenizer"):
         check_states(recipe_with(written, made / "model"), read_model(str(made / "model")), tokenizer)
+
+
+def test_each_of_these_messages_names_a_command_that_runs(
+    made: Path, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The command, with DATA filled in, writes a folder that the run takes."""
+    shutil.copytree(written, tmp_path / "states")
+    other = tiny_qwen3(tmp_path / "other", tied=False, seed=1)
+    tokenizer, recipe = AutoTokenizer.from_pretrained(other), recipe_with(tmp_path / "states", other)
+    with pytest.raises(RecipeError) as caught:
+        check_states(recipe, read_model(str(other)), tokenizer)
+    command = str(caught.value).rpartition(": rlkl ")[2].replace("DATA", str(made / "texts.jsonl"))
+    assert main(command.split()) == 0
+    check_states(recipe, read_model(str(other)), tokenizer)
+
+
+def test_a_damaged_file_of_states_is_refused_before_the_run_starts(made: Path, written: Path, tmp_path: Path):
+    shutil.copytree(written, tmp_path / "states")
+    content = (tmp_path / "states" / TENSORS_FILE).read_bytes()
+    (tmp_path / "states" / TENSORS_FILE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    tokenizer = AutoTokenizer.from_pretrained(made / "model")
+    wanted = (
+        rf"^update\.terms\[0\]\.states: {tmp_path}/states/states\.safetensors is not the file .*"
+        rf"rlkl replay-states MODEL DATA --output {tmp_path}/states"
+    )
+    with pytest.raises(RecipeError, match=wanted):
+        check_states(recipe_with(tmp_path / "states", made / "model"), read_model(str(made / "model")), tokenizer)
+
+
+def test_more_sequences_than_samples_are_refused_before_the_run_starts(made: Path, written: Path):
+    tokenizer = AutoTokenizer.from_pretrained(made / "model")
+    with pytest.raises(RecipeError, match=r"^update\.terms\[0\]\.sequences = 3, but .* holds 2 samples\. Lower seq"):
+        check_states(recipe_with(written, made / "model", sequences=3), read_model(str(made / "model")), tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rlkl.cli import main
 from rlkl.errors import CheckpointError, RunInUseError
 from rlkl.recipe.changes import MAY_CHANGE, plain_values, with_absolute_paths
 from rlkl.recipe.core_yaml import write_yaml
@@ -292,6 +293,58 @@ def test_another_frozen_model_is_noticed(run_with_terms: Path, tmp_path: Path):
     shutil.rmtree(tmp_path / "teacher")
     shutil.copytree(tmp_path / "base", tmp_path / "teacher")
     assert "models.teacher.path = " in refusal(run_with_terms)
+
+
+def write_states(folder: Path, *words: str) -> None:
+    """Write states of the run's model from the prompts of its data."""
+    given = ["replay-states", "base", "rows.jsonl", "--column", "prompt", "--output", str(folder)]
+    assert main([*given, *words]) == 0
+
+
+@pytest.fixture
+def run_with_replay(run: Path) -> Path:
+    """Return the run with replayed samples."""
+    write_states(Path("states"))
+    save(run, load_recipe("first.yaml", "update.terms=[{term: entropy}, {term: replay, states: states, sequences: 2}]"))
+    return run
+
+
+@pytest.mark.parametrize("words", [("--samples", "3"), ("--seed", "1"), ("--tokens", "3")])
+def test_states_that_were_written_anew_with_other_samples_are_noticed(
+    run_with_replay: Path, tmp_path: Path, words: tuple[str, ...]
+):
+    resume(run_with_replay)
+    write_states(tmp_path / "states", *words)
+    told = refusal(run_with_replay)
+    assert f"update.terms[1].states = '{tmp_path}/states' is not the folder of states that it was" in told
+    assert "name its new place with update.terms[1].states=..." in told
+
+
+def test_states_may_move_but_not_change(run_with_replay: Path, tmp_path: Path):
+    (tmp_path / "states").rename(tmp_path / "moved")
+    resume(run_with_replay, as_override("update.terms[1].states", str(tmp_path / "moved")))
+    write_states(tmp_path / "others", "--samples", "3")
+    assert "is not the folder of states that it was" in refusal(
+        run_with_replay, as_override("update.terms[1].states", str(tmp_path / "others"))
+    )
+
+
+def test_a_key_named_states_of_a_custom_term_is_no_path_and_may_not_change(run: Path, tmp_path: Path):
+    (tmp_path / "my_term.py").write_text(
+        "from rlkl.updates.terms.base import Term\n"
+        "from rlkl.updates.terms.settings import TermSettings\n"
+        "class Own(Term):\n"
+        "    class Settings(TermSettings):\n"
+        "        states: str = ''\n"
+        "    needs = frozenset()\n"
+        "    def loss(self, batch, signals):\n"
+        "        return batch.weight_B.sum() * 0\n"
+    )
+    (tmp_path / "hidden").mkdir()
+    save(run, load_recipe("first.yaml", "update.terms=[{term: 'my_term.py:Own', states: hidden}]"))
+    assert plain_values(load_recipe(run / "recipe.yaml"))["update"]["terms"][0]["states"] == "hidden"
+    resume(run)
+    assert "update.terms[0].states=seen (was hidden)" in refusal(run, "update.terms[0].states=seen")
 
 
 @pytest.mark.parametrize(

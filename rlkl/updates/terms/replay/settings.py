@@ -38,7 +38,9 @@ class ReplaySettings(TermSettings):
     @model_validator(mode="after")
     def _settings_fit(self) -> ReplaySettings:
         if not self.states:
-            raise ValueError("states is not set: name the folder that `rlkl replay-states MODEL DATA --output` wrote")
+            raise ValueError(
+                "states is not set: name the folder that `rlkl replay-states MODEL DATA --output DIR` wrote"
+            )
         if self.weight == "dynamic" and self.loss != "margin":
             raise ValueError(
                 f"weight = dynamic with loss = {self.loss}: it sets the margin's weight. Take loss: margin, or set "
@@ -63,4 +65,11 @@ class ReplaySettings(TermSettings):
             yield (
                 f"sequences = {self.sequences} is less than learner.minibatches = {run.minibatches}, so some optimizer "
                 "steps replay nothing. Raise sequences"
+            )
+        if self.loss == "margin" and self.coef > 0 and run.epochs * run.minibatches > 1:
+            yield (
+                f"loss = margin with learner.epochs * learner.minibatches = {run.epochs * run.minibatches} optimizer "
+                "steps a batch: all divide by the share of violations at the start of the first, and the loss has no "
+                "upper limit if that is near 0 and grows. Watch optim/grad_norm, set epochs and minibatches to 1, or "
+                "take loss: kl"
             )

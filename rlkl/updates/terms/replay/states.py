@@ -100,13 +100,13 @@ def read_header(folder: Path, key: str) -> StatesHeader:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise RecipeError(
-                f"{key} = '{folder}' has format {values['format']}, and this rlkl reads {FORMAT}. {_AGAIN}"
+                f"{key} = '{folder}' has format {values['format']}, and this rlkl reads {FORMAT}. {_again(folder)}"
             )
         return StatesHeader(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f"{key}: {path} cannot be read ({error!r}). {_AGAIN}") from error
+        raise RecipeError(f"{key}: {path} cannot be read ({error!r}). {_again(folder)}") from error
 
 
 def read_states(folder: Path, key: str) -> ReplayStates:
@@ -115,14 +115,24 @@ def read_states(folder: Path, key: str) -> ReplayStates:
     path = folder / TENSORS_FILE
     try:
         if _digest(path) != header.tensors_digest:
-            raise RecipeError(f"{key}: {path} is not the file that {HEADER_FILE} was written with. {_AGAIN}")
+            raise RecipeError(f"{key}: {path} is not the file that {HEADER_FILE} was written with. {_again(folder)}")
         tensors = load_file(path)
         return ReplayStates(**{name: tensors[name] for name in ReplayStates.__slots__})
     except (OSError, SafetensorError, KeyError) as error:
-        raise RecipeError(f"{key}: {path} cannot be read ({error!r}). {_AGAIN}") from error
+        raise RecipeError(f"{key}: {path} cannot be read ({error!r}). {_again(folder)}") from error
 
 
-_AGAIN = "Write the folder again with rlkl replay-states"
+def check_enough(states: ReplayStates, sequences: int, folder: str, key: str) -> None:
+    """Raise `RecipeError` if a step wants more samples than there are. ``key`` is the recipe's, of the term."""
+    if sequences > states.samples:
+        raise RecipeError(
+            f"{key}.sequences = {sequences}, but '{folder}' holds {states.samples} samples. Lower sequences, or write "
+            f"more samples with rlkl replay-states MODEL DATA --output {folder} --samples N"
+        )
+
+
+def _again(folder: Path) -> str:
+    return f"Write the folder again with: rlkl replay-states MODEL DATA --output {folder}"
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rlkl.batch import Batch
-from rlkl.errors import RecipeError
 from rlkl.functional.margin import margin_excess, unpacked_classes
 from rlkl.functional.reduce import masked
 from rlkl.seeds import derive_seed
@@ -21,7 +20,7 @@ from rlkl.types import Completion, Example, Prompt, Rollout
 from rlkl.updates.terms.base import Term
 from rlkl.updates.terms.kl import token_mean
 from rlkl.updates.terms.replay.settings import ReplaySettings
-from rlkl.updates.terms.replay.states import ReplayStates, read_states
+from rlkl.updates.terms.replay.states import ReplayStates, check_enough, read_states
 
 _SMALLEST = 1e-8
 """Added to the margin that the dynamic weight divides by, as in the paper."""
@@ -62,14 +61,9 @@ class Replay(Term):
 
     def replayed(self, *, seed: int, step: int, first_group: int) -> list[Example]:
         """Draw ``sequences`` different samples; the draw depends on nothing but the arguments."""
-        count, wanted = self.states.samples, self.settings.sequences
-        if wanted > count:
-            raise RecipeError(
-                f"update.terms[].sequences = {wanted}, but '{self.settings.states}' holds {count} samples. Lower "
-                "sequences, or write more samples with rlkl replay-states"
-            )
+        check_enough(self.states, self.settings.sequences, self.settings.states, "update.terms[]")
         generator = torch.Generator().manual_seed(derive_seed(seed, "replay", step))
-        drawn = torch.randperm(count, generator=generator)[:wanted].tolist()
+        drawn = torch.randperm(self.states.samples, generator=generator)[: self.settings.sequences].tolist()
         self._samples = {first_group + number: sample for number, sample in enumerate(drawn)}
         return [_example(self.states.token_ids(sample), group) for group, sample in self._samples.items()]
 

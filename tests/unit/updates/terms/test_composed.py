@@ -14,11 +14,13 @@ from rlkl.functional.reduce import masked
 from rlkl.learner.live import live_signals
 from rlkl.learner.signals import Models, SignalSettings
 from rlkl.signals import Signal, Signals
+from rlkl.types import Completion, Example, Prompt, Rollout
 from rlkl.updates.base import PolicyUpdate
 from rlkl.updates.settings import RuleSettings
 from rlkl.updates.terms.composed import WithTerms
+from rlkl.updates.terms.entropy import Entropy
 from rlkl.updates.terms.kl import Kl
-from rlkl.updates.terms.settings import KlSettings
+from rlkl.updates.terms.settings import EntropySettings, KlSettings
 from tests.builders import make_batch
 
 VOCABULARY = 50
@@ -84,3 +86,44 @@ def test_a_custom_rule_that_declares_no_terms_is_checked_at_its_first_loss():
     signals = batch.signals.merged(Signals(dict.fromkeys(update.needs, kl_BT)))
     with pytest.raises(LearnerError, match=r"both would share the curve\s+loss/kl; give the added term another name"):
         update.loss(batch, signals)
+
+
+def replayed_example(group: int) -> Example:
+    completion = Completion(token_ids=(4, 1), logprobs=None, finish_reason="stop")
+    rollout = Rollout(sample_index=0, completion=completion, reward=0.0, components={}, weights_version=0)
+    return Example(prompt=Prompt(id="r", text="", token_ids=(3,)), rollout=rollout, group=group, role="replay")
+
+
+class Replays(Entropy):
+    """A term with ``count`` sequences of its own a step."""
+
+    role = "replay"
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__(EntropySettings())
+        self.count = count
+
+    def replayed(self, *, seed: int, step: int, first_group: int) -> list[Example]:
+        return [replayed_example(first_group + number) for number in range(self.count)]
+
+
+class ReplaysItself(OnTwoTokens):
+    """A rule with a sequence of its own a step."""
+
+    def replayed(self, step: int, first_group: int) -> list[Example]:
+        return [replayed_example(first_group)]
+
+
+def test_two_sources_of_replayed_sequences_are_refused():
+    """Each term of the role ``replay`` trains on all of them, also on those of which it knows nothing."""
+    one = WithTerms(OnTwoTokens(RuleSettings()), {"keep": Replays(2), "reader": Replays(0)})
+    assert [example.group for example in one.replayed(0, 5)] == [5, 6]
+    two = WithTerms(
+        OnTwoTokens(RuleSettings()), {"keep": Replays(), "entropy": Entropy(EntropySettings()), "b": Replays()}
+    )
+    with pytest.raises(LearnerError, match=r"^update\.terms: the term keep and the term b both add .* Remove one of"):
+        two.replayed(0, 5)
+    rule = WithTerms(ReplaysItself(RuleSettings()), {"keep": Replays()})
+    with pytest.raises(LearnerError, match=r"^update\.terms: the rule .* and the term keep both add"):
+        rule.replayed(0, 5)
+    assert len(WithTerms(ReplaysItself(RuleSettings()), {"reader": Replays(0)}).replayed(0, 5)) == 1

@@ -321,6 +321,18 @@ def test_warnings():
     assert not list(ReplaySettings(states="s", coef=0.0, cross_entropy_coef=0.1).warnings(FACTS, rule))
 
 
+@pytest.mark.parametrize("several", [{"minibatches": 2}, {"epochs": 2}], ids=["minibatches", "epochs"])
+def test_a_margin_divided_by_the_share_of_an_earlier_optimizer_step_is_warned_about(several: dict[str, int]):
+    rule, facts = recipe().update, replace(FACTS, **several)
+    (told,) = ReplaySettings(states="s").warnings(facts, rule)
+    assert told.startswith("loss = margin with learner.epochs * learner.minibatches = 2 optimizer steps a batch: ")
+    assert len(list(ReplaySettings(states="s", weight="dynamic").warnings(facts, rule))) == 1
+    for settings in (ReplaySettings(states="s"), ReplaySettings(states="s", coef=0.0, cross_entropy_coef=0.1)):
+        assert not list(settings.warnings(FACTS if settings.coef else facts, rule))
+    for loss in ("kl", "cross_entropy"):
+        assert not list(ReplaySettings(states="s", loss=loss).warnings(facts, rule))
+
+
 # --------------------------------------------------------------------------------------------------------- states
 
 
