@@ -121,8 +121,9 @@ def run(cell: Cell, folder: Path) -> Verdict:
 
 
 def _run(cell: Cell, model: Path, work: Path) -> Verdict:
-    recipe = _recipe(cell, model)
-    spec = LearnerSpec(recipe=recipe, model_path=str(model))
+    teachers = {"teacher": str(build(replace(cell.choice, seed=1), work))} if cell.rule == "distill" else {}
+    recipe = _recipe(cell, model, teachers)
+    spec = LearnerSpec(recipe=recipe, model_path=str(model), frozen_paths=teachers)
     tokenizer = AutoTokenizer.from_pretrained(model)
     check: Any = getattr(build_update(recipe.update), "check_model", None)
     if check is not None:
@@ -241,7 +242,7 @@ def _resumes(spec: LearnerSpec, checkpoint: Path, examples: Sequence[Example], l
     return all(left[0] == right[0] and torch.equal(left[1], right[1]) for left, right in pairs)
 
 
-def _recipe(cell: Cell, model: Path) -> Recipe:
+def _recipe(cell: Cell, model: Path, teachers: Mapping[str, str]) -> Recipe:
     update: dict[str, Any] = {"rule": cell.rule}
     learning_rate = LEARNING_RATE["adapters" if cell.lora else cell.dtype]
     if cell.rule == "grpo":
@@ -257,6 +258,7 @@ def _recipe(cell: Cell, model: Path) -> Recipe:
                 "lora": {"rank": 8} if cell.lora else None,
                 "gradient_checkpointing": cell.lora == (cell.dtype == "float32"),
             },
+            "models": {name: {"path": path} for name, path in teachers.items()},
             "data": {"source": "prompts.jsonl", "max_prompt_tokens": 2 * max(PROMPT_LENGTHS)},
             "rollout": {
                 "engine": cell.engine,

@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "models.md"
 START, END = "<!-- matrix: start -->", "<!-- matrix: end -->"
 TIMEOUT_S = 1800
 PRECISIONS = tuple((dtype, lora) for dtype in ("float32", "bfloat16") for lora in (False, True))
-RULES = ("grpo", "ppo", "superhf", "sparsepo", "papo")
+RULES = ("grpo", "ppo", "superhf", "sparsepo", "papo", "listwise", "distill")
 
 _MODEL_FOLDER = re.compile(r"/\S*/[a-z0-9_]+-\d+-\d+-[^'\s]*")
 """The folder of a built model within a message."""
