@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import rlkl
+from rlkl.data.curriculum.source import build_source
+from rlkl.data.prompts import Encoder, load_prompts
 from rlkl.recipe import Recipe
+from rlkl.tasks.characters import character_tokenizer
 from rlkl.training.checkpoint import Checkpoints
+from rlkl.types import RolloutGroup
+from tests.builders import make_group
 from tests.integration.runs import killed_and_resumed, make_recipe, records, untimed
 
 STEPS = 7
@@ -22,8 +29,13 @@ TIMINGLESS = [{"function": "tests.integration.test_samplers:by_prompt"}]
 
 def by_prompt(group: Any) -> list[float]:
     """Pass as many samples as the prompt says, whatever they are: no timing changes it."""
-    passes = sum(map(ord, group.prompt)) % (len(group) + 1)
-    return [float(number < passes) for number in range(len(group))]
+    return passes_of(group.prompt, len(group))
+
+
+def passes_of(prompt: str, count: int) -> list[float]:
+    """Return the rewards of `by_prompt`."""
+    passes = sum(map(ord, prompt)) % (count + 1)
+    return [float(number < passes) for number in range(count)]
 
 
 def prompts(run_dir: Path) -> list[list[str]]:
@@ -61,18 +73,29 @@ def test_a_run_goes_on_with_the_same_prompts_bit_for_bit(
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize("variant", ["grpo", "dapo"])
-def test_in_a_stream_no_timing_and_no_kill_changes_the_prompts(variant: str, untied_model: Path, tmp_path: Path):
-    stream = {"schedule": "stream", "max_staleness": 1, "workers": 2, "max_new_tokens": 16}
-    sections = {"data": PASS_RATE, "rollout": stream, "rewards": TIMINGLESS, "update": {"variant": variant}}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    rlkl.train(recipe_of(whole, untied_model, **sections))
-    killed_and_resumed(recipe_of(cut, untied_model, **sections), after=4)
+def computed_draws(recipe: Recipe, count: int) -> list[str]:
+    """Return the prompts of the first draws if rewards are those of `by_prompt`, without an engine or a clock."""
+    encoder = Encoder(tokenizer=character_tokenizer())
+    source = build_source(recipe, load_prompts(recipe.data, encoder, seed=recipe.seed))
+    found = []
+    for number in range(count):
+        (prompt,) = source.draw(number, 1)
+        found.append(prompt.id)
+        rollouts = make_group(prompt.id, passes_of(prompt.text, 4)).rollouts
+        drawn = tuple(replace(rollout, draw=number) for rollout in rollouts)
+        source.observe([RolloutGroup(prompt=prompt, rollouts=drawn)])
+    return found
 
-    assert prompts(cut) == prompts(whole)
-    keys = ("data/pass_rate", "data/top_probability", "rollout/equal_fraction", "reward/mean")
-    assert [[line[key] for key in keys] for line in records(cut)] == [
-        [line[key] for key in keys] for line in records(whole)
-    ]
-    assert max(line["rollout/staleness_max"] for line in records(whole)) == 1
-    assert min(len(of_step) for of_step in prompts(whole)) == 8
+
+def test_in_a_stream_neither_timing_nor_a_kill_changes_the_prompts(untied_model: Path, tmp_path: Path):
+    stream = {"schedule": "stream", "max_staleness": 1, "workers": 2, "max_new_tokens": 16}
+    sections = {"data": PASS_RATE, "rollout": stream, "rewards": TIMINGLESS}
+    recipe = recipe_of(tmp_path / "cut", untied_model, **sections)
+    killed_and_resumed(recipe, after=4)
+
+    steps = prompts(tmp_path / "cut")
+    assert [len(of_step) for of_step in steps] == [8] * STEPS
+    drawn = list(chain.from_iterable(steps))
+    assert drawn == computed_draws(recipe, len(drawn))
+    assert drawn != computed_draws(recipe_of(tmp_path, untied_model), len(drawn))
+    assert max(line["rollout/staleness_max"] for line in records(tmp_path / "cut")) == 1
