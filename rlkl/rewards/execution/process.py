@@ -25,8 +25,8 @@ _START = (
     "import sys; sys.path[:] = {path!r}; from rlkl.rewards.execution.worker import main; "
     "main({child}, {faults}, {parent})"
 )
-_STACK_S = 0.5
-"""Seconds that a hanging process has to write its stack."""
+_STACK_S = 5.0
+"""Most seconds that a hanging process has to write its stack. One that gets time on a CPU needs a hundredth of them."""
 _TRACE_CHARACTERS = 8000
 _GONE = (EOFError, OSError)
 """Raised by a socket whose other end is closed."""
