@@ -14,7 +14,19 @@ from torch import Tensor
 from rlkl.batch import Batch, Denominators, Signal, Signals
 from rlkl.learner.learner import Learner
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
+from rlkl.updates.run_facts import RunFacts
 
+FACTS = RunFacts(
+    has_pairs=False,
+    has_rewards=True,
+    prompts_per_step=4,
+    samples_per_prompt=8,
+    max_rounds=1,
+    epochs=1,
+    minibatches=1,
+    tracks_reference_kl=True,
+)
+"""A run that gives no reason for a warning."""
 PROMPT_TOKENS = 2
 COMPLETION_LIMIT = 8
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rlkl.data.curriculum.source import build_source
 from rlkl.data.prompts import Encoder, load_prompts
 from rlkl.learner.manifest import SavedFile, list_files
@@ -48,6 +50,9 @@ class Delays:
     def pause(self, most_s: float, *of: Any) -> None:
         if most_s:
             time.sleep(random.Random(repr((self.seed, of))).random() * most_s)
+
+
+NO_DELAYS = Delays()
 
 
 class VersionedEngine:
@@ -255,6 +260,19 @@ def build(
     if checkpoint is not None and state is not None:
         run.resume(checkpoint, state)
     return run
+
+
+def killed_and_resumed(
+    folder: Path, *, after: int, delays: Delays = NO_DELAYS, **sections: Any
+) -> tuple[Trainer, Trainer]:
+    """Kill a run in the step with this index, and resume it to its end without delays; return both parts."""
+    first = build(folder, delays, **sections)
+    hands_of(first).stop_after = after
+    with pytest.raises(RuntimeError, match="killed"):
+        first.run()
+    second = build(folder, Delays(), resume=folder, **sections)
+    second.run()
+    return first, second
 
 
 def hands_of(run: Trainer) -> Hands:

@@ -52,7 +52,7 @@ class StepFit:
     """x0, in steps: the x at which the figure is one unit from its limit; 0 if the curve is a constant."""
     rises: bool
     r2: float
-    """Of the mean of the runs; low if they do not follow a power law, such as a figure that rises and falls."""
+    """R² of the mean of the runs. It is low if they follow no power law, as a figure that rises and falls."""
     doubts: Sequence[str]
     """Reasons why limit or exponent cannot be told from the data; empty if they can."""
     coefficients: np.ndarray = field(repr=False, compare=False)

@@ -12,6 +12,7 @@ from rlkl.costs.memory import Training
 from rlkl.costs.seconds import Tokens, operations
 from rlkl.costs.shapes import ModelShape
 from rlkl.recipe import Recipe
+from rlkl.recipe.memory import average_copies
 from rlkl.updates.base_settings import most_kept
 from rlkl.updates.passes import Passes, passes_of
 
@@ -73,8 +74,7 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
     """Return the settings of the recipe that decide the learner's memory."""
     has_copy = _keeps_reference(recipe) and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen = [shape.parameters] if has_copy else []
-    if recipe.update.keeps_average and recipe.model.lora is None:  # in bfloat16: the model, and averages in float32
-        frozen.append(shape.parameters * (3 if recipe.model.dtype == "bfloat16" else 1))
+    frozen += [shape.parameters] * average_copies(recipe)
     frozen += [parameters_of(section.path) or shape.parameters for section in recipe.models.values()]
     return Training(
         is_bfloat16=recipe.model.dtype == "bfloat16",

@@ -91,8 +91,7 @@ def check_prompts(
     """Check the rows of ``section.source`` as far as no tokenizer is needed; return their prompts without token ids.
 
     ``answers``: further columns that must be there, by their keys of the recipe. Also return the counts of rows that
-    were left out. Raises `DataError` as `load_prompts` does, but for the number of
-    tokens, chat templates and pictures.
+    were left out. Raises `DataError` as `load_prompts` does, but for the number of tokens, chat templates and pictures.
     """
     rows = read_rows(section)
     _check_columns(section, rows, {**_answer_columns(section), **answers})
@@ -103,20 +102,19 @@ def check_prompts(
 
 
 def _answer_columns(section: DataSection) -> dict[str, str]:
-    """Return the columns of the chosen and the rejected answer by their recipe key; empty if there are none."""
-    pair = {"chosen_column": section.chosen_column, "rejected_column": section.rejected_column}
+    """Return the columns of the chosen and the rejected answer by their keys of the recipe; empty if there are none."""
+    pair = {"data.chosen_column": section.chosen_column, "data.rejected_column": section.rejected_column}
     return {key: column for key, column in pair.items() if column is not None}
 
 
 def _check_columns(section: DataSection, rows: Rows, answers: Mapping[str, str]) -> None:
-    named = {"prompt_column": section.prompt_column, **answers}
+    named = {"data.prompt_column": section.prompt_column, **answers}
     if section.curriculum is not None and section.curriculum.bucket_column is not None:
         named["data.curriculum.bucket_column"] = section.curriculum.bucket_column
     for key, column in named.items():
         if rows.columns and column not in rows.columns:
-            whole = key if "." in key else f"data.{key}"  # a rule's own column has its whole key
             raise DataError(
-                f"{whole} = '{column}' is not a column of data.source = '{section.source}'; "
+                f"{key} = '{column}' is not a column of data.source = '{section.source}'; "
                 f"{did_you_mean(column, rows.columns)}"
             )
 

@@ -5,6 +5,7 @@ Shapes: C tokens of a chunk, N tokens, H hidden size, V vocabulary, K outputs of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,7 @@ def jensen_shannon(policy_V: Tensor, teacher_V: Tensor, beta: float) -> Tensor:
     by the entropy of the weights beta and 1 - beta, at most log 2 (J. Lin, 1991; as a loss: GKD, arXiv 2306.13649).
     """
     policy_V, teacher_V = policy_V.clamp_min(_LOWEST), teacher_V.clamp_min(_LOWEST)
-    weights = torch.tensor([beta, 1 - beta], dtype=torch.float64).log().tolist()
-    mixture_V = torch.logaddexp(teacher_V + weights[0], policy_V + weights[1])
+    mixture_V = torch.logaddexp(teacher_V + math.log(beta), policy_V + math.log1p(-beta))
     return beta * kl.exact_kl(teacher_V, mixture_V) + (1 - beta) * kl.exact_kl(policy_V, mixture_V)
 
 

@@ -174,9 +174,9 @@ class Learner:
         """
         if self._last is None:
             return {}
-        masks_BT = self._last.sampled_BT
+        masks_BT = self._last.sampled_BT[: self._last.given]
         return {
-            name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=False)]
+            name: [tuple(row[mask].tolist()) for row, mask in zip(x_BT, masks_BT, strict=True)]
             for name, x_BT in self._last.token_columns().items()
         }
 

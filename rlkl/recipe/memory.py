@@ -44,6 +44,16 @@ class _Counted:
     in_8_bit: int
 
 
+def average_copies(recipe: Recipe) -> int:
+    """Return the memory of the frozen model ``average``, in copies of the policy in its own precision.
+
+    Under LoRA the averages of the adapters are not counted.
+    """
+    if not recipe.update.keeps_average or recipe.model.lora is not None:
+        return 0
+    return 3 if recipe.model.dtype == "bfloat16" else 1  # in bfloat16: the model, and averages in float32
+
+
 def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | Path]) -> MemoryEstimate | None:
     """Estimate from the model's folder, or from its name on the hub; None if its size is not known on this machine.
 
@@ -62,9 +72,8 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen_parameters = sum(_parameters_in(one).all for one in frozen)
-    averages_gib = 4 * gib if recipe.update.keeps_average and recipe.model.lora is None else 0.0
-    if averages_gib:  # in bfloat16: the model, and averages in float32
-        frozen_parameters += counted.all * (3 if recipe.model.dtype == "bfloat16" else 1)
+    frozen_parameters += counted.all * average_copies(recipe)
+    averages_gib = 4 * gib if average_copies(recipe) else 0.0
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     return MemoryEstimate(
         parameters=counted.all,

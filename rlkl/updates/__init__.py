@@ -37,14 +37,11 @@ def build_update(settings: UpdateSettings | OutsideSettings, *, seed: int = 0) -
         from rlkl.updates.dro.weighted import WithDro
 
         rule = WithDro(rule, settings.dro)
-        rule.seed = seed
     if not settings.terms:
         return rule
     from rlkl.updates.terms.composed import WithTerms
 
-    composed = WithTerms(rule, build_terms(settings.terms))
-    composed.seed = seed
-    return composed
+    return WithTerms(rule, build_terms(settings.terms))
 
 
 def _build_rule(settings: UpdateSettings | OutsideSettings) -> PolicyUpdate:

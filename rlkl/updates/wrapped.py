@@ -21,7 +21,7 @@ class Wrapped(PolicyUpdate):
 
     def __init__(self, rule: PolicyUpdate) -> None:
         super().__init__(rule.settings)
-        self.inner = rule
+        self.inner, self.seed = rule, rule.seed
         self.rule = rule.rule  # pyright: ignore[reportAttributeAccessIssue] - per instance: the name for messages
         self.sees_all_roles = rule.sees_all_roles  # pyright: ignore[reportAttributeAccessIssue] - per instance
 

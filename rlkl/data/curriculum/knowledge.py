@@ -27,7 +27,7 @@ UNSEEN_LOSS = 0.5
 """Counts as one observation of each bucket, which does not fade: a bucket that is not drawn returns to it."""
 
 GAIN = 10.0
-"""Of inverse-gap weighting: times the square root of the number of observations (the default of Vowpal Wabbit)."""
+"""g of inverse-gap weighting is this times the root of the number of observations, as by default in Vowpal Wabbit."""
 
 
 class Knowledge(ABC):

@@ -42,7 +42,7 @@ class CurriculumSource(PromptSource):
         self._outcomes: dict[int, Outcome | None] = {}
         """By draw, those of blocks that are not in `_saved`; None if no completion has a reward."""
         self._drawn: dict[int, tuple[int, float]] = {}
-        """Of each decided draw that may not be trained on yet: the prompt's number, and the largest probability."""
+        """The prompt's number and the largest probability, for each draw that is decided and perhaps not trained on."""
         self._lock = threading.Lock()
 
     def take(self, position: int, count: int) -> list[Prompt]:

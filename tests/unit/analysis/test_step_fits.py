@@ -89,7 +89,7 @@ def test_flat_runs_have_no_limit_to_read() -> None:
 
 
 def test_a_limit_far_beyond_the_data_is_not_told_from_them() -> None:
-    """Of x^-0.2 the first 60 steps show the smaller half of the way."""
+    """In its first 60 steps x^-0.2 goes less than half of its way."""
     found = fitted(planted(1.0, -1.0, 0.2, runs=5, noise=0.05))
     assert any(doubt.startswith("L_inf cannot be told") for doubt in found.doubts)
     straight = {

@@ -12,7 +12,7 @@ from rlkl.errors import CheckpointError, RecipeError
 from rlkl.recipe.io import load_recipe
 from rlkl.tracking.records.reading import read_metrics
 from rlkl.training.loop import Trainer
-from tests.scheduled import Delays, build, hands_of
+from tests.scheduled import Delays, build, hands_of, killed_and_resumed
 
 PASS_RATE = {"source": "task:arithmetic", "sampler": "pass_rate", "curriculum": {"passes_at": 2.0}}
 BANDIT = {
@@ -45,12 +45,7 @@ def test_a_killed_run_draws_and_samples_as_one_that_was_never_killed(
     sections = {"data": data, "rollout": {"schedule": schedule}}
     whole = build(tmp_path / "whole", Delays(learn=0.02), **sections)
     whole.run()
-    first = build(tmp_path / "cut", Delays(step=0.003), **sections)
-    hands_of(first).stop_after = killed_in
-    with pytest.raises(RuntimeError, match="killed"):
-        first.run()
-    second = build(tmp_path / "cut", Delays(), resume=tmp_path / "cut", **sections)
-    second.run()
+    first, second = killed_and_resumed(tmp_path / "cut", after=killed_in, delays=Delays(step=0.003), **sections)
 
     assert trained(first) | trained(second) == trained(whole)
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
@@ -77,12 +72,7 @@ def test_refilled_steps_draw_by_the_batches_before(data: dict[str, Any], tmp_pat
     sections = {"data": data, "rollout": {"max_rounds": 4}, "update": {"variant": "dapo"}}
     whole = build(tmp_path / "whole", Delays(), **sections)
     whole.run()
-    first = build(tmp_path / "cut", Delays(), **sections)
-    hands_of(first).stop_after = 3
-    with pytest.raises(RuntimeError, match="killed"):
-        first.run()
-    second = build(tmp_path / "cut", Delays(), resume=tmp_path / "cut", **sections)
-    second.run()
+    first, second = killed_and_resumed(tmp_path / "cut", after=3, **sections)
     assert max(line["rollout/rounds"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")) > 1
     assert trained(first) | trained(second) == trained(whole)
 
@@ -113,16 +103,11 @@ def test_in_a_stream_rewards_decide_the_draws_and_timing_does_not(
 ):
     """With dapo about half of the groups are rejected."""
     data = {**data, "curriculum": {**data["curriculum"], "passes_at": 1.0}}
-    sections = {"data": data, "rollout": STREAM, "update": {"variant": variant}, "steps": 10}
-    whole = build(tmp_path / "whole", Delays(), reward_of=of_length, **sections)
+    sections = {"data": data, "rollout": STREAM, "update": {"variant": variant}, "steps": 10, "reward_of": of_length}
+    whole = build(tmp_path / "whole", Delays(), **sections)
     whole.run()
     slow = Delays(seed=killed_in, learn=0.03, step=0.003, reward=0.005)
-    first = build(tmp_path / "cut", slow, reward_of=of_length, **sections)
-    hands_of(first).stop_after = killed_in
-    with pytest.raises(RuntimeError, match="killed"):
-        first.run()
-    second = build(tmp_path / "cut", Delays(), resume=tmp_path / "cut", reward_of=of_length, **sections)
-    second.run()
+    first, second = killed_and_resumed(tmp_path / "cut", after=killed_in, delays=slow, **sections)
 
     def prompts(run: Trainer) -> dict[int, list[Any]]:
         return {step: [one[:2] for one in rows] for step, rows in trained(run).items()}
@@ -131,7 +116,7 @@ def test_in_a_stream_rewards_decide_the_draws_and_timing_does_not(
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
     assert max(len(rows) for rows in prompts(whole).values()) == 8
     # Without a curriculum the same draws are of other prompts.
-    uniform = build(tmp_path / "uniform", Delays(), reward_of=of_length, **{**sections, "data": {}})
+    uniform = build(tmp_path / "uniform", Delays(), **{**sections, "data": {}})
     uniform.run()
     assert prompts(uniform) != prompts(whole)
 

@@ -13,7 +13,7 @@ from rlkl.rollout.engine import Request
 from rlkl.tracking.records.reading import read_metrics
 from rlkl.training.loop import Trainer
 from rlkl.types import Completion
-from tests.scheduled import Delays, build, draws_by_step, hands_of, versions_by_step
+from tests.scheduled import Delays, build, draws_by_step, hands_of, killed_and_resumed, versions_by_step
 
 SLOW_SAMPLING = Delays(step=0.01)
 SLOW_LEARNING = Delays(learn=0.05)
@@ -52,13 +52,8 @@ def test_alternate_samples_every_batch_with_the_newest_version(tmp_path: Path):
 def test_a_killed_run_goes_on_with_the_same_completions(schedule: str, killed_in: int, tmp_path: Path):
     whole = build(tmp_path / "whole", SLOW_LEARNING, rollout={"schedule": schedule})
     whole.run()
-    first = build(tmp_path / "cut", SLOW_SAMPLING, rollout={"schedule": schedule})
-    hands_of(first).stop_after = killed_in
-    with pytest.raises(RuntimeError, match="killed"):
-        first.run()
-
-    second = build(tmp_path / "cut", Delays(), resume=tmp_path / "cut", rollout={"schedule": schedule})
-    second.run()
+    sections = {"rollout": {"schedule": schedule}}
+    first, second = killed_and_resumed(tmp_path / "cut", after=killed_in, delays=SLOW_SAMPLING, **sections)
 
     assert trained(first) | trained(second) == trained(whole)
     assert min(trained(second)) == killed_in
@@ -68,12 +63,7 @@ def test_one_step_off_refills_steps_and_goes_on_with_them(tmp_path: Path):
     sections = {"rollout": {"schedule": "one_step_off", "max_rounds": 4}, "update": {"variant": "dapo"}}
     whole = build(tmp_path / "whole", Delays(), **sections)
     whole.run()
-    first = build(tmp_path / "cut", Delays(), **sections)
-    hands_of(first).stop_after = 3
-    with pytest.raises(RuntimeError, match="killed"):
-        first.run()
-    second = build(tmp_path / "cut", Delays(), resume=tmp_path / "cut", **sections)
-    second.run()
+    first, second = killed_and_resumed(tmp_path / "cut", after=3, **sections)
 
     assert max(line["rollout/rounds"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")) > 1
     assert trained(first) | trained(second) == trained(whole)

@@ -22,9 +22,8 @@ from rlkl.training.selection import left_out, token_columns
 from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup, Selection
 from rlkl.updates.distill.rule import Distill
 from rlkl.updates.distill.stored import STORED_SAMPLE
-from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.settings import DistillSettings
-from tests.builders import PROMPT_TOKENS, make_batch, with_frozen
+from tests.builders import FACTS, PROMPT_TOKENS, make_batch, with_frozen
 
 TEACHER = Signal("logprobs", "teacher", moment="step_start")
 
@@ -275,16 +274,7 @@ def test_stored_answers_come_with_warnings_where_they_mislead() -> None:
 
 def warnings_of(*words: str) -> list[str]:
     recipe = load_recipe("quickstart", *words)
-    facts = RunFacts(
-        has_pairs=False,
-        has_rewards=True,
-        prompts_per_step=1,
-        samples_per_prompt=1,
-        max_rounds=1,
-        epochs=1,
-        minibatches=1,
-        tracks_reference_kl=False,
-    )
+    facts = replace(FACTS, prompts_per_step=1, samples_per_prompt=1, tracks_reference_kl=False)
     return list(recipe.update.warnings(facts))
 
 

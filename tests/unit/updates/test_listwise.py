@@ -16,22 +16,10 @@ from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.base_settings import FilterSettings
 from rlkl.updates.listwise.rule import Listwise
-from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.settings import ListwiseSettings, SparsePoSettings
-from tests.builders import make_batch, prepared_batch, random_logprobs, with_policy
+from tests.builders import FACTS, make_batch, prepared_batch, random_logprobs, with_policy
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import build
-
-FACTS = RunFacts(
-    has_pairs=False,
-    has_rewards=True,
-    prompts_per_step=4,
-    samples_per_prompt=4,
-    max_rounds=1,
-    epochs=1,
-    minibatches=1,
-    tracks_reference_kl=False,
-)
 
 
 def listed_batch(padding: int = 0) -> Batch:

@@ -40,7 +40,7 @@ class StatesHeader:
     samples: int
     tokens: int
     tensors_digest: str = ""
-    """Of `TENSORS_FILE`."""
+    """Hash of `TENSORS_FILE`."""
     format: int = FORMAT
 
 

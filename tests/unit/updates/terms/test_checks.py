@@ -16,18 +16,9 @@ from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.settings import GrpoSettings
 from rlkl.updates.terms.checks import curve_names, warnings_about_terms
 from rlkl.updates.terms.settings import EntropySettings, KlSettings, TermSettings
+from tests.builders import FACTS
 
 RECIPES = Path(__file__).parents[4] / "recipes"
-FACTS = RunFacts(
-    has_pairs=False,
-    has_rewards=True,
-    prompts_per_step=4,
-    samples_per_prompt=8,
-    max_rounds=1,
-    epochs=1,
-    minibatches=1,
-    tracks_reference_kl=True,
-)
 
 
 def recipe(update: dict[str, Any]) -> Recipe:

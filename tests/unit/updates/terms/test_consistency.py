@@ -19,11 +19,10 @@ from rlkl.updates.base import PictureContext
 from rlkl.updates.settings import GrpoSettings
 from rlkl.updates.terms.consistency import Consistency
 from rlkl.updates.terms.settings import ConsistencySettings
-from tests.builders import make_batch
+from tests.builders import FACTS, make_batch
 from tests.models import tiny_qwen2_5_vl
 from tests.pictures import example, picture, processor_of, prompt_with
 from tests.unit.learner.test_learner import recipe_for
-from tests.unit.updates.terms.test_checks import FACTS
 
 NOISY = Signal("logprobs", view="noisy_0_1")
 

@@ -20,7 +20,6 @@ from rlkl.recipe.io import dump_recipe, load_recipe, recipe_from
 from rlkl.signals import Signal, Signals
 from rlkl.types import Completion, Example, Prompt, Rollout
 from rlkl.updates import build_update
-from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.replay.settings import ReplaySettings
 from rlkl.updates.terms.replay.states import (
     HEADER_FILE,
@@ -31,21 +30,12 @@ from rlkl.updates.terms.replay.states import (
     write_states,
 )
 from rlkl.updates.terms.replay.term import Replay
+from tests.builders import FACTS
 
 HIDDEN = Signal("hidden")
 KL = Signal("kl_to_policy", "reference")
 WIDTH = 5
 LENGTHS = (3, 2, 4, 2, 6, 3)
-FACTS = RunFacts(
-    has_pairs=False,
-    has_rewards=True,
-    prompts_per_step=4,
-    samples_per_prompt=8,
-    max_rounds=1,
-    epochs=1,
-    minibatches=1,
-    tracks_reference_kl=True,
-)
 
 
 def states() -> ReplayStates:
