@@ -30,7 +30,8 @@ def check_inputs(recipe: Recipe) -> tuple[str, ...]:
     """
     check_no_secrets(recipe)
     wanted = [] if recipe.data.has_pairs else recipe.rewards
-    rewards = load_rewards(wanted, normalize=recipe.scoring.normalize) if wanted else None
+    optional = recipe.update.learns_without_rewards
+    rewards = load_rewards(wanted, normalize=recipe.scoring.normalize, optional=optional) if wanted else None
     if recipe.rollout.engine != "vllm":  # whose import is slow, and checked by `rlkl doctor`
         from rlkl.rollout.engine import engine_class  # imports torch
 

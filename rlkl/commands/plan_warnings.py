@@ -129,7 +129,7 @@ def _on_evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def _on_records(recipe: Recipe) -> Iterator[str]:
-    if not recipe.rewards and not recipe.data.has_pairs:
+    if not recipe.rewards and not recipe.data.has_pairs and not recipe.update.learns_without_rewards:
         yield (
             "rewards is empty: rlkl train refuses that. Name one (rewards: [{function: my.py:score}]), or "
             "call rlkl.train(recipe, rewards=[...]) from Python"

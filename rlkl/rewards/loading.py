@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlkl.errors import RewardInputError
-from rlkl.recipe import Normalize, RewardSection
+from rlkl.recipe import Normalize, Recipe, RewardSection
 from rlkl.rewards.execution.call import RewardFunction
 from rlkl.rewards.function.decorator import declaration_of
 from rlkl.rewards.function.fingerprint import described
@@ -39,23 +39,25 @@ def load_rewards(
     *,
     normalize: Normalize = "none",
     for_evaluation: bool = False,
+    optional: bool = False,
     key: str = "rewards",
 ) -> RewardSet:
     """Import the recipe's rewards and add ``functions``, with weight 1 unless ``@rlkl.reward`` gives another.
 
     Files and modules are looked up from the working directory. A reward file may import others beside it.
     ``normalize``: what is done with the sum. ``for_evaluation``: monitors alone are enough, and names of
-    `EVAL_NAMES` are refused. ``key``: of the sections in the recipe.
+    `EVAL_NAMES` are refused. ``optional``: the rule learns from no reward, so none is needed, and all samples then have
+    a reward of 0. ``key``: of the sections in the recipe.
 
     Raises:
-        RewardInputError: there is no reward at all, one cannot be imported, its signature or its settings cannot be
-            used, or two have the same name.
+        RewardInputError: one is needed and there is none, one cannot be imported, its signature or its settings cannot
+            be used, or two have the same name.
     """
     named = [replace(_from_section(section), key=f"{key}[{number}]") for number, section in enumerate(sections)]
     rewards = [*named, *map(_from_function, functions)]
     if for_evaluation and rewards:
         check_eval_names(rewards)
-    elif all(reward.section.role == "monitor" for reward in rewards):
+    elif not optional and all(reward.section.role == "monitor" for reward in rewards):
         only = "only monitors" if rewards else "no reward"
         raise RewardInputError(
             f"{only}: nothing to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
@@ -64,7 +66,24 @@ def load_rewards(
     for name, count in Counter(reward.name for reward in rewards).items():
         if count > 1:
             raise RewardInputError(f"{count} rewards are called '{name}'; give each its own name (rewards[].name)")
-    return RewardSet(rewards, normalize=normalize)
+    return RewardSet(rewards, normalize=normalize, optional=optional)
+
+
+def check_uses(recipe: Recipe, rewards: RewardSet) -> None:
+    """Raise `RewardInputError` if no reward is trained on, and the recipe uses one all the same."""
+    if rewards.trains:
+        return
+    uses = {
+        f"data.sampler = {recipe.data.sampler} draws by pass rates": recipe.data.sampler != "uniform",
+        f"checkpoint.best = {recipe.checkpoint.best} is a reward": (recipe.checkpoint.best or "").startswith("reward/"),
+        "eval scores with the recipe's rewards": recipe.eval is not None
+        and not (recipe.eval.rewards or rewards.rewards),
+    }
+    for use in (use for use, applies in uses.items() if applies):
+        raise RewardInputError(
+            f"{use}, and the recipe has none to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
+            f"(update.rule = {recipe.update.rule} does not train on them), or leave that key out"
+        )
 
 
 def check_eval_names(rewards: Iterable[LoadedReward]) -> None:

@@ -55,13 +55,16 @@ def with_text(completions: Sequence[Completion], decode: Decode) -> list[Complet
     return [replace(completion, text=text) for completion, text in zip(completions, texts, strict=True)]
 
 
-def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Compute rewards and lengths over all rollouts of a step, selected or not. See `rlkl.tracking.metrics`."""
+def rollout_metrics(groups: Sequence[RolloutGroup], *, rewarded: bool = True) -> dict[str, float]:
+    """Compute rewards and lengths over all rollouts of a step, selected or not. See `rlkl.tracking.metrics`.
+
+    ``rewarded``: whether a reward has scored them. Else there is no mean reward.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
     rewards = [[raw_reward(rollout) for rollout in group.rollouts if rollout.scored] for group in groups]
     metrics: dict[str, float] = {}
-    if any(rewards):  # else nothing has a reward, and there is no mean
+    if rewarded and any(rewards):  # else nothing has a reward, and there is no mean
         metrics["reward/mean"] = fmean(reward for group in rewards for reward in group)
         metrics["reward/std"] = fmean(pstdev(group) for group in rewards if group)
         metrics["rollout/equal_fraction"] = fmean(len(set(group)) == 1 for group in rewards if group)

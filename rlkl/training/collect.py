@@ -88,7 +88,7 @@ class SampledGroups:
 
     def metrics(self, groups: Sequence[RolloutGroup], *, step: int) -> dict[str, float]:
         """Return rewards and lengths, and the similarity between prompts if the recipe asks for it."""
-        metrics = rollout_metrics(groups)
+        metrics = rollout_metrics(groups, rewarded=self.rewards.trains)
         if pairs := self.recipe.tracking.similarity_pairs:
             seed = derive_seed(self.recipe.seed, "similarity", step)
             similarity = sampled_similarity(groups, pairs=pairs, seed=seed)

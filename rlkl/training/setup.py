@@ -32,7 +32,7 @@ from rlkl.recipe.run_dir import NO_CHECKPOINT, claim_run_dir, has_checkpoint, re
 from rlkl.recipe.run_lock import lock_run_dir
 from rlkl.recipe.secret_values import check_no_secrets
 from rlkl.rewards import RewardSet, load_rewards
-from rlkl.rewards.loading import check_eval_names
+from rlkl.rewards.loading import check_eval_names, check_uses
 from rlkl.rollout.engine import EngineSettings, engine_class
 from rlkl.rollout.settings import engine_settings, load_tokenizer
 from rlkl.rollout.vllm_arguments import check_vllm_arguments
@@ -243,7 +243,10 @@ def _build_update(recipe: Recipe) -> PolicyUpdate:
 def _load_rewards(recipe: Recipe, functions: Sequence[Callable[..., Any]]) -> RewardSet:
     if recipe.data.has_pairs:
         return RewardSet(())
-    return load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize)
+    optional = recipe.update.learns_without_rewards
+    found = load_rewards(recipe.rewards, functions, normalize=recipe.scoring.normalize, optional=optional)
+    check_uses(recipe, found)
+    return found
 
 
 def _held_out(recipe: Recipe, rewards: RewardSet, encoder: Encoder) -> HeldOut | None:

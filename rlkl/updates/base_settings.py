@@ -89,6 +89,11 @@ class RuleSettings(Section):
         return False
 
     @property
+    def learns_without_rewards(self) -> bool:
+        """Whether the rule trains on samples that no reward has scored; a recipe then needs none."""
+        return False
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the learner keeps the frozen reference for this rule."""
         return True

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -66,12 +66,20 @@ class ScoredRound:
 class RewardSet:
     """All rewards of a run. Made by `load_rewards`; `start` it before scoring and `close` it in the end."""
 
-    def __init__(self, rewards: Sequence[LoadedReward], *, normalize: Normalize = "none") -> None:
+    def __init__(
+        self, rewards: Sequence[LoadedReward], *, normalize: Normalize = "none", optional: bool = False
+    ) -> None:
         self.rewards = tuple(rewards)
         self.normalize: Normalize = normalize
+        self.optional = optional
         self.failures: FailureLog | None = None
         self._pools: dict[str, Pool] = {}
         self._caches: dict[str, ScoreCache] = {}
+
+    @property
+    def trains(self) -> bool:
+        """Whether one of the rewards is part of the sum that rules see."""
+        return any(reward.section.role == "train" for reward in self.rewards)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -253,8 +261,11 @@ class Round:
         for loaded, reward in zip(self._set.rewards, collected, strict=False):
             self._raise_if_asked(loaded, reward)
             self._raise_if_too_many(loaded, reward)
+        scored = aggregate(collected, self._groups, self._set.normalize)
+        if self._set.optional and not self._set.trains:  # rules never see samples without a reward
+            scored = [replace(one, reward=0.0, raw_reward=0.0) for one in scored]
         return ScoredRound(
-            scored=aggregate(collected, self._groups, self._set.normalize),
+            scored=scored,
             calls_s={name: calls.seconds for name, calls in self._calls.items()},
             failures=failures,
         )

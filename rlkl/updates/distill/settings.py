@@ -116,6 +116,10 @@ class DistillSettings(CorrectedSettings):
         return False
 
     @property
+    def learns_without_rewards(self) -> bool:
+        return self.reward_coef == 0 and self.filter is None
+
+    @property
     def frozen_models(self) -> frozenset[str]:
         return frozenset({self.teacher})
 

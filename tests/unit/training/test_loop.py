@@ -134,7 +134,7 @@ def is_empty(completion: str) -> float:
 
 
 def trainer(
-    run_dir: Path, *, uniform: bool = False, first_step: int = 0, rewards: Sequence = (), **sections: dict | int
+    run_dir: Path, *, uniform: bool = False, first_step: int = 0, rewards: Sequence | None = (), **sections: dict | int
 ) -> Trainer:
     values: dict = {
         "steps": 3,
@@ -153,7 +153,7 @@ def trainer(
         run_dir=run_dir,
         hands=ScriptedHands(tokenizer, uniform=uniform),
         source=source,
-        rewards=load_rewards([], rewards or [is_seven]),
+        rewards=load_rewards([], rewards or [is_seven]) if rewards is not None else load_rewards([], optional=True),
         update=build_update(recipe.update),
         tracker=Tracker(run_dir, recipe, run_id=None, first_step=first_step),
         tokenizer=tokenizer,
@@ -236,6 +236,17 @@ def test_a_filter_may_stand_in_front_of_any_rule(
     assert (len(trained), len(left_out)) == (kept, 16 - kept)
     assert {example.group for example in trained} == {0, 1, 2, 3}
     assert sum(example.rollout.reward for example in trained) == right
+
+
+def test_a_rule_that_needs_no_reward_trains_on_all_samples(tmp_path: Path):
+    models = {"teacher": {"path": "unused"}}
+    run = trainer(tmp_path, update={"rule": "distill"}, models=models, rewards=None, steps=1)
+    run.run()
+
+    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert len(hands_of(run).trained[0]) == 16
+    assert line["reward/dropped"] == 0.0
+    assert not line.keys() & {"reward/mean", "reward/std", "rollout/equal_fraction"}
 
 
 def test_without_any_spread_the_step_trains_on_nothing_and_says_so(tmp_path: Path):

@@ -70,6 +70,34 @@ def test_a_run_that_cannot_learn_is_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"sampler": "pass_rate"}}, r"data\.sampler = pass_rate draws by pass rates, and the recipe has none"),
+        (
+            {"checkpoint": {"best": "reward/mean"}},
+            r"checkpoint\.best = reward/mean is a reward, and the recipe has none",
+        ),
+        ({"eval": {"data": {"source": "task:arithmetic/test"}}}, r"eval scores with the recipe's rewards, and the"),
+        ({"update": {"filter": {"keep": "top_k", "value": 1}}}, r"no reward: nothing to learn from"),
+        ({"update": {"placement": "reward", "reward_coef": 1.0}}, r"no reward: nothing to learn from"),
+    ],
+    ids=["sampler", "best", "eval", "filter", "coef"],
+)
+def test_a_run_without_rewards_is_refused_where_it_uses_them(
+    sections: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    model = tiny_qwen3(tmp_path / "model", tied=True, seed=0)
+    more = {"rewards": [], "models": {"teacher": {"path": str(model)}}}
+    sections = more | sections | {"update": {"rule": "distill"} | sections.get("update", {})}
+    if "data" in sections:
+        sections["data"] = {"source": "task:arithmetic"} | sections["data"]
+
+    with pytest.raises(InputError, match=message):
+        train(make_recipe(tmp_path / "run", model, **sections))
+
+
 @pytest.mark.parametrize("path", ["/no/such/folder", "nobody/nothing"])
 def test_a_model_that_is_not_there_ends_with_exit_code_2_and_its_key(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

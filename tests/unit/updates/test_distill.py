@@ -283,8 +283,11 @@ def test_a_recipe_without_the_teacher_is_refused() -> None:
         load_recipe("quickstart", "update={rule: distill}")
 
 
-def test_a_plan_says_that_a_run_without_rewards_is_refused_and_that_the_teacher_is_used(tmp_path: Path) -> None:
-    words = ("update={rule: distill, teacher: big}", f"models={{big: {{path: {tmp_path}}}}}", "rewards=[]")
+@pytest.mark.parametrize(("more", "warned"), [("", False), (", placement: reward, reward_coef: 0.5", True)])
+def test_a_plan_says_when_rewards_are_needed_and_that_the_teacher_is_used(
+    more: str, warned: bool, tmp_path: Path
+) -> None:
+    words = (f"update={{rule: distill, teacher: big{more}}}", f"models={{big: {{path: {tmp_path}}}}}", "rewards=[]")
     found = warnings_about(load_recipe("quickstart", *words), this_machine())
-    assert [warning for warning in found if warning.startswith("rewards is empty: rlkl train refuses that")]
+    assert any(warning.startswith("rewards is empty: rlkl train refuses that") for warning in found) == warned
     assert not [warning for warning in found if "models.big" in warning]

@@ -166,6 +166,14 @@ def test_monitors_alone_are_nothing_to_learn_from(file: str):
         load_rewards([RewardSection.model_validate(section(file, role="monitor"))])
 
 
+def test_a_rule_that_needs_no_reward_sees_a_reward_of_zero_beside_the_monitors(file: str):
+    with loaded(section(file, role="monitor", on_error="drop_group"), optional=True) as rewards:
+        done = score(rewards, ["1", "??"])
+        assert not rewards.trains
+    assert values(done) == [0.0, 0.0]
+    assert [scored.monitors for scored in done.scored] == [{"number": 1.0}, {}]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
