@@ -53,7 +53,8 @@ def get_task(name: str) -> Task:
 def task_rows(name: str) -> list[dict[str, Any]]:
     """Return the rows of a task, or of a part of it: ``arithmetic``, ``arithmetic/test``, ``reviews/pairs/train``.
 
-    Every task has the parts ``train`` and ``test``, which share no row. Further rows are divided by their prompts.
+    Every task has the parts ``train`` and ``test``, which share no row. Further rows are divided by their
+    prompts; those with a prompt of their own are in ``train``.
 
     Raises:
         InputError: there is no such task, or it has no rows of that name.
@@ -75,8 +76,8 @@ def _parts_of_rows(found: Task, task: str) -> dict[str, Callable[[], Rows]]:
     parts: dict[str, Callable[[], Rows]] = {"train": lambda: split(test=False), "test": lambda: split(test=True)}
 
     def divided(rows: Callable[[], Rows], part: str) -> Rows:
-        prompts = {row["prompt"] for row in parts[part]()}
-        return [row for row in rows() if row["prompt"] in prompts]
+        held_out = {row["prompt"] for row in parts["test"]()}
+        return [row for row in rows() if (row["prompt"] in held_out) == (part == "test")]
 
     of_further = {f"{name}/{part}": partial(divided, rows, part) for name, rows in further.items() for part in parts}
     return {**parts, **further, **of_further}

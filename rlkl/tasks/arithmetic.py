@@ -3,13 +3,16 @@
 The base model is taught from demonstrations of which half carry a wrong answer, as text from the web does. So it knows
 the right answer and gives it about half of the time, as a real base model does before reinforcement learning.
 
+``task:arithmetic/uneven`` has larger sums too, up to 30. The base model was never shown one, so it never finds them: more
+than half of these prompts teach nothing.
+
 ``task:arithmetic/teacher`` as a model is a larger one with the same tokens, from demonstrations of which nearly all are
 right: a teacher for distillation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +53,13 @@ class Arithmetic(Task):
             for a in range(self.largest_sum + 1)
             for b in range(self.largest_sum + 1 - a)
         ]
+
+    def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
+        return {"uneven": self._uneven}
+
+    def _uneven(self) -> list[dict[str, Any]]:
+        """Return all rows, and those of larger sums up to one and a half times ``largest_sum``."""
+        return replace(self, largest_sum=self.largest_sum * 3 // 2).rows()
 
     def reward(self, prompt: str, completion: str, answer: str) -> float:
         """Return 1 for exactly the answer, else 0."""

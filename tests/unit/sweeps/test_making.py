@@ -37,6 +37,7 @@ PLANNED = [
     "replay",
     "rules",
     "samplers",
+    "samplers_uneven",
     "sparsepo",
     "unlearn",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlkl.system.compat import ensure_torch_extras
+from rlkl.tasks import task_rows
 from rlkl.tasks.arithmetic import Arithmetic
 from rlkl.tasks.characters import ALPHABET, character_tokenizer
 
@@ -16,6 +17,14 @@ def test_rows_are_all_additions_up_to_the_largest_sum():
     assert [row["prompt"] for row in rows] == ["0+0=", "0+1=", "0+2=", "1+0=", "1+1=", "2+0="]
     assert [row["answer"] for row in rows] == ["0", "1", "2", "1", "2", "2"]
     assert len(Arithmetic().rows()) == 21 * 22 // 2
+
+
+def test_uneven_rows_add_larger_sums_to_the_training_rows_alone():
+    known, both = (task_rows(f"arithmetic{part}/train") for part in ("", "/uneven"))
+    assert [row for row in both if int(row["answer"]) <= 20] == known
+    assert sorted({int(row["answer"]) for row in both}) == list(range(31))
+    assert len(both) - len(known) == 31 * 32 // 2 - 21 * 22 // 2
+    assert task_rows("arithmetic/uneven/test") == task_rows("arithmetic/test")
 
 
 @pytest.mark.parametrize(("completion", "expected"), [("19", 1.0), ("19 ", 0.0), ("119", 0.0), ("18", 0.0), ("", 0.0)])
