@@ -3,8 +3,8 @@
 The base model is taught from demonstrations of which half carry a wrong answer, as text from the web does. So it knows
 the right answer and gives it about half of the time, as a real base model does before reinforcement learning.
 
-``task:arithmetic/uneven`` has larger sums too, up to 30. The base model was never shown one, so it does not find them: more
-than half of these prompts teach nothing.
+``task:arithmetic/uneven`` has larger sums too, up to 30. The base model was never shown one, so it does not find them:
+more than half of these prompts teach nothing.
 
 ``task:arithmetic/teacher`` as a model is a larger one with the same tokens, from demonstrations of which nearly all are
 right: a teacher for distillation.
