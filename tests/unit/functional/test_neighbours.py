@@ -33,7 +33,7 @@ def test_the_gradient_is_that_of_finite_differences_and_it_is_bounded() -> None:
         lambda x: NeighbourProducts()(x.log_softmax(-1), teacher.log_softmax(-1), ids, None), (logits,)
     )
     apart = [torch.tensor([[0.0, -torch.inf]] * 2), torch.tensor([[-torch.inf, 0.0]] * 2)]
-    assert NeighbourProducts()(*apart, ids[:2], None).tolist() == [2.0, 0.0]
+    assert NeighbourProducts()(apart[0], apart[1], ids[:2], None).tolist() == [2.0, 0.0]
 
 
 def test_neighbours_are_in_the_response() -> None:

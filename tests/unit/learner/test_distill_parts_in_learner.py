@@ -79,7 +79,8 @@ def by_hand(weights: Mapping[str, Tensor], policy_V: Tensor, teacher_V: Tensor, 
             gates[token] = float(torch.sigmoid(torch.tensor((width - (before - 0.4) / 0.6) / 0.2)))
         before += q[token]
     parts = [(p[token] * gate, q[token] * gate) for token, gate in gates.items()]
-    parts.append(tuple(sum(x) - sum(part[number] for part in parts) for number, x in enumerate((p, q))))
+    inside = [sum(part[number] for part in parts) for number in range(2)]
+    parts.append((sum(p) - inside[0], sum(q) - inside[1]))
     nats = sum(a * float(torch.tensor(a / b).log()) for a, b in parts if a > 0)
     return nats, sum(b for _, b in parts[:-1]), sum(gates.values()), width
 
