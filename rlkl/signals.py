@@ -33,10 +33,10 @@ Quantity = Literal[
 ]
 """logprobs: of the sampled tokens. entropy: of the next-token distribution. kl_to_policy: KL(model || policy) of the
 next-token distributions. kl_from_policy: KL(policy || model). cauchy_schwarz: the divergence of both, over the whole
-vocabulary. divergence: another one of both, computed by ``by``. answers: log-probs ``[B, T, K]`` of the K ``tokens``
-among each other, at places of one of them. heads: the output ``[B, T, K]`` of the rule's heads. hidden: the last hidden
-states ``[B, T, H]`` after the final norm, at the token itself, in the policy's precision; they mean nothing at
-padding."""
+vocabulary. divergence: another one of both, ``[B, T]`` or ``[B, T, D]``, by ``by``. answers: log-probs ``[B, T, K]`` of
+the K ``tokens`` among each other, at places of one of them. heads: the output ``[B, T, K]`` of the rule's heads.
+hidden: the last hidden states ``[B, T, H]`` after the final norm, at the token itself, in the policy's precision; they
+mean nothing at padding."""
 
 CLEAN = "clean"
 """The view of the prompt's own pictures."""
@@ -54,7 +54,11 @@ class Divergence(Protocol):
     """Compares the policy with a frozen model, token by token; hashable, and equal if its settings are."""
 
     def __call__(self, policy_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, heads_CK: Tensor | None) -> Tensor:
-        """Return a number ``[C]`` a token from both models' log-probs, the target ids and the rule's heads."""
+        """Return numbers ``[C]`` or ``[C, D]`` from both models' log-probs, the target ids and the rule's heads.
+
+        With a class attribute ``reads_next = True`` a token's number may depend on the token after it. It is then zero
+        at a token whose next one is not of the response.
+        """
         ...
 
 

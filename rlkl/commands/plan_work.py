@@ -88,7 +88,9 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
         has_8_bit_moments=recipe.learner.optimizer == "adamw_8bit",
         has_whole_logits=recipe.update.has_whole_logits
         or any(getattr(one, key, None) for one, key in _kl_limits(recipe))
-        or any(getattr(term, "estimator", None) == "cauchy_schwarz" for term in recipe.update.terms),
+        or any(
+            term.term == "span" or getattr(term, "estimator", "") == "cauchy_schwarz" for term in recipe.update.terms
+        ),
     )
 
 

@@ -17,10 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rlkl.functional import kl
 from rlkl.functional.logprobs import Head
+from rlkl.functional.windows import LOWEST
 from rlkl.signals import Divergence
-
-_LOWEST = -1e30
-"""Log-probability of a token that is left out. With -inf on both sides a gradient would be NaN."""
 
 
 def jensen_shannon(policy_V: Tensor, teacher_V: Tensor, beta: float) -> Tensor:
@@ -30,7 +28,7 @@ def jensen_shannon(policy_V: Tensor, teacher_V: Tensor, beta: float) -> Tensor:
     KL(teacher || policy) for beta to 0, and divided by 1 - beta to KL(policy || teacher) for beta to 1. It is bounded
     by the entropy of the weights beta and 1 - beta, at most log 2 (J. Lin, 1991; as a loss: GKD, arXiv 2306.13649).
     """
-    policy_V, teacher_V = policy_V.clamp_min(_LOWEST), teacher_V.clamp_min(_LOWEST)
+    policy_V, teacher_V = policy_V.clamp_min(LOWEST), teacher_V.clamp_min(LOWEST)
     mixture_V = torch.logaddexp(teacher_V + math.log(beta), policy_V + math.log1p(-beta))
     return beta * kl.exact_kl(teacher_V, mixture_V) + (1 - beta) * kl.exact_kl(policy_V, mixture_V)
 
@@ -51,59 +49,6 @@ class JensenShannon:
         return jensen_shannon(policy_CV, teacher_CV, self.beta)
 
 
-def gated_kl(policy_V: Tensor, teacher_V: Tensor, log_gate_V: Tensor, log_rest_V: Tensor, *, forward: bool) -> Tensor:
-    """Compute the KL of both after each token has passed a gate: its rest goes into one bucket of all tokens.
-
-    ``log_gate_V`` and ``log_rest_V``: logarithms of the gate, 0 to 1, and of 1 - gate. A gate is a channel that both
-    distributions pass, so the KL is at most the whole one (data processing), equal to it with all gates open, and zero
-    with all gates shut. ``forward``: KL(teacher || policy), else KL(policy || teacher).
-    """
-
-    def passed(x_V: Tensor) -> Tensor:
-        x_V = x_V.clamp_min(_LOWEST)
-        rest = (x_V + log_rest_V).clamp_min(_LOWEST).logsumexp(dim=-1, keepdim=True)
-        return torch.cat([(x_V + log_gate_V).clamp_min(_LOWEST), rest], dim=-1)
-
-    policy, teacher = passed(policy_V), passed(teacher_V)
-    return kl.exact_kl(teacher, policy) if forward else kl.exact_kl(policy, teacher)
-
-
-def nucleus(teacher_CV: Tensor, targets_C: Tensor, mass: float) -> Tensor:
-    """Return which tokens ``[C, V]`` are kept: the fewest of the teacher's likeliest with ``mass``, and the target.
-
-    The teacher's likeliest token is always kept.
-    """
-    sorted_CV, order_CV = teacher_CV.exp().sort(dim=-1, descending=True)
-    before_CV = sorted_CV.cumsum(dim=-1) - sorted_CV
-    kept_CV = torch.zeros_like(teacher_CV, dtype=torch.bool).scatter(-1, order_CV, before_CV < mass)
-    return kept_CV.scatter(-1, targets_C.unsqueeze(-1), True)
-
-
-@dataclass(frozen=True, slots=True)
-class NucleusKl:
-    """The KL over the teacher's nucleus, the token at hand, and a bucket of all others."""
-
-    mass: float
-    """Probability that the teacher gives to the kept tokens, at least."""
-    forward: bool
-
-    def __call__(self, policy_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, heads_CK: Tensor | None) -> Tensor:
-        kept_CV = nucleus(teacher_CV, targets_C, self.mass)
-        gate_CV, rest_CV = (torch.where(open_CV, 0.0, _LOWEST) for open_CV in (kept_CV, ~kept_CV))
-        return gated_kl(policy_CV, teacher_CV, gate_CV, rest_CV, forward=self.forward)
-
-
-@dataclass(frozen=True, slots=True)
-class NucleusOutside:
-    """The probability, without gradient, that the policy gives to the bucket of `NucleusKl`."""
-
-    mass: float
-
-    def __call__(self, policy_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, heads_CK: Tensor | None) -> Tensor:
-        kept_CV = nucleus(teacher_CV, targets_C, self.mass)
-        return torch.where(kept_CV, 0.0, policy_CV.detach().exp()).sum(dim=-1)
-
-
 def chunked_divergences(
     hidden: tuple[Tensor, Tensor],
     heads: tuple[Head, Head],
@@ -113,22 +58,24 @@ def chunked_divergences(
     temperature: float,
     chunk_tokens: int,
 ) -> list[Tensor]:
-    """Compute each wanted divergence ``[N]`` of policy and teacher at each token, with gradient to the policy.
+    """Compute each wanted divergence ``[N]`` or ``[N, D]`` of policy and teacher, with gradient to the policy.
 
     ``hidden`` and ``heads`` (those of the language models) are the policy's and the teacher's, in this order.
     ``tokens``: the target ids ``[N]``, and the output ``[N, K]`` of the rule's heads or None; gradient flows into it.
     A chunk holds the logits of two models, so it has half of ``chunk_tokens``; the backward pass computes them again.
+    If a divergence reads the next token, a chunk has one token more.
     """
     score = partial(_score_chunk, heads, tuple(wanted), temperature)
     size = max(chunk_tokens // 2, 1)
     targets, outputs = tokens
-    count = len(targets)
+    count, ahead = len(targets), int(any(getattr(one, "reads_next", False) for one in wanted))
     chunks = []
     for start in range(0, max(count, 1), size):
-        rows = slice(start, min(start + size, count))
+        rows = slice(start, min(start + size + ahead, count))
         part = (targets[rows], None if outputs is None else outputs[rows])
         parts = (hidden[0][rows], hidden[1][rows].detach(), part)
-        chunks.append(checkpoint(score, *parts, use_reentrant=False) if torch.is_grad_enabled() else score(*parts))
+        found = checkpoint(score, *parts, use_reentrant=False) if torch.is_grad_enabled() else score(*parts)
+        chunks.append([x_C[:size] for x_C in found])
     return [torch.cat(column) for column in zip(*chunks, strict=True)]
 
 

@@ -131,7 +131,7 @@ class Learner:
     def _packs(self) -> bool:
         """Return whether all passes cost real tokens alone: the frozen models' too, and no head reads padded rows."""
         heads, frozen = self._models.heads, self._models.frozen.values()
-        reads_rows = heads is not None and heads.reads is not HeadInput.POLICY_HIDDEN
+        reads_rows = heads is not None and heads.reads in (HeadInput.TOKENS, HeadInput.REFERENCE_LAYERS)
         return self.policy.packs and not reads_rows and all(getattr(model, "packs", True) for model in frozen)
 
     def _frozen_models(self, spec: LearnerSpec, heads: Heads | None, loading: torch.device) -> dict[str, Scorer]:

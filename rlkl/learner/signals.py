@@ -109,10 +109,14 @@ def check_supplied(update: PolicyUpdate, frozen: Collection[str] = ()) -> None:
 
 
 def check_heads(update: PolicyUpdate, heads: Heads | None) -> None:
-    """Raise `MissingSignalError` if a signal is the output of heads and the rule has none."""
+    """Raise `MissingSignalError` if a signal is the output of heads that the rule lacks, or that have it later only."""
     for signal in update.needs:
         if signal.quantity == "heads" and heads is None:
             raise MissingSignalError(update.rule, signal.name, "The rule has no heads: see its build_heads.")
+        if signal == Signal.PROXIMAL_HEADS and heads is not None and heads.reads is HeadInput.LIKELIEST:
+            raise MissingSignalError(
+                update.rule, signal.name, "Heads that read LIKELIEST run in the training pass only."
+            )
 
 
 def _missing(signal: Signal, frozen: Collection[str]) -> str | None:
@@ -287,10 +291,10 @@ def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, devi
     return _frozen(heads, batch, settings, device)
 
 
-def heads_output(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Tensor:
+def heads_output(models: Models, batch: Batch, read_BTX: Tensor | None) -> Tensor:
     """Compute the heads' output at the token that each place predicts, zero outside the response.
 
-    ``hidden_BTH`` is the policy's, for heads that read it.
+    ``read_BTX``: the policy's hidden states or the likeliest log-probs, for heads that read them.
     """
     assert models.heads is not None
     if models.heads.reads is HeadInput.TOKENS:
@@ -301,8 +305,8 @@ def heads_output(models: Models, batch: Batch, hidden_BTH: Tensor | None) -> Ten
             layers_BTLH = models.reference.layers(batch.token_ids_BT, batch.images, packing_of(batch))
         heads_BTK = F.pad(models.heads(layers_BTLH[:, :-1]), (0, 0, 1, 0))
     else:
-        assert hidden_BTH is not None
-        heads_BTK = F.pad(models.heads(hidden_BTH[:, :-1]), (0, 0, 1, 0))
+        assert read_BTX is not None
+        heads_BTK = F.pad(models.heads(read_BTX[:, :-1]), (0, 0, 1, 0))
     return torch.where(batch.response_BT.unsqueeze(-1), heads_BTK, 0.0)
 
 

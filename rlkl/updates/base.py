@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.batch import Batch, LossOutput
-from rlkl.signals import Signal, Signals
+from rlkl.signals import REFERENCE, Signal, Signals
 from rlkl.types import Example, RolloutGroup
 from rlkl.updates.settings import RuleSettings
 
@@ -77,6 +77,9 @@ class HeadInput(Enum):
     """``[B, T]``: the token ids, for a head with its own backbone (`ModelShape.load_copy`). The head must shift its
     output by one.
     """
+    LIKELIEST = "likeliest"
+    """``[B, T, 2 K]``: the K = `Heads.likeliest` highest log-probs of the frozen model `Heads.beside`, then those of
+    the policy, each sorted; no gradient flows on."""
 
 
 class Heads(nn.Module, ABC):
@@ -87,6 +90,9 @@ class Heads(nn.Module, ABC):
     """AdamW's weight decay on the heads' matrices; their biases and norms have none."""
     lr_scale: float = 1.0
     """The heads' learning rate as a multiple of the policy's."""
+    beside: str = REFERENCE
+    """With `HeadInput.LIKELIEST`: the frozen model, which the rule must compare with, too."""
+    likeliest: int = 1
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

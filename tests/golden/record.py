@@ -43,6 +43,8 @@ RULES: dict[str, dict[str, object]] = {
     "distill": {"rule": "distill", "top_k": 5},
     "distill_jsd": {"rule": "distill", "jsd_beta": 0.3, "top_k": 5},
     "distill_stored": {"rule": "distill", "kept_mass": 0.8, "on_policy_fraction": 0.5, "answer_column": "answer"},
+    "distill_gate": {"rule": "distill", "kept_mass": 0.6, "gate_tokens": 4, "gate_temperature": 0.2},
+    "distill_span": {"rule": "distill", "top_k": 5, "terms": [{"term": "span", "to": "teacher", "coef": 5.0}]},
     "distill_reward": {"rule": "distill", "placement": "reward", "reward_coef": 0.2},
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},

@@ -45,6 +45,31 @@ METRICS: tuple[MetricDefinition, ...] = (
         bad="Well above 1 - update.kept_mass: the policy spreads over tokens that the loss does not tell apart.",
     ),
     MetricDefinition(
+        key="distill/coverage",
+        unit="fraction",
+        formula=(
+            "With update.kept_mass: probability that the teacher gives to the window, each token times its gate, mean "
+            "over the step's response tokens. It is never below update.kept_mass."
+        ),
+        bad="With update.gate_tokens: back at its value without a gate; the gate is shut, so leave it out.",
+    ),
+    MetricDefinition(
+        key="distill/window_tokens",
+        unit="tokens",
+        formula="With update.kept_mass: sum of the gates over the vocabulary, mean over the step's response tokens.",
+        bad="Near 1: the loss compares one token with a bucket; raise update.kept_mass.",
+    ),
+    MetricDefinition(
+        key="distill/gate",
+        unit="share",
+        formula=(
+            "With update.gate_tokens: width of the window as the gate gives it, as a share of what update.kept_mass "
+            "leaves out; mean over the step's response tokens. Below 0 the window is that of update.kept_mass, above 1 "
+            "the whole vocabulary."
+        ),
+        bad="Below 0: the gate is shut, as its loss asks for; update.kept_mass alone does the same.",
+    ),
+    MetricDefinition(
         key="distill/cut_fraction",
         unit="fraction",
         formula="Share of response tokens whose log(teacher / policy) was cut at update.max_log_ratio.",

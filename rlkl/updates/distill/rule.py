@@ -23,13 +23,14 @@ from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.functional.advantages import group_std_advantages
-from rlkl.functional.divergences import JensenShannon, NucleusKl, NucleusOutside
+from rlkl.functional.divergences import JensenShannon
 from rlkl.functional.reduce import masked
 from rlkl.functional.surrogate import clipped_surrogate, token_log_ratio
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
-from rlkl.updates.base import PolicyUpdate
+from rlkl.updates.base import Heads, ModelShape, PolicyUpdate
 from rlkl.updates.correction import SamplerCorrection
+from rlkl.updates.distill.gate import Gate, window_metrics, window_of
 from rlkl.updates.distill.settings import DistillSettings
 from rlkl.updates.distill.stored import with_stored_answers
 from rlkl.updates.terms.kl import Kl, token_mean
@@ -51,7 +52,9 @@ class Distill(PolicyUpdate):
     @property
     def needs(self) -> frozenset[Signal]:
         if self.settings.placement == "loss":
-            return frozenset({self.divergence} if self.outside is None else {self.divergence, self.outside})
+            return frozenset(
+                {self.divergence} if self.settings.gate_tokens is None else {self.divergence, Signal.HEADS}
+            )
         return frozenset({Signal.POLICY_LOGPROBS, Signal.PROXIMAL_LOGPROBS, self.teacher})
 
     @property
@@ -61,16 +64,11 @@ class Distill(PolicyUpdate):
         if settings.jsd_beta is not None:
             return Signal("divergence", settings.teacher, by=JensenShannon(settings.jsd_beta, settings.top_k))
         if settings.kept_mass is not None:
-            by = NucleusKl(settings.kept_mass, forward=settings.direction == "model_to_policy")
-            return Signal("divergence", settings.teacher, by=by)
+            return Signal("divergence", settings.teacher, by=window_of(settings))
         return self.kl.signal
 
-    @property
-    def outside(self) -> Signal | None:
-        """The signal of the policy's probability of the tokens that ``kept_mass`` leaves out."""
-        if self.settings.kept_mass is None:
-            return None
-        return Signal("divergence", self.settings.teacher, by=NucleusOutside(self.settings.kept_mass))
+    def build_heads(self, model: ModelShape) -> Heads | None:
+        return None if self.settings.gate_tokens is None else Gate(model, self.settings)
 
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
         """Return all rollouts, a share of them replaced by stored answers."""
@@ -122,12 +120,14 @@ class Distill(PolicyUpdate):
 
     def _descended(self, batch: Batch, signals: Signals) -> LossOutput:
         """Return the mean of the divergence over the step's response tokens, as loss and as metric."""
-        nats_BT, tokens = masked(signals[self.divergence], batch.response_BT), batch.denominators.tokens
+        has_window, tokens = self.settings.kept_mass is not None, batch.denominators.tokens
+        found = signals[self.divergence]
+        nats_BT = masked(found[..., 0] if has_window else found, batch.response_BT)
         loss = (token_mean(batch) * nats_BT).sum()
         name = "distill/kl" if self.settings.jsd_beta is None else "distill/jsd"
         metrics = {name: nats_BT.detach().sum() / tokens}
-        if self.outside is not None:
-            metrics["distill/outside"] = masked(signals[self.outside], batch.response_BT).sum() / tokens
+        if has_window:
+            metrics |= window_metrics(batch, signals, self.divergence)
         return LossOutput(loss=loss, terms={"distill": loss.detach()}, metrics=metrics)
 
     def start_metrics(self, batch: Batch) -> dict[str, float]:

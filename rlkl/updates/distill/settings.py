@@ -11,7 +11,12 @@ from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.settings import SAMPLED, Direction
 
-OF_THE_LOSS = ("direction", "top_k", "jsd_beta", "kept_mass", "on_policy_fraction", "answer_column")
+OF_THE_GATE = ("gate_temperature", "gate_lr_scale")
+"""Keys that act with ``gate_tokens`` only."""
+OF_THE_LOSS = (
+    *("direction", "top_k", "jsd_beta", "kept_mass", "gate_tokens", *OF_THE_GATE),
+    *("on_policy_fraction", "answer_column"),
+)
 """Keys that act with ``placement: loss`` only."""
 
 
@@ -42,6 +47,17 @@ class DistillSettings(CorrectedSettings):
         gt=0,
         lt=1,
         description="KL over the teacher's likeliest tokens of so much probability, the sampled token and a bucket.",
+    )
+    gate_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="A learned window around kept_mass: likeliest tokens of each model for its gate; null: none.",
+    )
+    gate_temperature: float = Field(
+        default=0.1, gt=0, description="Softness of the gate, as a share of what kept_mass leaves out."
+    )
+    gate_lr_scale: float = Field(
+        default=10.0, gt=0, description="The gate's learning rate as a multiple of learner.lr."
     )
     on_policy_fraction: float = Field(
         default=1.0,
@@ -90,6 +106,19 @@ class DistillSettings(CorrectedSettings):
             raise ValueError(
                 f"{' and '.join(others)} with kept_mass = {self.kept_mass:g}: kept_mass is of the KL over the whole "
                 "vocabulary. Leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_gate_has_a_smallest_window(self) -> DistillSettings:
+        if self.gate_tokens is not None and self.kept_mass is None:
+            raise ValueError(
+                f"gate_tokens = {self.gate_tokens} without kept_mass: the gate's window holds at least the probability "
+                "kept_mass of the teacher, or it would narrow to nothing. Set kept_mass, such as 0.95"
+            )
+        if self.gate_tokens is None and (others := self._set(*OF_THE_GATE)):
+            raise ValueError(
+                f"{' and '.join(others)} without gate_tokens: there is no gate. Set gate_tokens, such as 8"
             )
         return self
 
@@ -146,6 +175,12 @@ class DistillSettings(CorrectedSettings):
             yield (
                 f"update.reward_coef = {self.reward_coef:g} with rollout.samples_per_prompt = 1: there is nothing to "
                 "compare a reward with, so it does nothing. Take 4 samples or more"
+            )
+        if self.gate_tokens is not None:
+            yield (
+                f"update.gate_tokens = {self.gate_tokens}: the gate is trained on the same loss, which never rises "
+                f"when the window narrows, so the window tends to that of update.kept_mass = {self.kept_mass:g} alone. "
+                "Watch distill/gate, and lower update.gate_lr_scale for a slower change"
             )
         if self.on_policy_fraction < 1:
             yield from self._warnings_about_stored_answers(run)

@@ -16,6 +16,8 @@ from rlkl.updates.terms.settings import TermSettings
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+    from rlkl.updates.base import ModelShape
+
 
 class Term(ABC):
     """A part of the loss that can be added to any rule. It runs in the learner, holds no weights and no device.
@@ -32,6 +34,9 @@ class Term(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    def begin(self, model: ModelShape) -> None:  # noqa: B027 - most terms need nothing of it
+        """Read what the term needs of the policy's folder. Called once in the learner, before the first step."""
 
     def replayed(self, *, seed: int, step: int, first_group: int) -> list[Example]:
         """Return sequences of the role ``replay`` to add to a step; their groups count from ``first_group``.

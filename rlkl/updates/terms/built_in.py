@@ -14,9 +14,16 @@ from rlkl.updates.terms.settings import (
     MarginalKlSettings,
     MaskedKlSettings,
 )
+from rlkl.updates.terms.span.settings import SpanSettings
 
 BuiltInTerm = Annotated[
-    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings | ReplaySettings,
+    KlSettings
+    | MaskedKlSettings
+    | EntropySettings
+    | MarginalKlSettings
+    | ConsistencySettings
+    | ReplaySettings
+    | SpanSettings,
     Field(discriminator="term"),
 ]
 """The settings of a built-in term, by its name."""

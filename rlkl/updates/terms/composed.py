@@ -14,7 +14,7 @@ from rlkl.errors import LearnerError, RecipeError
 from rlkl.seeds import derive_seed
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example
-from rlkl.updates.base import PictureContext, PolicyUpdate
+from rlkl.updates.base import Heads, ModelShape, PictureContext, PolicyUpdate
 from rlkl.updates.terms.base import Term
 from rlkl.updates.wrapped import Wrapped
 
@@ -53,6 +53,11 @@ class WithTerms(Wrapped):
             if term.own_view == view:
                 return term.change_picture(picture, seed=derive_seed(self.seed, view, *context.key))
         return self.inner.change_picture(view, picture, context)
+
+    def build_heads(self, model: ModelShape) -> Heads | None:
+        for term in self.terms.values():
+            term.begin(model)
+        return self.inner.build_heads(model)
 
     def check_model(self, *, is_multimodal: bool) -> None:
         self.inner.check_model(is_multimodal=is_multimodal)

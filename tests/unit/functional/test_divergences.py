@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from rlkl.functional.divergences import (
     JensenShannon,
-    NucleusKl,
-    NucleusOutside,
     chunked_divergences,
     jensen_shannon,
-    nucleus,
 )
 from rlkl.functional.kl import exact_kl
+from rlkl.functional.neighbours import NeighbourProducts
+from rlkl.functional.windows import WindowKl
 from rlkl.signals import Divergence
 
 
@@ -98,54 +97,19 @@ def test_with_top_k_jensen_shannon_rises_with_k_to_the_whole_one() -> None:
     assert float((found[-1] - found[0]).max()) > 0.01
 
 
-def test_a_nucleus_is_the_fewest_likeliest_tokens_and_the_token_at_hand() -> None:
-    teacher_CV = torch.tensor([[0.1, 0.55, 0.05, 0.3]] * 4).log()
-    targets_C = torch.tensor([1, 1, 2, 0])
-    kept = [nucleus(teacher_CV, targets_C, mass)[row].nonzero()[:, 0].tolist() for row, mass in enumerate([0.5, 0.6])]
-    assert kept == [[1], [1, 3]]
-    assert nucleus(teacher_CV, targets_C, 0.6)[2:].int().tolist() == [[0, 1, 1, 1], [1, 1, 0, 1]]
-    assert nucleus(teacher_CV, targets_C, 1e-9).sum(dim=1).tolist() == [1, 1, 2, 2]  # the likeliest one is always kept
-
-
-def test_the_teachers_mass_in_its_nucleus_is_never_below_the_wanted_one() -> None:
-    policy_CV, teacher_CV = two(rows=500)
-    targets_C = torch.randint(7, (500,), generator=torch.Generator().manual_seed(1))
-    for mass in (0.3, 0.8, 0.95):
-        kept_CV = nucleus(teacher_CV, targets_C, mass)
-        assert float((teacher_CV.exp() * kept_CV).sum(dim=1).min()) >= mass - 1e-9
-        outside_C = NucleusOutside(mass)(policy_CV, teacher_CV, targets_C, None)
-        torch.testing.assert_close(outside_C, 1 - (policy_CV.exp() * kept_CV).sum(dim=1))
-
-
-def test_the_kl_of_a_nucleus_by_hand() -> None:
-    policy_CV, teacher_CV = (torch.tensor([x]).log() for x in ([0.2, 0.4, 0.3, 0.1], [0.6, 0.2, 0.1, 0.1]))
-    targets_C = torch.tensor([2])  # kept: 0 (likeliest), 1 (for the mass of 0.7) and 2 (at hand); the bucket: 3
-    forward = 0.6 * math.log(0.6 / 0.2) + 0.2 * math.log(0.2 / 0.4) + 0.1 * math.log(0.1 / 0.3) + 0.0
-    assert float(NucleusKl(0.7, True)(policy_CV, teacher_CV, targets_C, None)) == pytest.approx(forward, rel=1e-5)
-    targets_C = torch.tensor([0])  # the bucket: 2 and 3, together 0.4 and 0.2
-    backward = 0.2 * math.log(0.2 / 0.6) + 0.4 * math.log(0.4 / 0.2) + 0.4 * math.log(0.4 / 0.2)
-    assert float(NucleusKl(0.7, False)(policy_CV, teacher_CV, targets_C, None)) == pytest.approx(backward, rel=1e-5)
-
-
-@pytest.mark.parametrize("forward", [True, False])
-def test_the_kl_of_a_nucleus_rises_with_its_mass_to_the_whole_one(forward: bool) -> None:
-    policy_CV, teacher_CV = two()
-    targets_C = teacher_CV.argmax(dim=1)
-    found = [NucleusKl(mass, forward)(policy_CV, teacher_CV, targets_C, None) for mass in (0.1, 0.5, 0.9, 1 - 1e-12)]
-    for less_C, more_C in pairwise(found):
-        assert bool((less_C <= more_C + 1e-12).all())
-    whole_C = exact_kl(teacher_CV, policy_CV) if forward else exact_kl(policy_CV, teacher_CV)
-    torch.testing.assert_close(found[-1], whole_C)
-    assert float(found[0].min()) >= 0
-
-
 ALL: list[Divergence] = [
     JensenShannon(0.1),
     JensenShannon(0.7, 3),
-    NucleusKl(0.8, True),
-    NucleusKl(0.8, False),
-    NucleusOutside(0.8),
+    WindowKl(0.8, True),
+    WindowKl(0.8, False),
+    WindowKl(0.8, True, 0.1),
+    WindowKl(0.8, False, 0.1),
+    NeighbourProducts(),
 ]
+
+
+def heads(rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(rows, 1, generator=torch.Generator().manual_seed(6), dtype=dtype)
 
 
 @pytest.mark.parametrize("divergence", ALL, ids=str)
@@ -155,48 +119,50 @@ def test_equal_distributions_and_other_orders_of_the_vocabulary(divergence: Dive
     order_V = torch.randperm(7, generator=torch.Generator().manual_seed(1))
     renamed_C = torch.argsort(order_V)[targets_C]
     torch.testing.assert_close(
-        divergence(policy_CV[:, order_V], teacher_CV[:, order_V], renamed_C, None),
-        divergence(policy_CV, teacher_CV, targets_C, None),
+        divergence(policy_CV[:, order_V], teacher_CV[:, order_V], renamed_C, heads(64)),
+        divergence(policy_CV, teacher_CV, targets_C, heads(64)),
     )
-    if not isinstance(divergence, NucleusOutside):
-        logits_CV = teacher_CV.detach().clone().requires_grad_()
-        same_C = divergence(logits_CV.log_softmax(-1), teacher_CV, targets_C, None)
-        same_C.sum().backward()
-        torch.testing.assert_close(same_C, torch.zeros(64, dtype=torch.float64))
-        assert logits_CV.grad is not None
-        assert float(logits_CV.grad.abs().max()) < 1e-12
+    logits_CV, gates_C1 = teacher_CV.detach().clone().requires_grad_(), heads(64).requires_grad_()
+    same_C = divergence(logits_CV.log_softmax(-1), teacher_CV, targets_C, gates_C1)
+    same_C = same_C if same_C.ndim == 1 else same_C[:, 0]
+    same_C.sum().backward()
+    torch.testing.assert_close(same_C, torch.zeros(64, dtype=torch.float64))
+    for slope in (logits_CV.grad, gates_C1.grad):
+        assert slope is None or float(slope.abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_give_the_whole_computation_in_value_and_gradient(chunk_tokens: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    heads = nn.Linear(8, 7).to(dtype), nn.Linear(8, 7).to(dtype)
+    linear = nn.Linear(8, 7).to(dtype), nn.Linear(8, 7).to(dtype)
+    gates_N1 = heads(9, torch.float32).requires_grad_()
     first_NH, second_NH = (torch.randn(9, 8, generator=generator).to(dtype).requires_grad_() for _ in range(2))
     hidden = first_NH, second_NH
     targets_N = torch.randint(7, (9,), generator=generator)
     found = chunked_divergences(
         hidden,
-        heads,
-        (targets_N, None),
+        linear,
+        (targets_N, gates_N1),
         ALL,
         temperature=0.7,
         chunk_tokens=chunk_tokens,
     )
     policy_NV, teacher_NV = (
-        (head(x_NH).float() / 0.7).log_softmax(-1) for head, x_NH in zip(heads, hidden, strict=True)
+        (head(x_NH).float() / 0.7).log_softmax(-1) for head, x_NH in zip(linear, hidden, strict=True)
     )
-    wanted = [divergence(policy_NV, teacher_NV.detach(), targets_N, None) for divergence in ALL]
+    wanted = [divergence(policy_NV, teacher_NV.detach(), targets_N, gates_N1) for divergence in ALL]
     for ours_N, theirs_N in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours_N, theirs_N)
         assert ours_N.dtype == torch.float32
-    inputs = (hidden[0], heads[0].weight)
-    gradients = [torch.autograd.grad(torch.stack(x[:-1]).sum(), inputs, retain_graph=True) for x in (found, wanted)]
+    inputs = (hidden[0], linear[0].weight, gates_N1)
+    sums = [torch.stack([one.sum() for one in x]).sum() for x in (found, wanted)]
+    gradients = [torch.autograd.grad(x, inputs, retain_graph=True) for x in sums]
     for ours, theirs in zip(*gradients, strict=True):
         # Chunks add their gradients of the weights in the weights' own precision.
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=3e-2 if dtype == torch.bfloat16 else 1e-5)
-    assert torch.autograd.grad(torch.stack(found[:-1]).sum(), hidden[1], allow_unused=True) == (None,)
+    assert torch.autograd.grad(sums[0], hidden[1], allow_unused=True) == (None,)
     empty = chunked_divergences(
-        (hidden[0][:0], hidden[1][:0]), heads, (targets_N[:0], None), ALL, temperature=1.0, chunk_tokens=4
+        (hidden[0][:0], hidden[1][:0]), linear, (targets_N[:0], gates_N1[:0]), ALL, temperature=1.0, chunk_tokens=4
     )
-    assert [x_N.shape for x_N in empty] == [(0,)] * len(ALL)
+    assert [x_N.shape[0] for x_N in empty] == [0] * len(ALL)

@@ -63,6 +63,16 @@ CASES: dict[str, Case] = {
     "tied tiles": Case(update={"kl_coef": 0.1}, sizes=(3,), tile=5),
     "sparsepo": Case(update={"rule": "sparsepo", "mask": "sparse_common", "l1_kl": 0.01}, path="untied", sizes=(2, 3)),
     "listwise": Case(update={"rule": "listwise", "beta": 1.0}, path="untied", sizes=(2, 3)),
+    "distill": Case(
+        update={
+            "rule": "distill",
+            "kept_mass": 0.4,
+            "gate_tokens": 3,
+            "terms": [{"term": "span", "to": "teacher"}, {"term": "kl", "to": "teacher"}],
+        },
+        path="untied",
+        sizes=(2, 3),
+    ),
     "lora": Case(
         model={"lora": {"rank": 2}, "gradient_checkpointing": True},
         update={"terms": [{"term": "kl", "coef": 0.1}]},
@@ -123,17 +133,19 @@ def build(case: Case, folder: Path, ranks: Ranks) -> Learner:
     tiled.TILE_IDS = logprobs.TILE_IDS = case.tile
     path = str(folder / case.path)
     learner = {"device": "cpu", "threads": 1, "lr": 1e-3, "micro_batch_tokens": 40, "track_reference_kl": True}
+    teachers = {"teacher": str(folder / "tied")} if case.update.get("rule") == "distill" else {}
     learner["adam_eps"] = 1e-5  # with 1e-8, the rounding of a gradient near 0 decides how far a weight moves
     recipe = Recipe.model_validate(
         {
             "model": {"path": path, **case.model},
+            "models": {name: {"path": teacher} for name, teacher in teachers.items()},
             "data": {"source": "unused.jsonl"},
             "rollout": {"workers": 1},
             "update": case.update,
             "learner": learner | case.learner,
         }
     )
-    return Learner(LearnerSpec(recipe=recipe, model_path=path), ranks)
+    return Learner(LearnerSpec(recipe=recipe, model_path=path, frozen_paths=teachers), ranks)
 
 
 def batch(case: Case, folder: Path, step: int) -> Sequence[Example]:

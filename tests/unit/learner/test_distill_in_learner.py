@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlkl.functional.divergences import NucleusKl, NucleusOutside, jensen_shannon
+from rlkl.functional.divergences import jensen_shannon
+from rlkl.functional.windows import WindowKl
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.types import Example
 from tests.builders import prepared_batch
@@ -72,15 +73,20 @@ def test_the_divergence_is_that_of_both_models_however_the_step_is_cut(
     if "jsd_beta" in update:
         wanted_N = jensen_shannon(policy_NV, teacher_NV, 0.2)
     else:
-        wanted_N = NucleusKl(0.4, "direction" in update)(policy_NV, teacher_NV, targets_N, None)
-        outside_N = NucleusOutside(0.4)(policy_NV, teacher_NV, targets_N, None)
-        assert record["distill/outside"] == pytest.approx(float(outside_N.mean()), rel=1e-3)
+        columns = WindowKl(0.4, "direction" in update)(policy_NV, teacher_NV, targets_N, None).unbind(dim=1)
+        wanted_N = columns[0]
+        for name, column_N in zip(("outside", "coverage", "window_tokens"), columns[1:], strict=True):
+            assert record[f"distill/{name}"] == pytest.approx(float(column_N.mean()), rel=1e-3)
     assert record[key] == pytest.approx(float(wanted_N.mean()), rel=1e-3)
     assert record["loss/distill"] == pytest.approx(float(wanted_N.mean()), rel=1e-3)
     assert record["optim/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("update", [{"jsd_beta": 0.5, "top_k": 4}, {"kept_mass": 0.9}], ids=["jsd", "kept"])
+@pytest.mark.parametrize(
+    "update",
+    [{"jsd_beta": 0.5, "top_k": 4}, {"kept_mass": 0.9}, {"kept_mass": 0.9, "gate_tokens": 4}],
+    ids=["jsd", "kept", "gate"],
+)
 def test_the_policy_comes_to_the_teacher(paths: dict[str, str], update: dict[str, object]):
     learner = learner_with(paths, update)
     records = [learner.prepare(examples(), step=step) | learner.step(step) for step in range(12)]
@@ -88,7 +94,7 @@ def test_the_policy_comes_to_the_teacher(paths: dict[str, str], update: dict[str
 
 
 def test_a_teacher_like_the_policy_gives_no_gradient(paths: dict[str, str]):
-    for update in ({"jsd_beta": 0.3}, {"kept_mass": 0.5}):
+    for update in ({"jsd_beta": 0.3}, {"kept_mass": 0.5}, {"kept_mass": 0.5, "gate_tokens": 4}):
         learner = learner_with({**paths, "teacher": paths["policy"]}, update)
         record = learner.prepare(examples(), step=0) | learner.step(0)
         assert record["loss/distill"] == pytest.approx(0.0, abs=1e-6)

@@ -36,6 +36,8 @@ ON_GPUS = {
 """The GPUs that each recipe of a real model is for."""
 LIKE_THE_PAPER = "update.mask_init = paper"
 KNOWN_WARNINGS = {
+    # The recipe shows what the warning says.
+    "arithmetic_distill_gate": ["update.gate_tokens = 8"],
     "hh_sparsepo": [LIKE_THE_PAPER],
     "imdb_sparsepo": [LIKE_THE_PAPER],
     # DAPO keeps no reference, and its variant of GRPO takes 16 optimizer steps a batch with both sides clipped.

@@ -97,6 +97,11 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "update.terms[].token_ids": {"update": {"terms": [{"term": "masked_kl", "token_ids": [1]}]}},
     "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},
     "update.terms[].noise_std": {"update": {"terms": [{"term": "consistency"}]}},
+    "update.terms[].break_ids": {"update": {"terms": [{"term": "span"}]}},
+    "update.gate_temperature": {
+        "models": {"teacher": {"path": "m"}},
+        "update": {"rule": "distill", "kept_mass": 0.9, "gate_tokens": 4},
+    },
     "update.terms[].states": {"update": {"terms": [{"term": "replay", "states": "s"}]}},
     "update.terms[].coef": {"update": {"terms": [{"term": "entropy"}]}},
 }

@@ -23,6 +23,7 @@ from rlkl.sweeps.state import RunState
 PLANNED = [
     "average",
     "distill",
+    "distill_parts",
     "dro",
     "free_nats",
     "hacking",

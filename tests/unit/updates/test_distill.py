@@ -13,8 +13,9 @@ from torch import Tensor
 from rlkl.batch import Batch, Signal, Signals
 from rlkl.commands.plan_warnings import warnings_about
 from rlkl.errors import RecipeError
-from rlkl.functional.divergences import JensenShannon, NucleusKl
+from rlkl.functional.divergences import JensenShannon
 from rlkl.functional.kl import exact_kl
+from rlkl.functional.windows import WindowKl
 from rlkl.recipe.io import load_recipe
 from rlkl.signals import Divergence
 from rlkl.system.machine import this_machine
@@ -152,6 +153,16 @@ def test_keys_that_would_do_nothing_are_refused(words: dict[str, object], proble
         ({"kept_mass": 0.9, "jsd_beta": 0.5}, "jsd_beta with kept_mass = 0.9: kept_mass is of the KL over the whole"),
         ({"kept_mass": 0.9, "top_k": 8}, "top_k with kept_mass = 0.9"),
         ({"kept_mass": 1.0}, "kept_mass"),
+        ({"gate_tokens": 8}, "gate_tokens = 8 without kept_mass: the gate's window holds at least the probability"),
+        ({"gate_tokens": 0, "kept_mass": 0.9}, "gate_tokens"),
+        ({"gate_temperature": 0.2, "kept_mass": 0.9}, "gate_temperature without gate_tokens: there is no gate"),
+        ({"gate_lr_scale": 2.0}, "gate_lr_scale without gate_tokens"),
+        ({"gate_tokens": 8, "kept_mass": 0.9, "gate_temperature": 0.0}, "gate_temperature"),
+        ({"gate_tokens": 8, "kept_mass": 0.9, "top_k": 4}, "top_k with kept_mass = 0.9"),
+        (
+            {"gate_tokens": 8, "placement": "reward"},
+            "gate_tokens with placement = reward: it acts with placement = loss",
+        ),
         ({"on_policy_fraction": 0.5}, "on_policy_fraction = 0.5: the other sequences are answers of the data. Name"),
         ({"answer_column": "answer"}, "answer_column = answer with on_policy_fraction = 1: no stored answer"),
         ({"on_policy_fraction": 1.5, "answer_column": "answer"}, "on_policy_fraction"),
@@ -167,7 +178,13 @@ def test_settings_that_do_not_go_together_are_refused(words: dict[str, object], 
 
 
 def test_a_dumped_recipe_with_all_keys_is_accepted() -> None:
-    for words in ({}, {"jsd_beta": 0.1, "top_k": 5}, {"kept_mass": 0.9}, {"placement": "reward", "clip": 0.1}):
+    for words in (
+        {},
+        {"jsd_beta": 0.1, "top_k": 5},
+        {"kept_mass": 0.9},
+        {"kept_mass": 0.9, "gate_tokens": 4, "gate_temperature": 0.2, "gate_lr_scale": 3.0},
+        {"placement": "reward", "clip": 0.1},
+    ):
         settings = DistillSettings.model_validate(words)
         assert DistillSettings.model_validate(settings.model_dump()) == settings
 
@@ -176,8 +193,9 @@ def test_a_dumped_recipe_with_all_keys_is_accepted() -> None:
     ("words", "by"),
     [
         ({"jsd_beta": 0.1, "top_k": 4}, JensenShannon(0.1, 4)),
-        ({"kept_mass": 0.9}, NucleusKl(0.9, forward=False)),
-        ({"kept_mass": 0.9, "direction": "model_to_policy"}, NucleusKl(0.9, forward=True)),
+        ({"kept_mass": 0.9}, WindowKl(0.9, forward=False)),
+        ({"kept_mass": 0.9, "direction": "model_to_policy"}, WindowKl(0.9, forward=True)),
+        ({"kept_mass": 0.9, "gate_tokens": 4}, WindowKl(0.9, False, temperature=0.1)),
     ],
 )
 def test_another_divergence_is_descended_as_the_kl_is(words: dict[str, object], by: Divergence) -> None:
@@ -185,16 +203,29 @@ def test_another_divergence_is_descended_as_the_kl_is(words: dict[str, object], 
     signal = Signal("divergence", "big", by=by)
     assert rule.divergence == signal
     assert signal in rule.needs
-    values = {signal: spread(batch, [[0.1, 0.2, 0.4], [0.3, 0.5]])}
-    if rule.outside is not None:
-        values[rule.outside] = spread(batch, [[0.0, 0.1, 0.1], [0.2, 0.1]])
-    output = rule.loss(batch, Signals(values))
-    assert output.loss.item() == pytest.approx(1.5 / 5)
-    metrics = {name: value.item() for name, value in output.metrics.items()}
-    if "kept_mass" in words:
-        assert metrics == {"distill/kl": pytest.approx(1.5 / 5), "distill/outside": pytest.approx(0.5 / 5)}
+    nats_BT = spread(batch, [[0.1, 0.2, 0.4], [0.3, 0.5]])
+    if "kept_mass" not in words:
+        output = rule.loss(batch, Signals({signal: nats_BT}))
+        metrics = {"distill/jsd": pytest.approx(1.5 / 5)}
     else:
-        assert metrics == {"distill/jsd": pytest.approx(1.5 / 5)}
+        others = [torch.full_like(nats_BT, x) for x in (0.1, 0.95, 2.0)]  # outside, coverage, tokens
+        values = {signal: torch.stack([nats_BT, *others], dim=-1)}
+        if "gate_tokens" in words:
+            values[Signal.HEADS] = torch.full_like(nats_BT, 0.4).unsqueeze(-1)
+        assert rule.needs == values.keys()
+        output = rule.loss(batch, Signals(values))
+        named = {"kl": 1.5 / 5, "outside": 0.1, "coverage": 0.95, "window_tokens": 2.0}
+        named |= {"gate": 0.4} if "gate_tokens" in words else {}
+        metrics = {f"distill/{name}": pytest.approx(value) for name, value in named.items()}
+    assert output.loss.item() == pytest.approx(1.5 / 5)
+    assert {name: value.item() for name, value in output.metrics.items()} == metrics
+
+
+def test_a_plan_says_that_a_gate_narrows() -> None:
+    words = ("update={rule: distill, kept_mass: 0.9, gate_tokens: 4}", "models={teacher: {path: x}}")
+    (found,) = [warning for warning in warnings_of(*words) if "gate" in warning]
+    assert found.startswith("update.gate_tokens = 4: the gate is trained on the same loss, which never rises when")
+    assert "update.kept_mass = 0.9" in found
 
 
 def stored_groups(prompts: int, samples: int) -> list[RolloutGroup]:

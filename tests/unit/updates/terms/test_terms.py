@@ -258,10 +258,12 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         (
             {"term": "kll"},
             r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
-            r"consistency, replay, or FILE\.py:Class "
+            r"consistency, replay, span, or FILE\.py:Class "
             r"or package\.module:Class for a term of your own\. Did you mean kl\?$",
         ),
         ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl"),
+        ({"term": "span", "break_ids": [3, -1]}, r"break_ids = \[3, -1\]: a token id is 0 or more"),
+        ({"term": "span", "to": "averge"}, r"terms\[0\]\.to = 'averge' names no model of models"),
         ({"term": "marginal_kl", "token_ids": [5]}, "two answers or more"),
         ({"term": "marginal_kl", "token_ids": [5, 5]}, "each once"),
         ({"term": "marginal_kl", "token_ids": [5, 6], "prior": [1.0]}, "one share above 0 for each of the 2"),
