@@ -12,7 +12,7 @@ from rlkl.schema import Section
 from rlkl.updates.dro.settings import DroGroups, DroSettings
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.custom import TermEntry
-from rlkl.updates.terms.settings import AVERAGE_DECAY
+from rlkl.updates.terms.followers import AVERAGE_DECAY
 
 
 class FilterSettings(Section):

@@ -6,14 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rlkl.updates.terms.consistency.settings import ConsistencySettings
+from rlkl.updates.terms.marginal_kl.settings import MarginalKlSettings
+from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
 from rlkl.updates.terms.replay.settings import ReplaySettings
-from rlkl.updates.terms.settings import (
-    ConsistencySettings,
-    EntropySettings,
-    KlSettings,
-    MarginalKlSettings,
-    MaskedKlSettings,
-)
+from rlkl.updates.terms.settings import EntropySettings, KlSettings
 
 BuiltInTerm = Annotated[
     KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings | ReplaySettings,

@@ -17,8 +17,8 @@ from rlkl.signals import Signal, Signals
 from rlkl.updates import build_update
 from rlkl.updates.base import PictureContext
 from rlkl.updates.settings import GrpoSettings
-from rlkl.updates.terms.consistency import Consistency
-from rlkl.updates.terms.settings import ConsistencySettings
+from rlkl.updates.terms.consistency.settings import ConsistencySettings
+from rlkl.updates.terms.consistency.term import Consistency
 from tests.builders import FACTS, make_batch
 from tests.models import tiny_qwen2_5_vl
 from tests.pictures import example, picture, processor_of, prompt_with

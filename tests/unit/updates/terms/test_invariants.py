@@ -14,7 +14,7 @@ from rlkl.recipe.io import recipe_from
 from rlkl.signals import Signal, Signals
 from rlkl.updates.terms import build_terms
 from rlkl.updates.terms.base import Term
-from rlkl.updates.terms.marginal_kl import MarginalKl
+from rlkl.updates.terms.marginal_kl.term import MarginalKl
 from tests.builders import make_batch
 
 TERMS: dict[str, dict[str, Any]] = {

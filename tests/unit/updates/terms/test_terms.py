@@ -19,8 +19,9 @@ from rlkl.updates import RULES, build_update
 from rlkl.updates.terms import build_terms
 from rlkl.updates.terms.entropy import Entropy
 from rlkl.updates.terms.kl import Kl
-from rlkl.updates.terms.masked_kl import MaskedKl
-from rlkl.updates.terms.settings import EntropySettings, KlSettings, MaskedKlSettings
+from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
+from rlkl.updates.terms.masked_kl.term import MaskedKl
+from rlkl.updates.terms.settings import EntropySettings, KlSettings
 from tests.builders import make_batch, random_logprobs, with_frozen, with_policy
 
 EXAMPLE = Path(__file__).parents[4] / "recipes" / "term_example.py"
