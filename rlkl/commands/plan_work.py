@@ -12,7 +12,7 @@ from rlkl.costs.memory import Training
 from rlkl.costs.seconds import Tokens, operations
 from rlkl.costs.shapes import ModelShape
 from rlkl.recipe import Recipe
-from rlkl.recipe.memory import average_copies
+from rlkl.recipe.memory import follower_copies
 from rlkl.updates.base_settings import most_kept
 from rlkl.updates.passes import Passes, passes_of
 
@@ -74,7 +74,7 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
     """Return the settings of the recipe that decide the learner's memory."""
     has_copy = _keeps_reference(recipe) and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen = [shape.parameters] if has_copy else []
-    frozen += [shape.parameters] * average_copies(recipe)
+    frozen += [shape.parameters] * follower_copies(recipe)
     frozen += [parameters_of(section.path) or shape.parameters for section in recipe.models.values()]
     return Training(
         is_bfloat16=recipe.model.dtype == "bfloat16",
@@ -132,7 +132,8 @@ def _units(recipe: Recipe) -> float:
     backward = BACKWARD if recipe.model.lora is None else BACKWARD / 2
     once = FORWARD + backward + (FORWARD if recipe.model.gradient_checkpointing else 0)
     critics = passes.critics * (FORWARD + BACKWARD)  # without recomputation, and whole also beside adapters
-    frozen = passes.forward + _keeps_reference(recipe) + recipe.update.keeps_average + len(recipe.models)
+    frozen = passes.forward + _keeps_reference(recipe) + len(recipe.models)
+    frozen += recipe.update.keeps_average + recipe.update.keeps_lagged
     return recipe.learner.epochs * (once * (1 + passes.training) + critics) + FORWARD * frozen
 
 

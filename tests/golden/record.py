@@ -54,6 +54,7 @@ RULES: dict[str, dict[str, object]] = {
     "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
     "listwise": {"rule": "listwise", "beta": 0.5},
     "listwise_mean": {"rule": "listwise", "over_tokens": "mean", "tau": 0.5, "tau_unit": "reward"},
+    "grpo_lagged": {"rule": "grpo", "terms": [{"term": "kl", "to": "lagged", "coef": 0.5, "lag": 3}]},
     "grpo_average": {"rule": "grpo", "terms": [{"term": "kl", "to": "average", "coef": 0.5}]},
     "grpo_consistency": {"rule": "grpo", "terms": [{"term": "consistency", "noise_std": 0.3, "coef": 1.0}]},
     "papo": {"rule": "papo", "perception_coef": 0.1, "entropy_coef": 0.02, "anneal_to": 0.05},

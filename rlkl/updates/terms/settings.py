@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from rlkl.schema import Section
 from rlkl.updates.run_facts import RunFacts
-from rlkl.updates.terms.followers import AVERAGE_DECAY, warnings_about_followers
+from rlkl.updates.terms.followers import AVERAGE_DECAY, LAG, warnings_about_followers
 
 if TYPE_CHECKING:
     from rlkl.updates.base_settings import RuleSettings
@@ -39,7 +39,7 @@ class TermSettings(Section):
 
     @property
     def frozen_model(self) -> str | None:
-        """The frozen model that the term compares with, its key ``to``: ``reference``, ``average``, or another."""
+        """The frozen model that the term compares with, its key ``to``: ``reference``, or another."""
         return getattr(self, "to", None)
 
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
@@ -62,10 +62,11 @@ class AnchoredSettings(TermSettings):
     """Keys of a term that compares the policy with a frozen model."""
 
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
+    to: str = Field(default="reference", description="The frozen model: reference, average, lagged, or one of models.")
     average_decay: float = Field(
         default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
     )
+    lag: int = Field(default=LAG, ge=1, description="to: lagged: its least age in optimizer steps; at most 2 lag - 1.")
 
 
 class KlSettings(AnchoredSettings):

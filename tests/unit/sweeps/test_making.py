@@ -27,6 +27,7 @@ PLANNED = [
     "free_nats",
     "hacking",
     "kl_weight",
+    "lagged",
     "listwise",
     "marginal_kl",
     "papo",
