@@ -203,16 +203,18 @@ class Preparer:
     def _with_views(
         self, batch: Batch, examples: Sequence[Example], frozen: dict[Signal, Tensor]
     ) -> tuple[Batch, dict[str, Pictures], dict[str, float]]:
-        """Add the rule's views to the batch and their log-probs to ``frozen``; return batch, pictures, seconds."""
+        """Add views to the batch, and log-probs that the rule reads to ``frozen``; return batch, pictures, seconds."""
         if self.views is None:
             return batch, {}, {}
         started = time.perf_counter()
         batch, pictures = self.views.add(batch, examples)
         seconds: dict[str, float] = {}
         for view in pictures:
-            frozen[Signal("logprobs", view=view, moment="step_start")] = frozen_view_logprobs(
-                view, self.models.policy, batch, self.settings, device=self.device
-            )
+            at_start = Signal("logprobs", view=view, moment="step_start")
+            if at_start in self.update.needs:
+                frozen[at_start] = frozen_view_logprobs(
+                    view, self.models.policy, batch, self.settings, device=self.device
+                )
             seconds[f"time/{view}_s"] = time.perf_counter() - started
         return batch, pictures, seconds
 
