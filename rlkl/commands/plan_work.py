@@ -55,7 +55,8 @@ def work_of(recipe: Recipe, shape: ModelShape, *, prompt: float | None = None, c
     mean_prompt = data.max_prompt_tokens / 2 if prompt is None else prompt
     mean_completion = rollout.max_new_tokens / 2 if completion is None else completion
     length = mean_prompt + mean_completion
-    work = operations(shape, Tokens.alike(trained, length), _units(recipe))
+    added = sum(term.added_sequences(trained) for term in recipe.update.terms)  # of the same length, for want of theirs
+    work = operations(shape, Tokens.alike(trained + added, length), _units(recipe))
     if _keeps_reference(recipe):  # the KL to the reference is measured on sequences that are not trained, too
         work += operations(shape, Tokens.alike(sequences - trained, length), FORWARD)
     return Work(
@@ -108,7 +109,9 @@ def most_tokens(recipe: Recipe) -> int:
     longest = recipe.data.max_prompt_tokens + rollout.max_new_tokens
     groups = math.ceil(rollout.prompts_per_step / learner.minibatches)
     least = recipe.update.sequences_together(_samples(recipe)) * longest
-    return max(min(learner.micro_batch_tokens, groups * _kept(recipe) * longest), least)
+    trained = groups * _kept(recipe)
+    trained += sum(term.added_sequences(trained) for term in recipe.update.terms)
+    return max(min(learner.micro_batch_tokens, trained * longest), least)
 
 
 def _samples(recipe: Recipe) -> int:

@@ -27,7 +27,7 @@ from rlkl.schema import Section
 from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.custom import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
-from rlkl.updates.terms.checks import check_names, check_one_replay
+from rlkl.updates.terms.checks import check_names, check_one_replay, check_wordings
 from rlkl.updates.terms.followers import check_followers
 
 
@@ -206,6 +206,7 @@ class Recipe(Section):
     def _names_of_terms_are_free(self) -> Recipe:
         check_names(self.update)
         check_one_replay(self.update)
+        check_wordings(self.update, has_pairs=self.data.has_pairs)
         return self
 
     @model_validator(mode="after")

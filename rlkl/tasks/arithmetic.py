@@ -9,7 +9,7 @@ right: a teacher for distillation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,18 @@ class Arithmetic(Task):
             {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "answer": str(a + b)}
             for a in range(self.largest_sum + 1)
             for b in range(self.largest_sum + 1 - a)
+        ]
+
+    def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
+        return {"ascending": self.ascending}
+
+    def ascending(self) -> list[dict[str, Any]]:
+        """Return the additions a+b with a < b; the column ``wording`` has the prompt with the numbers exchanged."""
+        pairs = [tuple(map(int, row["id"].split("+"))) for row in self.rows()]
+        return [
+            {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "wording": f"{b}+{a}=", "answer": str(a + b)}
+            for a, b in pairs
+            if a < b
         ]
 
     def reward(self, prompt: str, completion: str, answer: str) -> float:

@@ -84,6 +84,12 @@ class RuleSettings(Section):
         return {}
 
     @property
+    def wording_columns(self) -> dict[str, str]:
+        """The columns of the data with other wordings of the prompt that terms read, by the recipe's key."""
+        columns = {f"update.terms[{number}].column": term.wording_column for number, term in enumerate(self.terms)}
+        return {key: column for key, column in columns.items() if column is not None}
+
+    @property
     def has_whole_logits(self) -> bool:
         """Whether the rule compares two models in a way that keeps logits of the whole vocabulary for a chunk."""
         return False

@@ -19,6 +19,7 @@ TERMS = {
     "entropy": "rlkl.updates.terms.entropy:Entropy",
     "consistency": "rlkl.updates.terms.consistency.term:Consistency",
     "marginal_kl": "rlkl.updates.terms.marginal_kl.term:MarginalKl",
+    "rewording": "rlkl.updates.terms.rewording.term:Rewording",
     "replay": "rlkl.updates.terms.replay.term:Replay",
 }
 """Term name in the recipe -> module and class. Custom terms: `rlkl.updates.terms.custom`."""

@@ -10,10 +10,17 @@ from rlkl.updates.terms.consistency.settings import ConsistencySettings
 from rlkl.updates.terms.marginal_kl.settings import MarginalKlSettings
 from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
 from rlkl.updates.terms.replay.settings import ReplaySettings
+from rlkl.updates.terms.rewording.settings import RewordingSettings
 from rlkl.updates.terms.settings import EntropySettings, KlSettings
 
 BuiltInTerm = Annotated[
-    KlSettings | MaskedKlSettings | EntropySettings | MarginalKlSettings | ConsistencySettings | ReplaySettings,
+    KlSettings
+    | MaskedKlSettings
+    | EntropySettings
+    | MarginalKlSettings
+    | ConsistencySettings
+    | RewordingSettings
+    | ReplaySettings,
     Field(discriminator="term"),
 ]
 """The settings of a built-in term, by its name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from rlkl.batch import Batch, LossOutput
 from rlkl.errors import LearnerError, RecipeError
 from rlkl.seeds import derive_seed
 from rlkl.signals import Signal, Signals
+from rlkl.types import Example
 from rlkl.updates.base import PictureContext, PolicyUpdate
 from rlkl.updates.terms.base import Term
 from rlkl.updates.terms.replay.composed import WithReplay, own_metrics
@@ -59,6 +60,12 @@ class WithTerms(WithReplay):
                     f"update.terms: the term {name} compares views of a picture, and the model has no vision tower. "
                     "Leave the term out, or take a vision-language model"
                 )
+
+    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
+        added = self.inner.viewed(examples, first_group)
+        for term in self.terms.values():
+            added = added + term.viewed(examples, first_group)
+        return added
 
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}

@@ -42,6 +42,15 @@ class TermSettings(Section):
         """The frozen model that the term compares with, its key ``to``: ``reference``, or another."""
         return getattr(self, "to", None)
 
+    @property
+    def wording_column(self) -> str | None:
+        """The column of the data with another wording of each prompt that the term reads; None: it reads none."""
+        return None
+
+    def added_sequences(self, trained: int) -> int:
+        """Return how many sequences the term adds to a step that trains on so many, for `rlkl plan`."""
+        return 0
+
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
         """Warn about settings that may not do what one expects beside this rule in this run.
 

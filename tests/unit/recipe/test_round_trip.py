@@ -98,6 +98,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "update.terms[].prior": {"update": {"terms": [{"term": "marginal_kl", "token_ids": [1, 2]}]}},
     "update.terms[].noise_std": {"update": {"terms": [{"term": "consistency"}]}},
     "update.terms[].states": {"update": {"terms": [{"term": "replay", "states": "s"}]}},
+    "update.terms[].column": {"update": {"terms": [{"term": "rewording", "column": "c"}]}},
     "update.terms[].coef": {"update": {"terms": [{"term": "entropy"}]}},
 }
 """Settings without which some keys mean nothing, by one key that needs them."""

@@ -22,6 +22,7 @@ from rlkl.sweeps.state import RunState
 
 PLANNED = [
     "average",
+    "consistency",
     "distill",
     "dro",
     "free_nats",

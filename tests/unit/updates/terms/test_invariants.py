@@ -30,6 +30,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "masked twice": {"term": "masked_kl", "token_ids": [3, 5, 8], "vocabulary_ids": [4, 6], "renormalise": False},
     "entropy": {"term": "entropy"},
     "consistency": {"term": "consistency"},
+    "rewording": {"term": "rewording", "column": "other"},
     "marginal": {"term": "marginal_kl", "token_ids": [3, 5, 8], "prior": [0.5, 0.25, 0.25]},
 }
 LENGTHS = (3, 1, 4, 2, 5)

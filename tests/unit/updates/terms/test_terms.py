@@ -259,7 +259,7 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         (
             {"term": "kll"},
             r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
-            r"consistency, replay, or FILE\.py:Class "
+            r"consistency, rewording, replay, or FILE\.py:Class "
             r"or package\.module:Class for a term of your own\. Did you mean kl\?$",
         ),
         ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl"),
