@@ -47,7 +47,11 @@ Moment = Literal["live", "step_start"]
 POLICY = "policy"
 REFERENCE = "reference"
 AVERAGE = "average"
-"""The frozen model that follows the policy: a moving average of its weights."""
+"""The frozen model that is a moving average of the policy's weights."""
+LAGGED = "lagged"
+"""The frozen model that is the policy of some optimizer steps ago."""
+FOLLOWERS = (AVERAGE, LAGGED)
+"""The frozen models that follow the policy."""
 
 
 class Divergence(Protocol):
@@ -75,7 +79,10 @@ class VocabularyMask:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A per-token quantity. ``model``: ``policy``, ``reference``, ``average``, or a name in the recipe's ``models``."""
+    """A per-token quantity.
+
+    ``model``: ``policy``, ``reference``, ``average``, ``lagged``, or a name in the recipe's ``models``.
+    """
 
     quantity: Quantity
     model: str = POLICY

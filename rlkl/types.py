@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
-Role = Literal["main", "replay"]
-"""The purpose of a sequence. main: the rule's own loss trains on it. replay: only terms for replay train on it."""
+Role = Literal["main", "replay", "view"]
+"""The purpose of a sequence. main: the rule's own loss trains on it. replay: only terms for replay train on it. view: a
+response of the role main after another wording of its prompt; only terms that compare the two train on it."""
 
 
 SHARED_TOKEN_COLUMNS = ("advantages", "policy_logprobs", "entropy", "reference_logprobs")
@@ -72,6 +73,8 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     answers: tuple[tuple[int, ...], ...] = ()
     images: tuple[Image, ...] = ()
+    wordings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The token ids of other wordings of the prompt, by their columns, if the recipe has a term that reads them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,9 @@ def check_inputs(recipe: Recipe) -> tuple[str, ...]:
     check_sinks(recipe)
     warnings = check_models(recipe)
     check_limits(recipe, absolute_if_local(recipe.model.path), this_machine())
-    prompts, left_out = _read(recipe.data, "data.source", recipe.update.answer_columns)
+    prompts, left_out = _read(
+        recipe.data, "data.source", {**recipe.update.answer_columns, **recipe.update.wording_columns}
+    )
     warnings = [*warnings, *left_out]
     if rewards is not None:
         warnings += rewards.check(prompts)

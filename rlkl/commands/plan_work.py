@@ -12,7 +12,7 @@ from rlkl.costs.memory import Training
 from rlkl.costs.seconds import Tokens, operations
 from rlkl.costs.shapes import ModelShape
 from rlkl.recipe import Recipe
-from rlkl.recipe.memory import average_copies
+from rlkl.recipe.memory import follower_copies
 from rlkl.updates.base_settings import most_kept
 from rlkl.updates.passes import Passes, passes_of
 
@@ -55,7 +55,8 @@ def work_of(recipe: Recipe, shape: ModelShape, *, prompt: float | None = None, c
     mean_prompt = data.max_prompt_tokens / 2 if prompt is None else prompt
     mean_completion = rollout.max_new_tokens / 2 if completion is None else completion
     length = mean_prompt + mean_completion
-    work = operations(shape, Tokens.alike(trained, length), _units(recipe))
+    added = sum(term.added_sequences(trained) for term in recipe.update.terms)  # of the same length, for want of theirs
+    work = operations(shape, Tokens.alike(trained + added, length), _units(recipe))
     if _keeps_reference(recipe):  # the KL to the reference is measured on sequences that are not trained, too
         work += operations(shape, Tokens.alike(sequences - trained, length), FORWARD)
     return Work(
@@ -74,7 +75,7 @@ def training_of(recipe: Recipe, shape: ModelShape) -> Training:
     """Return the settings of the recipe that decide the learner's memory."""
     has_copy = _keeps_reference(recipe) and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen = [shape.parameters] if has_copy else []
-    frozen += [shape.parameters] * average_copies(recipe)
+    frozen += [shape.parameters] * follower_copies(recipe)
     frozen += [parameters_of(section.path) or shape.parameters for section in recipe.models.values()]
     return Training(
         is_bfloat16=recipe.model.dtype == "bfloat16",
@@ -110,7 +111,9 @@ def most_tokens(recipe: Recipe) -> int:
     longest = recipe.data.max_prompt_tokens + rollout.max_new_tokens
     groups = math.ceil(rollout.prompts_per_step / learner.minibatches)
     least = recipe.update.sequences_together(_samples(recipe)) * longest
-    return max(min(learner.micro_batch_tokens, groups * _kept(recipe) * longest), least)
+    trained = groups * _kept(recipe)
+    trained += sum(term.added_sequences(trained) for term in recipe.update.terms)
+    return max(min(learner.micro_batch_tokens, trained * longest), least)
 
 
 def _samples(recipe: Recipe) -> int:
@@ -134,7 +137,8 @@ def _units(recipe: Recipe) -> float:
     backward = BACKWARD if recipe.model.lora is None else BACKWARD / 2
     once = FORWARD + backward + (FORWARD if recipe.model.gradient_checkpointing else 0)
     critics = passes.critics * (FORWARD + BACKWARD)  # without recomputation, and whole also beside adapters
-    frozen = passes.forward + _keeps_reference(recipe) + recipe.update.keeps_average + len(recipe.models)
+    frozen = passes.forward + _keeps_reference(recipe) + len(recipe.models)
+    frozen += recipe.update.keeps_average + recipe.update.keeps_lagged
     return recipe.learner.epochs * (once * (1 + passes.training) + critics) + FORWARD * frozen
 
 

@@ -34,12 +34,12 @@ class PromptSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every prompt's id, tokens and pictures, answers included, in order."""
+        """Hash of every prompt's id, tokens and pictures, answers and other wordings included, in order."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(digest_size=8)
             for prompt in self._prompts:
-                keys = [image.key for image in prompt.images]
-                digest.update(repr((prompt.id, prompt.token_ids, prompt.answers, *([keys] if keys else []))).encode())
+                further = [x for x in ([image.key for image in prompt.images], dict(prompt.wordings)) if x]
+                digest.update(repr((prompt.id, prompt.token_ids, prompt.answers, *further)).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -55,7 +55,7 @@ def load_prompts(section: DataSection, encoder: Encoder, *, seed: int) -> Prompt
     """
     rows = read_rows(section)
     answers = encoder.answers or _answer_columns(section)
-    _check_columns(section, rows, answers)
+    _check_columns(section, rows, {**answers, **encoder.wordings})
     check_template_kwargs(encoder.tokenizer, section.chat_template_kwargs)
     reader = RowReader(
         section=section,
@@ -90,8 +90,9 @@ def check_prompts(
 ) -> tuple[list[Prompt], DataReport]:
     """Check the rows of ``section.source`` as far as no tokenizer is needed; return their prompts without token ids.
 
-    ``answers``: further columns that must be there, by their keys of the recipe. Also return the counts of rows that
-    were left out. Raises `DataError` as `load_prompts` does, but for the number of tokens, chat templates and pictures.
+    ``answers``: further columns that must be there (of answers, of other wordings), by their keys of the recipe. Also
+    return the counts of rows that were left out. Raises `DataError` as `load_prompts` does, but for the number of
+    tokens, chat templates and pictures.
     """
     rows = read_rows(section)
     _check_columns(section, rows, {**_answer_columns(section), **answers})

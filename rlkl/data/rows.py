@@ -37,6 +37,8 @@ class Encoder:
     """The recipe key that sets ``max_answer_tokens``."""
     answers: Mapping[str, str] = field(default_factory=dict)
     """Columns of answers by their recipe key; empty: the chosen and the rejected column of the data section."""
+    wordings: Mapping[str, str] = field(default_factory=dict)
+    """Columns with other wordings of the prompt by their recipe key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,21 @@ class RowReader:
             columns={name: value for name, value in row.items() if name != section.image_column},
             answers=self._answers(row, prompt),
             images=images,
+            wordings=self._wordings(row, images),
         )
+
+    def _wordings(self, row: Mapping[str, Any], images: tuple[Image, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the row's other wordings by their columns, encoded as its prompt is."""
+        found: dict[str, tuple[int, ...]] = {}
+        for key, column in self.encoder.wordings.items():
+            if images:
+                raise DataError(f"{key} = '{column}' is for prompts of text alone, and a prompt has a picture")
+            section = self.section.model_copy(update={"prompt_column": column})
+            token_ids = _encode_prompt(row, section, self.encoder).token_ids
+            if len(token_ids) > section.max_prompt_tokens:
+                raise BadPrompt("too_long", f"'{column}' has {len(token_ids)} tokens")
+            found[column] = token_ids
+        return found
 
     def _answers(self, row: Mapping[str, Any], prompt: EncodedPrompt) -> tuple[tuple[int, ...], ...]:
         """Return the row's answers, in the order of their columns, as a sampler would have returned them."""

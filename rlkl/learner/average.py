@@ -7,44 +7,29 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from rlkl.errors import CheckpointError
-from rlkl.learner.placing import place
 from rlkl.learner.signals import Scorer
-from rlkl.models.average import AverageAdapter
+from rlkl.models.followers import OtherAdapter
 from rlkl.models.language_model import LanguageModel
-from rlkl.models.policy import Policy, build_reference
 from rlkl.models.sharding import like, local, reshard
-from rlkl.signals import AVERAGE
 
 _POLICY, _ON_DISK = "policy.", "average."
 
 
-def build_frozen(
-    paths: Mapping[str, str | None],
-    policy: Policy,
-    path: str,
-    mesh: DeviceMesh | None,
-    *,
-    loading: torch.device,
-    device: torch.device,
-) -> dict[str, Scorer]:
-    """Build the frozen models by their names, first on ``loading``, then on ``device``.
+def parts_of(model: Scorer | None, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the weights of a model that follows the policy, by the names of the policy's trained parameters.
 
-    ``paths``: None for the policy as it was before training. It was loaded from ``path``. Under LoRA the average costs
-    the adapters alone.
+    Of a shard, this rank's part. None has no weights.
     """
-    found: dict[str, Scorer] = {}
-    for name, other in paths.items():
-        averages_adapters = name == AVERAGE and policy.adapter is not None
-        found[name] = (
-            AverageAdapter(policy)
-            if averages_adapters
-            else build_reference(policy, path, other, device=loading, mesh=mesh)
-        )
-        place(found[name], mesh, device)
-    return found
+    names = [name for name in trained if name.startswith(_POLICY)]
+    if model is None:
+        return {}
+    if isinstance(model, OtherAdapter):
+        return {name: model.weights[name.removeprefix(_POLICY)] for name in names}
+    assert isinstance(model, LanguageModel)
+    weights = {name: local(p.detach()) for name, p in model.named_parameters()}
+    return {name: weights[name.removeprefix(_POLICY)] for name in names}
 
 
 class Average:
@@ -63,16 +48,9 @@ class Average:
 
     def begin(self, trained: Mapping[str, nn.Parameter]) -> None:
         """Start the averages as the float32 parameters are, which are given by name; of a shard, this rank's part."""
-        model = self._model
-        names = [name for name in trained if name.startswith(_POLICY)]
-        if isinstance(model, AverageAdapter):
-            self.tensors = {name: model.means[name.removeprefix(_POLICY)] for name in names}
-        elif model is not None:
-            assert isinstance(model, LanguageModel)
-            weights = {name: local(p.detach()) for name, p in model.named_parameters()}
-            own = {name: weights[name.removeprefix(_POLICY)] for name in names}
-            self.tensors = {name: x if x.dtype == torch.float32 else x.float() for name, x in own.items()}
-            self._rounded = [(x, self.tensors[name]) for name, x in own.items() if x is not self.tensors[name]]
+        own = parts_of(self._model, trained)
+        self.tensors = {name: x if x.dtype == torch.float32 else x.float() for name, x in own.items()}
+        self._rounded = [(x, self.tensors[name]) for name, x in own.items() if x is not self.tensors[name]]
 
     @torch.no_grad()
     def follow(self, trained: Mapping[str, nn.Parameter]) -> None:

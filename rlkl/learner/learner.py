@@ -15,8 +15,8 @@ from rlkl.batch import Batch, LossOutput
 from rlkl.data.packing import minibatches
 from rlkl.data.vision import load_picture_processor
 from rlkl.errors import LearnerError, MissingSignalError
-from rlkl.learner.average import Average, build_frozen
 from rlkl.learner.device import learner_device
+from rlkl.learner.followers import Followers, build_frozen
 from rlkl.learner.live import live_signals
 from rlkl.learner.manifest import SavedFile, list_files
 from rlkl.learner.placing import build_heads, place, place_backbones
@@ -39,7 +39,7 @@ from rlkl.models.rounding import rounded_otherwise
 from rlkl.models.saliency import received_attention
 from rlkl.models.sharding import reshard, unshard
 from rlkl.recipe import Recipe
-from rlkl.signals import AVERAGE, REFERENCE, Signal, Signals, frozen_models
+from rlkl.signals import REFERENCE, Signal, Signals, frozen_models
 from rlkl.system.machine import keep_freed_memory
 from rlkl.types import Completion, Example, Probe, Prompt, Rollout
 from rlkl.updates import build_update
@@ -84,9 +84,9 @@ class Learner:
         backbones = place_backbones(heads, mesh)
         sharded = [] if mesh is None else [self.policy, *backbones]
         self._models = Models(policy=self.policy, frozen=self._frozen_models(spec, heads, loading), heads=heads)
-        average = Average(self._models.frozen.get(AVERAGE), recipe.update.average_decay)
+        followers = Followers(self._models.frozen, recipe.update)
         self._optimization = Optimization(
-            trained_parameters(self.policy, heads), self._section, heads, self.ranks, sharded, average
+            trained_parameters(self.policy, heads), self._section, heads, self.ranks, sharded, followers
         )
         self._state = LearnerState(optimization=self._optimization, update=self._update)
         self._signals = SignalSettings(

@@ -102,6 +102,11 @@ class Prepared:
         return {name: x_BT[: self.given] for name, x_BT in columns.items()}
 
 
+def _next_group(examples: Sequence[Example]) -> int:
+    """Return the first number that no group has."""
+    return 1 + max(example.group for example in examples)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparer:
     """Turns examples into a prepared batch, with the models as they are at the time."""
@@ -129,7 +134,8 @@ class Preparer:
     def prepare(self, examples: Sequence[Example], left_out: Sequence[Example], *, step: int, first: bool) -> Prepared:
         """Return the credited batch; ``first``: no optimizer step has been made, so dead heads are re-initialised."""
         given = len(examples)
-        examples = [*examples, *self.update.replayed(step, 1 + max(example.group for example in examples))]
+        examples = [*examples, *self.update.replayed(step, _next_group(examples))]
+        examples = [*examples, *self.update.viewed(examples, _next_group(examples))]
         batch = self.pack(examples, progress=step / self.recipe.steps)
         pending = self.skips_proximal_pass
         start, heads_BTK = (StartSignals.zeros(batch), None) if pending else self._start_and_heads(batch)
@@ -203,16 +209,18 @@ class Preparer:
     def _with_views(
         self, batch: Batch, examples: Sequence[Example], frozen: dict[Signal, Tensor]
     ) -> tuple[Batch, dict[str, Pictures], dict[str, float]]:
-        """Add the rule's views to the batch and their log-probs to ``frozen``; return batch, pictures, seconds."""
+        """Add views to the batch, and log-probs that the rule reads to ``frozen``; return batch, pictures, seconds."""
         if self.views is None:
             return batch, {}, {}
         started = time.perf_counter()
         batch, pictures = self.views.add(batch, examples)
         seconds: dict[str, float] = {}
         for view in pictures:
-            frozen[Signal("logprobs", view=view, moment="step_start")] = frozen_view_logprobs(
-                view, self.models.policy, batch, self.settings, device=self.device
-            )
+            at_start = Signal("logprobs", view=view, moment="step_start")
+            if at_start in self.update.needs:
+                frozen[at_start] = frozen_view_logprobs(
+                    view, self.models.policy, batch, self.settings, device=self.device
+                )
             seconds[f"time/{view}_s"] = time.perf_counter() - started
         return batch, pictures, seconds
 

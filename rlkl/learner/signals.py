@@ -18,7 +18,7 @@ from rlkl.functional.logprobs import Head, chunked_logprobs_and_entropy
 from rlkl.functional.packing import Packing, shared_prefixes
 from rlkl.learner.dealing import Share, shares_of
 from rlkl.learner.ranks import Ranks
-from rlkl.signals import AVERAGE, CLEAN, POLICY, REFERENCE, Quantity, Signal
+from rlkl.signals import CLEAN, FOLLOWERS, POLICY, REFERENCE, Quantity, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
 
@@ -101,7 +101,7 @@ def check_supplied(update: PolicyUpdate, frozen: Collection[str] = ()) -> None:
     ``frozen``: names in the recipe's ``models``. Signals of a rule's views also need pictures, which set-up checks.
     """
     for signal in sorted(update.needs, key=lambda signal: signal.name):
-        reason = _missing(signal, {REFERENCE, AVERAGE, *frozen})
+        reason = _missing(signal, {REFERENCE, *FOLLOWERS, *frozen})
         if signal.view != CLEAN and signal.view not in update.views:
             reason = f"The rule makes no view {signal.view} of the pictures: see its views and change_picture."
         if reason:

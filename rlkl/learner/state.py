@@ -22,7 +22,7 @@ from rlkl.updates.base import PolicyUpdate
 TENSORS_FOLDER = "learner"
 """Holds ``trained.NAME`` for each parameter, and ``optimizer.NAME.KEY`` for each tensor of its optimizer state.
 
-The names of averages are in `rlkl.learner.average`.
+The names of averages are in `rlkl.learner.average`, those of earlier weights in `rlkl.learner.lagged`.
 """
 NUMBERS_FILE = "learner.json"
 OLD_FILE = "learner.pt"
@@ -83,7 +83,7 @@ def state_tensors(optimization: Optimization) -> dict[str, Tensor]:
         found[f"{_TRAINED}{name}"] = like(parameter, part.detach())
         for key, tensor in optimization.optimizer.kept(part).items():
             found[f"{_OPTIMIZER}{name}.{key}"] = like(parameter, tensor) if tensor.ndim else tensor
-    return found | optimization.average.on_disk(optimization.parameters)
+    return found | optimization.followers.on_disk(optimization.parameters)
 
 
 def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ def _restore(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
     numbers = json.loads((folder / NUMBERS_FILE).read_text())
     shapes = shapes_in(path)
     _check(optimization, {n.removeprefix(_TRAINED): s for n, s in shapes.items() if n.startswith(_TRAINED)}, path)
-    optimization.average.check(shapes, path)
+    optimization.followers.check(shapes, path)
     _begin_state(optimization, (n.removeprefix(_OPTIMIZER) for n in shapes if n.startswith(_OPTIMIZER)))
     read_tensors(state_tensors(optimization), path, alone=optimization.ranks.size == 1)
     optimization.write_back()
@@ -121,7 +121,7 @@ def _restore_old(optimization: Optimization, folder: Path) -> Mapping[str, Any]:
     path = folder / OLD_FILE
     saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     _check(optimization, {name: tuple(tensor.shape) for name, tensor in saved["trained"].items()}, path)
-    optimization.average.check((), path)
+    optimization.followers.check((), path)
     names = {parameter: name for name, parameter in optimization.trained.items()}
     numbered: list[nn.Parameter] = [p for group in optimization.optimizer.param_groups for p in group["params"]]
     tensors = {f"{_TRAINED}{name}": tensor for name, tensor in saved["trained"].items()}

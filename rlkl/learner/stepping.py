@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rlkl.errors import LearnerError, NumericalFault
-from rlkl.learner.average import Average
+from rlkl.learner.followers import Followers
 from rlkl.learner.masters import Masters
 from rlkl.learner.optimizers import HostedState, build_optimizer
 from rlkl.learner.ranks import Ranks
 from rlkl.models.policy import Policy
 from rlkl.recipe import LearnerSection
 from rlkl.updates.base import Heads
+from rlkl.updates.base_settings import RuleSettings
 
 
 class Optimization:
@@ -29,7 +30,7 @@ class Optimization:
         heads: Heads | None,
         ranks: Ranks,
         sharded: Sequence[nn.Module] = (),
-        average: Average | None = None,
+        followers: Followers | None = None,
     ) -> None:
         """Make the optimizer. ``sharded``: the trained models that are divided among the ranks."""
         self._masters = Masters(trained, sharded)
@@ -39,8 +40,8 @@ class Optimization:
         self.trained: Mapping[str, nn.Parameter] = self._masters.parameters
         """Float32 parameters, by name; of a shard, this rank's part."""
         self.optimizer = build_optimizer(self.trained, section, heads, whole=trained)
-        self.average = average or Average()
-        self.average.begin(self.trained)
+        self.followers = followers or Followers({}, RuleSettings())
+        self.followers.begin(self.trained)
         self._hosted = HostedState(self.optimizer) if section.offload == "optimizer" else None
         self.steps = 0
         """Optimizer steps made."""
@@ -116,14 +117,14 @@ class Optimization:
         self._torn = True
         (self._hosted or self.optimizer).step()
         self._masters.write_back()
-        self.average.follow(self.trained)
+        self.followers.follow(self.trained, self.steps + 1)
         self._torn = False
         self.steps += 1
 
     def write_back(self) -> None:
-        """Bring the models to the trained parameters and their averages, which were set from outside."""
+        """Bring the models to the trained parameters and the weights that follow them, which were set from outside."""
         self._masters.write_back()
-        self.average.write_back()
+        self.followers.write_back()
 
     def begin_state(self, name: str) -> dict[str, Tensor]:
         """Give a parameter the optimizer state of no step, where the recipe keeps it, and return that."""
@@ -139,7 +140,7 @@ class Optimization:
         if self._hosted is not None:
             self._hosted.release()
         self._masters.release()
-        self.average.release()
+        self.followers.release()
 
     @contextmanager
     def undone_on_error(self, *, several: bool) -> Iterator[None]:
@@ -189,8 +190,8 @@ class Optimization:
         self.steps, self._torn = steps, False
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the parameters by name, their optimizer state as ``name/exp_avg``, and their averages."""
-        found: dict[str, Tensor] = {**self.trained, **self.average.on_disk()}
+        """Return the parameters by name, their optimizer state as ``name/exp_avg``, and followers."""
+        found: dict[str, Tensor] = {**self.trained, **self.followers.on_disk()}
         for name, parameter in self.trained.items():
             found |= {f"{name}/{key}": tensor for key, tensor in self.optimizer.kept(parameter).items()}
         return found

@@ -29,11 +29,11 @@ class MemoryEstimate:
     gradients_gib: float
     """The gradients' part of it."""
     reference_gib: float
-    """Weights of all frozen models of the learner: the reference, the average, and those of ``models``."""
+    """Weights of all frozen models of the learner: the reference, those that follow the policy, and ``models``."""
     engine_gib: float
     """Weights of each engine, without its key-value cache."""
     copy_gib: float
-    """In host memory, with several optimizer steps a batch: weights, moments, averages, to undo a step that fails."""
+    """In host memory, with several optimizer steps a batch: weights, moments, followers, to undo a step that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,21 @@ class _Counted:
     in_8_bit: int
 
 
-def average_copies(recipe: Recipe) -> int:
-    """Return the memory of the frozen model ``average``, in copies of the policy in its own precision.
+def follower_copies(recipe: Recipe) -> int:
+    """Return the memory of the frozen models that follow the policy, in copies of the policy in its own precision.
 
-    Under LoRA the averages of the adapters are not counted.
+    Under LoRA they are adapters, and not counted.
     """
-    if not recipe.update.keeps_average or recipe.model.lora is not None:
+    if recipe.model.lora is not None:
         return 0
-    return 3 if recipe.model.dtype == "bfloat16" else 1  # in bfloat16: the model, and averages in float32
+    average = 3 if recipe.model.dtype == "bfloat16" else 1  # in bfloat16: the model, and averages in float32
+    return average * recipe.update.keeps_average + 2 * recipe.update.keeps_lagged
+
+
+def _copied_gib(recipe: Recipe, gib: float) -> float:
+    """Return the memory of a copy of what follows the policy: averages in float32, and two snapshots."""
+    snapshots = 2 * _BYTES[recipe.model.dtype] * recipe.update.keeps_lagged
+    return gib * (4 * recipe.update.keeps_average + snapshots) if follower_copies(recipe) else 0.0
 
 
 def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | Path]) -> MemoryEstimate | None:
@@ -72,8 +79,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
     wants_reference = recipe.learner.track_reference_kl or recipe.update.needs_reference_model
     has_copy = wants_reference and (recipe.model.lora is None or recipe.model.reference is not None)
     frozen_parameters = sum(_parameters_in(one).all for one in frozen)
-    frozen_parameters += counted.all * average_copies(recipe)
-    averages_gib = 4 * gib if average_copies(recipe) else 0.0
+    frozen_parameters += counted.all * follower_copies(recipe)
     several_steps = recipe.learner.epochs * recipe.learner.minibatches > 1
     return MemoryEstimate(
         parameters=counted.all,
@@ -82,7 +88,7 @@ def estimate_memory(recipe: Recipe, folder: str | Path, frozen: Iterable[str | P
         gradients_gib=trained * 4 * gib,
         reference_gib=_BYTES[recipe.model.dtype] * ((gib if has_copy else 0.0) + frozen_parameters / 2**30),
         engine_gib=_BYTES[recipe.model.dtype] * gib,
-        copy_gib=trained * (4 * gib + moments_gib) + averages_gib if several_steps else 0.0,
+        copy_gib=trained * (4 * gib + moments_gib) + _copied_gib(recipe, gib) if several_steps else 0.0,
     )
 
 

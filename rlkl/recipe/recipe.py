@@ -27,7 +27,8 @@ from rlkl.schema import Section
 from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.custom import OutsideSettings
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
-from rlkl.updates.terms.checks import check_names, check_one_replay
+from rlkl.updates.terms.checks import check_names, check_one_replay, check_wordings
+from rlkl.updates.terms.followers import check_followers
 
 
 def _or_outside(value: Any, built_in: Callable[[Any], UpdateSettings]) -> UpdateSettings | OutsideSettings:
@@ -177,16 +178,16 @@ class Recipe(Section):
     @classmethod
     def _names_are_free(cls, models: dict[str, FrozenModelSection]) -> dict[str, FrozenModelSection]:
         for name in models:
-            if name in ("policy", "reference", "average") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            if name in ("policy", "reference", "average", "lagged") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(
-                    f"{name!r} cannot name a model: use small letters, digits and _, and not policy, average or "
-                    "reference (which is set by model.reference)"
+                    f"{name!r} cannot name a model: use small letters, digits and _, and not policy, average, "
+                    "lagged or reference (which is set by model.reference)"
                 )
         return models
 
     @model_validator(mode="after")
     def _terms_name_models(self) -> Recipe:
-        named = ["reference", "average", *self.models]
+        named = ["reference", "average", "lagged", *self.models]
         for name in sorted(self.update.frozen_models - self.models.keys()):
             raise ValueError(
                 f"update.rule = {self.update.rule} needs a model named {name!r}, and models has none; add "
@@ -198,18 +199,14 @@ class Recipe(Section):
                 raise ValueError(
                     f"update.terms[{number}].to = {to!r} names no model of models; {did_you_mean(to, named)}"
                 )
-            decay = getattr(term, "average_decay", None)
-            if to == "average" and decay is not None and decay != self.update.average_decay:
-                raise ValueError(
-                    f"update.terms[{number}].average_decay = {decay:g}, and another term has "
-                    f"{self.update.average_decay:g}: there is one average. Give both the same value"
-                )
+        check_followers(self.update.terms)
         return self
 
     @model_validator(mode="after")
     def _names_of_terms_are_free(self) -> Recipe:
         check_names(self.update)
         check_one_replay(self.update)
+        check_wordings(self.update, has_pairs=self.data.has_pairs)
         return self
 
     @model_validator(mode="after")

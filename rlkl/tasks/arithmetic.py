@@ -55,11 +55,20 @@ class Arithmetic(Task):
         ]
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
-        return {"uneven": self._uneven}
+        return {"uneven": self._uneven, "ascending": self.ascending}
 
     def _uneven(self) -> list[dict[str, Any]]:
         """Return all rows, and those of larger sums up to one and a half times ``largest_sum``."""
         return replace(self, largest_sum=self.largest_sum * 3 // 2).rows()
+
+    def ascending(self) -> list[dict[str, Any]]:
+        """Return the additions a+b with a < b; the column ``wording`` has the prompt with the numbers exchanged."""
+        pairs = [tuple(map(int, row["id"].split("+"))) for row in self.rows()]
+        return [
+            {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "wording": f"{b}+{a}=", "answer": str(a + b)}
+            for a, b in pairs
+            if a < b
+        ]
 
     def reward(self, prompt: str, completion: str, answer: str) -> float:
         """Return 1 for exactly the answer, else 0."""

@@ -285,6 +285,7 @@ def _load_data(recipe: Recipe, tokenizer: Any, pictures: PictureProcessor | None
         pictures=pictures,
         max_answer_tokens=recipe.rollout.max_new_tokens,
         answers=recipe.update.answer_columns,
+        wordings=recipe.update.wording_columns,
     )
     source = build_source(recipe, load_prompts(recipe.data, encoder, seed=recipe.seed))
     _check_pictures(update, source)

@@ -187,6 +187,13 @@ class PolicyUpdate(ABC):
         """
         return []
 
+    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
+        """Return sequences of the role ``view`` to add to the step: responses of ``examples`` after another wording.
+
+        Called in the learner once a step. Their groups count from ``first_group``.
+        """
+        return []
+
     @property
     def reads_replay(self) -> bool:
         """Whether `begin_replay` reads the metrics of the replayed sequences at the start of a step."""

@@ -12,7 +12,7 @@ from rlkl.schema import Section
 from rlkl.updates.dro.settings import DroGroups, DroSettings
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.custom import TermEntry
-from rlkl.updates.terms.settings import AVERAGE_DECAY
+from rlkl.updates.terms.followers import AVERAGE_DECAY, LAG, first_value
 
 
 class FilterSettings(Section):
@@ -84,6 +84,12 @@ class RuleSettings(Section):
         return {}
 
     @property
+    def wording_columns(self) -> dict[str, str]:
+        """The columns of the data with other wordings of the prompt that terms read, by the recipe's key."""
+        columns = {f"update.terms[{number}].column": term.wording_column for number, term in enumerate(self.terms)}
+        return {key: column for key, column in columns.items() if column is not None}
+
+    @property
     def has_whole_logits(self) -> bool:
         """Whether the rule compares two models in a way that keeps logits of the whole vocabulary for a chunk."""
         return False
@@ -116,8 +122,17 @@ class RuleSettings(Section):
     @property
     def average_decay(self) -> float:
         """The part of itself that the average keeps each optimizer step: that of the terms, which have one value."""
-        found = (getattr(term, "average_decay", None) for term in self.terms if term.frozen_model == "average")
-        return next((decay for decay in found if decay is not None), AVERAGE_DECAY)
+        return first_value(self.terms, "average", "average_decay", AVERAGE_DECAY)
+
+    @property
+    def keeps_lagged(self) -> bool:
+        """Whether the learner keeps earlier weights of the policy: for one of the terms."""
+        return any(term.frozen_model == "lagged" for term in self.terms)
+
+    @property
+    def lag(self) -> int:
+        """The least age of those weights in optimizer steps: that of the terms, which have one value."""
+        return first_value(self.terms, "lagged", "lag", LAG)
 
     @property
     def pull_to_reference(self) -> str | None:

@@ -30,10 +30,10 @@ def passes_of(settings: RuleSettings, *, optimizer_steps: int) -> Passes:
     """Count the passes of a rule with these settings, for so many optimizer steps a batch.
 
     With one optimizer step the training pass gives the log-probs at the step's start, unless the reward contains a KL.
-    A custom rule is counted like one that asks for nothing more. A term that changes pictures adds a pass of each kind.
+    A custom rule is counted like one that asks for nothing more. A term that changes pictures adds a training pass.
     """
     own, views = _own_passes(settings, optimizer_steps), sum(term.term == "consistency" for term in settings.terms)
-    return replace(own, forward=own.forward + views, training=own.training + views)
+    return replace(own, training=own.training + views)
 
 
 def _own_passes(settings: RuleSettings, optimizer_steps: int) -> Passes:

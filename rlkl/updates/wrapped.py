@@ -56,6 +56,9 @@ class Wrapped(PolicyUpdate):
     def replayed(self, step: int, first_group: int) -> list[Example]:
         return self.inner.replayed(step, first_group)
 
+    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
+        return self.inner.viewed(examples, first_group)
+
     @property
     def reads_replay(self) -> bool:
         return self.inner.reads_replay

@@ -56,7 +56,9 @@ RULES: dict[str, dict[str, object]] = {
     "sparsepo": {"rule": "sparsepo", "mask": "sparse_common", "l1_reward": 0.01, "l1_kl": 0.01},
     "listwise": {"rule": "listwise", "beta": 0.5},
     "listwise_mean": {"rule": "listwise", "over_tokens": "mean", "tau": 0.5, "tau_unit": "reward"},
+    "grpo_lagged": {"rule": "grpo", "terms": [{"term": "kl", "to": "lagged", "coef": 0.5, "lag": 3}]},
     "grpo_average": {"rule": "grpo", "terms": [{"term": "kl", "to": "average", "coef": 0.5}]},
+    "grpo_rewording": {"rule": "grpo", "terms": [{"term": "rewording", "column": "other", "coef": 0.5}]},
     "grpo_consistency": {"rule": "grpo", "terms": [{"term": "consistency", "noise_std": 0.3, "coef": 1.0}]},
     "papo": {"rule": "papo", "perception_coef": 0.1, "entropy_coef": 0.02, "anneal_to": 0.05},
     "papo_recompute": {"rule": "papo", "perception_coef": 0.2, "corrupted_entropy_coef": 0.02, "recompute": True},
@@ -156,7 +158,14 @@ def _sample(recipe: Recipe, engine: HfEngine | SeeingEngine, step: int) -> list[
         texts = [f"{step % 10}+{number}=" for number in numbers]
         stored = (*tokenizer.encode("17"), EOS_ID)
         prompts = [
-            Prompt(id=text, text=text, token_ids=tuple(tokenizer.encode(text)), answers=(stored,)) for text in texts
+            Prompt(
+                id=text,
+                text=text,
+                token_ids=tuple(tokenizer.encode(text)),
+                answers=(stored,),
+                wordings={"other": tuple(tokenizer.encode("".join(reversed(text[:-1])) + "="))},
+            )
+            for text in texts
         ]
     draws = [Draw(prompt=prompt, position=len(prompts) * step + n) for n, prompt in enumerate(prompts)]
     completions = engine.generate(build_requests(draws, samples=samples, seed=recipe.seed))

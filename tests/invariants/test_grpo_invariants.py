@@ -24,7 +24,8 @@ from rlkl.updates.settings import (
     TokenMask,
     UpdateSettings,
 )
-from rlkl.updates.terms.settings import EntropySettings, KlSettings, MaskedKlSettings
+from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
+from rlkl.updates.terms.settings import EntropySettings, KlSettings
 from tests.builders import make_batch, random_logprobs, with_frozen
 
 TERMS = [

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 TERMS = {
     "kl": "rlkl.updates.terms.kl:Kl",
-    "masked_kl": "rlkl.updates.terms.masked_kl:MaskedKl",
+    "masked_kl": "rlkl.updates.terms.masked_kl.term:MaskedKl",
     "entropy": "rlkl.updates.terms.entropy:Entropy",
-    "consistency": "rlkl.updates.terms.consistency:Consistency",
-    "marginal_kl": "rlkl.updates.terms.marginal_kl:MarginalKl",
+    "consistency": "rlkl.updates.terms.consistency.term:Consistency",
+    "marginal_kl": "rlkl.updates.terms.marginal_kl.term:MarginalKl",
+    "rewording": "rlkl.updates.terms.rewording.term:Rewording",
     "span": "rlkl.updates.terms.span.term:Span",
     "replay": "rlkl.updates.terms.replay.term:Replay",
 }

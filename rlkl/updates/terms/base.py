@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -43,6 +43,13 @@ class Term(ABC):
 
         Called in the learner once a step. The result may depend on nothing but the arguments, so that all ranks, and a
         resumed run, get the same.
+        """
+        return []
+
+    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
+        """Return sequences of the role ``view`` to add to a step: responses of ``examples`` after another wording.
+
+        Their groups count from ``first_group``. Called in the learner once a step.
         """
         return []
 

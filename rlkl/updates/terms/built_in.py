@@ -6,14 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rlkl.updates.terms.consistency.settings import ConsistencySettings
+from rlkl.updates.terms.marginal_kl.settings import MarginalKlSettings
+from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
 from rlkl.updates.terms.replay.settings import ReplaySettings
-from rlkl.updates.terms.settings import (
-    ConsistencySettings,
-    EntropySettings,
-    KlSettings,
-    MarginalKlSettings,
-    MaskedKlSettings,
-)
+from rlkl.updates.terms.rewording.settings import RewordingSettings
+from rlkl.updates.terms.settings import EntropySettings, KlSettings
 from rlkl.updates.terms.span.settings import SpanSettings
 
 BuiltInTerm = Annotated[
@@ -22,6 +20,7 @@ BuiltInTerm = Annotated[
     | EntropySettings
     | MarginalKlSettings
     | ConsistencySettings
+    | RewordingSettings
     | ReplaySettings
     | SpanSettings,
     Field(discriminator="term"),

@@ -52,6 +52,21 @@ def check_one_replay(rule: RuleSettings) -> None:
         )
 
 
+def check_wordings(rule: RuleSettings, *, has_pairs: bool) -> None:
+    """Raise `RecipeError` if several terms add other wordings of a prompt, or one does and nothing is sampled."""
+    numbers = [number for number, term in enumerate(rule.terms) if term.wording_column is not None]
+    if len(numbers) > 1:
+        raise RecipeError(
+            f"update.terms[{numbers[0]}] and update.terms[{numbers[1]}] both add another wording of each prompt, and "
+            "each would train on those of both. Keep one"
+        )
+    if numbers and has_pairs:
+        raise RecipeError(
+            f"update.terms[{numbers[0]}] compares two wordings on responses that the policy sampled, and with "
+            "data.chosen_column nothing is sampled. Leave the term out, or take a rule that samples"
+        )
+
+
 def warnings_about_terms(rule: RuleSettings, run: RunFacts) -> Iterator[str]:
     """Warn about each term of a rule, and about terms that are listed twice; see `TermSettings.warnings`."""
     for number, term in enumerate(rule.terms):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
 from rlkl.errors import LearnerError, RecipeError
@@ -16,18 +15,17 @@ from rlkl.signals import Signal, Signals
 from rlkl.types import Example
 from rlkl.updates.base import Heads, ModelShape, PictureContext, PolicyUpdate
 from rlkl.updates.terms.base import Term
-from rlkl.updates.wrapped import Wrapped
+from rlkl.updates.terms.replay.composed import WithReplay, own_metrics
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 
-class WithTerms(Wrapped):
+class WithTerms(WithReplay):
     """Passes all calls on to ``rule``, and adds the ``terms`` to its loss."""
 
     def __init__(self, rule: PolicyUpdate, terms: Mapping[str, Term]) -> None:
-        super().__init__(rule)
-        self.terms = dict(terms)
+        super().__init__(rule, terms)
         self.sees_all_roles = True  # pyright: ignore[reportAttributeAccessIssue] - per instance
 
     @property
@@ -68,43 +66,11 @@ class WithTerms(Wrapped):
                     "Leave the term out, or take a vision-language model"
                 )
 
-    def replayed(self, step: int, first_group: int) -> list[Example]:
-        """Return the sequences of the rule or of one term; raises `LearnerError` if several return some.
-
-        A term of the role ``replay`` gets all of them, and knows nothing of those that are not its own.
-        """
-        found = {f"the rule {self.rule}": self.inner.replayed(step, first_group)}
-        for name, term in self.terms.items():
-            found[f"the term {name}"] = term.replayed(seed=self.seed, step=step, first_group=first_group)
-        sources = [source for source, examples in found.items() if examples]
-        if len(sources) > 1:
-            raise LearnerError(
-                f"update.terms: {sources[0]} and {sources[1]} both add sequences of the role replay, and each term of "
-                "that role would train on those of both. Remove one of the two from the recipe, or let one of them "
-                "return none from `replayed`"
-            )
-        return found[sources[0]] if sources else []
-
-    @property
-    def reads_replay(self) -> bool:
-        return self.inner.reads_replay or any(term.reads_replay for term in self.terms.values())
-
-    def replay_metrics(self, batch: Batch, signals: Signals) -> dict[str, Tensor]:
-        own = {
-            f"term/{name}_{key}": value
-            for name, term in self.terms.items()
-            if term.reads_replay
-            for key, value in term.metrics(batch.only(term.role), signals).items()
-        }
-        return {**self.inner.replay_metrics(batch, signals), **own}
-
-    def begin_replay(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        found = self.inner.begin_replay(metrics)
-        for name, term in self.terms.items():
-            if term.reads_replay:
-                own = term.begin_replay(_own(metrics, f"term/{name}_"))
-                found |= {f"term/{name}_{key}": value for key, value in own.items()}
-        return found
+    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
+        added = self.inner.viewed(examples, first_group)
+        for term in self.terms.values():
+            added = added + term.viewed(examples, first_group)
+        return added
 
     def batch_metrics(self, batch: Batch) -> dict[str, float]:
         return {**self.inner.batch_metrics(batch), "term/sequences": float(batch.denominators.sequences)}
@@ -113,7 +79,7 @@ class WithTerms(Wrapped):
         self.inner.observe(metrics)
         if "term/sequences" in metrics:  # a step that trained on something
             for name, term in self.terms.items():
-                term.observe({**_own(metrics, f"term/{name}_"), "sequences": metrics["term/sequences"]})
+                term.observe({**own_metrics(metrics, f"term/{name}_"), "sequences": metrics["term/sequences"]})
 
     def state(self) -> dict[str, float]:
         own = {f"term/{name}/{key}": v for name, term in self.terms.items() for key, v in term.state().items()}
@@ -149,8 +115,3 @@ class WithTerms(Wrapped):
             terms={**output.terms, **{name: value.detach() for name, value in losses.items()}},
             metrics={**output.metrics, **metrics},
         )
-
-
-def _own(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Return the metrics whose names start with ``prefix``, without it."""
-    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}

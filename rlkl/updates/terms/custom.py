@@ -39,7 +39,7 @@ _TERMS = register(
             key="update.terms[].term",
             noun="term",
             forms=(
-                "kl, masked_kl, entropy, marginal_kl, consistency, replay, span, path/to/file.py:Class, or "
+                "kl, masked_kl, entropy, marginal_kl, consistency, rewording, replay, span, path/to/file.py:Class, or "
                 "package.module:Class"
             ),
             error=RecipeError,

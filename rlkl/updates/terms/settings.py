@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from rlkl.schema import Section
 from rlkl.updates.run_facts import RunFacts
-from rlkl.updates.terms.masks import check_masks, warnings_about_masks
+from rlkl.updates.terms.followers import AVERAGE_DECAY, LAG, warnings_about_followers
 
 if TYPE_CHECKING:
     from rlkl.updates.base_settings import RuleSettings
@@ -19,10 +19,6 @@ Estimator = Literal["exact", "k1", "k2", "k3", "cauchy_schwarz"]
 SAMPLED = ("k1", "k2", "k3")
 """Estimators that read the sampled token alone."""
 Direction = Literal["policy_to_model", "model_to_policy"]
-
-
-AVERAGE_DECAY = 0.99
-"""Part of itself that the frozen model average keeps each optimizer step, if a term does not say."""
 
 
 class TermSettings(Section):
@@ -43,8 +39,17 @@ class TermSettings(Section):
 
     @property
     def frozen_model(self) -> str | None:
-        """The frozen model that the term compares with, its key ``to``: ``reference``, ``average``, or another."""
+        """The frozen model that the term compares with, its key ``to``: ``reference``, or another."""
         return getattr(self, "to", None)
+
+    @property
+    def wording_column(self) -> str | None:
+        """The column of the data with another wording of each prompt that the term reads; None: it reads none."""
+        return None
+
+    def added_sequences(self, trained: int) -> int:
+        """Return how many sequences the term adds to a step that trains on so many, for `rlkl plan`."""
+        return 0
 
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
         """Warn about settings that may not do what one expects beside this rule in this run.
@@ -52,14 +57,7 @@ class TermSettings(Section):
         A custom term may warn, too: override this and yield from ``super()``. Each sentence gives the value, the effect
         and what to set instead; rlkl puts the term's key ``update.terms[0]`` in front.
         """
-        decay = getattr(self, "average_decay", AVERAGE_DECAY)
-        if self.frozen_model != "average" and decay != AVERAGE_DECAY:
-            yield f"average_decay = {decay:g} has no effect with to = {self.frozen_model}. Leave it out"
-        elif self.frozen_model == "average" and decay == 0:
-            yield (
-                "average_decay = 0: the average is the policy after its last optimizer step, so an exact KL to it is 0 "
-                "and holds nothing back. Take a value near 1"
-            )
+        yield from warnings_about_followers(self)
         if self.coef == 0:
             yield "coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
         elif self.frozen_model == "reference" and rule.pull_to_reference is not None:
@@ -69,15 +67,21 @@ class TermSettings(Section):
             )
 
 
-class KlSettings(TermSettings):
-    """KL between the policy and a frozen model, added to the loss."""
+class AnchoredSettings(TermSettings):
+    """Keys of a term that compares the policy with a frozen model."""
 
-    term: Literal["kl"] = Field(default="kl", description="The term.")
     coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
+    to: str = Field(default="reference", description="The frozen model: reference, average, lagged, or one of models.")
     average_decay: float = Field(
         default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
     )
+    lag: int = Field(default=LAG, ge=1, description="to: lagged: its least age in optimizer steps; at most 2 lag - 1.")
+
+
+class KlSettings(AnchoredSettings):
+    """KL between the policy and a frozen model, added to the loss."""
+
+    term: Literal["kl"] = Field(default="kl", description="The term.")
     direction: Direction = Field(
         default="policy_to_model", description="KL(policy || model), or KL(model || policy), which covers the model."
     )
@@ -155,47 +159,6 @@ class KlSettings(TermSettings):
             )
 
 
-class MaskedKlSettings(TermSettings):
-    """Exact KL to a frozen model at some of the response's tokens, over some ids of the vocabulary."""
-
-    term: Literal["masked_kl"] = Field(default="masked_kl", description="The term.")
-    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
-    average_decay: float = Field(
-        default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
-    )
-    direction: Direction = Field(
-        default="model_to_policy", description="KL(policy || model), or KL(model || policy), which covers the model."
-    )
-    top_k: int | None = Field(
-        default=None, ge=1, description="Over the model's k likeliest tokens and a tail; null: the whole vocabulary."
-    )
-    token_ids: list[int] = Field(default_factory=list, description="Token ids of the mask.")
-    keep: Literal["others", "named"] = Field(
-        default="others", description="Count the KL at all other tokens, or at the named ones only."
-    )
-    vocabulary_ids: list[int] = Field(default_factory=list, description="Token ids of the mask over the vocabulary.")
-    vocabulary_keep: Literal["others", "named"] = Field(
-        default="others", description="Count all other ids of the vocabulary, or the named ones only."
-    )
-    renormalise: bool = Field(
-        default=True, description="Divide by the sum over the counted ids, so that it is a KL; false: as the paper."
-    )
-
-    @model_validator(mode="after")
-    def _masks_name_tokens(self) -> MaskedKlSettings:
-        check_masks(self)
-        return self
-
-    @property
-    def default_name(self) -> str:
-        return f"masked_kl_{self.to}"
-
-    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
-        yield from super().warnings(run, rule)
-        yield from warnings_about_masks(self)
-
-
 class EntropySettings(TermSettings):
     """Entropy of the policy's next-token distribution."""
 
@@ -212,50 +175,4 @@ class EntropySettings(TermSettings):
             yield (
                 f"the rule itself changes the entropy by {rule.weight_of_entropy}, and the term does too: both act. "
                 "Leave the term out, or set the other to 0"
-            )
-
-
-class MarginalKlSettings(TermSettings):
-    """KL of the mean answer of all prompts to a prior."""
-
-    term: Literal["marginal_kl"] = Field(default="marginal_kl", description="The term.")
-    coef: float = Field(default=0.01, ge=0, description="Weight of the term in the loss.")
-    token_ids: list[int] = Field(default_factory=list, description="Token ids of the answers, such as A, B, C and D.")
-    prior: list[float] | None = Field(default=None, description="Share of each answer; null: all alike.")
-    memory: float = Field(default=0.9, ge=0, lt=1, description="Part of the mean answer that a step leaves as it was.")
-
-    @model_validator(mode="after")
-    def _prior_fits(self) -> MarginalKlSettings:
-        if len(set(self.token_ids)) < max(len(self.token_ids), 2):
-            raise ValueError(f"token_ids = {self.token_ids}: name the token ids of two answers or more, each once")
-        if self.prior is not None and (len(self.prior) != len(self.token_ids) or min(self.prior) <= 0):
-            raise ValueError(
-                f"prior = {self.prior}: give one share above 0 for each of the {len(self.token_ids)} token_ids"
-            )
-        return self
-
-    @property
-    def prior_shares(self) -> list[float]:
-        """The prior, divided by its sum."""
-        prior = self.prior or [1.0] * len(self.token_ids)
-        return [share / sum(prior) for share in prior]
-
-
-class ConsistencySettings(TermSettings):
-    """KL between the answers to a picture and to a noisy copy of it."""
-
-    term: Literal["consistency"] = Field(default="consistency", description="The term.")
-    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    noise_std: float = Field(
-        default=0.1, ge=0, description="Standard deviation of the noise; the range from black to white is 1."
-    )
-
-    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
-        yield from super().warnings(run, rule)
-        if self.noise_std == 0:
-            yield "noise_std = 0: both pictures are equal, so the term does nothing. Leave it out, or set noise_std"
-        if run.has_pairs or run.samples_ahead or rule.selection(run) is not None:
-            yield (
-                "the term estimates a KL from tokens that the policy sampled, and this run also trains on others "
-                "(stored, picked by their rewards, or of an older policy), so the estimate is biased"
             )

@@ -197,7 +197,7 @@ def test_memory_follows_the_shapes_in_the_checkpoint(tmp_path: Path) -> None:
     assert plan().memory is None
 
 
-def test_the_average_is_in_the_memory(tmp_path: Path) -> None:
+def test_what_follows_the_policy_is_in_the_memory(tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [1024, 1024], "data_offsets": [0, 0]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     path, term = f"model.path={tmp_path}", "update.terms=[{term: kl, to: average}]"
@@ -210,6 +210,10 @@ def test_the_average_is_in_the_memory(tmp_path: Path) -> None:
     assert gibs() == (0, 12, 16)
     assert gibs(term) == (4, 16, 16), "one model in float32, and its copy to undo a step"
     assert gibs(term, "model.dtype=bfloat16") == (2 + 4, 16, 18), "the averages are float32, the model is not"
+    lagged = "update.terms=[{term: kl, to: lagged}]"
+    assert gibs(lagged) == (8, 20, 16), "two snapshots in float32, and their copies to undo a step"
+    assert gibs(lagged, "model.dtype=bfloat16") == (4, 16, 18), "both in the policy's precision"
+    assert gibs(lagged, "model.lora={rank: 8}") == gibs("model.lora={rank: 8}")
     assert gibs(term, "model.lora={rank: 8}") == gibs("model.lora={rank: 8}"), "adapters are counted nowhere here"
 
 
@@ -263,6 +267,14 @@ def test_the_average_is_in_the_memory(tmp_path: Path) -> None:
         (
             ["update.terms=[{term: kl, to: average, average_decay: 0}]"],
             "update.terms[0]: average_decay = 0: the average is the policy after",
+        ),
+        (
+            ["update.terms=[{term: kl, lag: 3}]"],
+            "update.terms[0]: lag = 3 has no effect with to = reference",
+        ),
+        (
+            ["update.terms=[{term: kl, to: average, lag: 3}]"],
+            "update.terms[0]: lag = 3 has no effect with to = average",
         ),
         (["learner.warmup_steps=100"], "learner.warmup_steps = 100 is not shorter than the run (100 optimizer steps)"),
         (["rewards=[]"], "rewards is empty"),

@@ -52,6 +52,7 @@ class Case:
 
 
 NEAR_AVERAGE = {"term": "kl", "to": "average", "coef": 0.1, "average_decay": 0.5}
+NEAR_LAGGED = {"term": "kl", "to": "lagged", "coef": 0.1, "lag": 1}
 SEES: dict[str, Any] = {"rule": "papo", "perception_coef": 0.1}
 
 CASES: dict[str, Case] = {
@@ -89,6 +90,9 @@ CASES: dict[str, Case] = {
         update={"terms": [NEAR_AVERAGE]},
         path="untied",
     ),
+    "lagged": Case(update={"terms": [NEAR_LAGGED]}, path="untied"),
+    "lagged, bfloat16": Case(update={"terms": [NEAR_LAGGED]}, learner={"lr": 1e-4}, model={"dtype": "bfloat16"}),
+    "lagged adapters": Case(model={"lora": {"rank": 2}}, update={"terms": [NEAR_LAGGED]}, path="untied"),
     "experts": Case(update={"kl_coef": 0.1}, path="experts", sizes=(3,)),
     "one row": Case(update={"kl_coef": 0.1}, rows=1, sizes=(3,)),
     "papo": Case(update=SEES, path="seeing", sizes=(2,)),
@@ -210,7 +214,16 @@ def whole_state(learner: Learner) -> dict[str, Tensor]:
     return {name: whole(tensor.detach()).clone() for name, tensor in state_tensors(learner._optimization).items()}
 
 
-SAVED = {"grpo": 3, "critic": 3, "lora": 2, "eight bits": 3, "average": 2, "average adapters": 2}
+SAVED = {
+    "grpo": 3,
+    "critic": 3,
+    "lora": 2,
+    "eight bits": 3,
+    "average": 2,
+    "average adapters": 2,
+    "lagged": 2,
+    "lagged adapters": 2,
+}
 """Cases that are saved, and by how many ranks."""
 
 EXPORTED = {"lora": 2, "bfloat16": 2, "adapters": 2, "seeing adapters": 3}

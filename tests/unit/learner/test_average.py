@@ -49,7 +49,7 @@ def trained(learner: Learner) -> dict[str, Tensor]:
 
 
 def averages(learner: Learner) -> dict[str, Tensor]:
-    return {name: mean.clone() for name, mean in learner._optimization.average.tensors.items()}
+    return {name: mean.clone() for name, mean in learner._optimization.followers.average.tensors.items()}
 
 
 def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -172,7 +172,7 @@ def test_all_terms_share_one_decay():
 
 
 def test_no_other_model_can_have_its_name(path: str):
-    with pytest.raises((RecipeError, ValueError), match="average or reference"):
+    with pytest.raises((RecipeError, ValueError), match="average, lagged or reference"):
         recipe_for(path, models={"average": {"path": path}})
 
 
@@ -186,6 +186,6 @@ def test_an_adapter_of_the_head_is_averaged_too_but_refused_if_it_is_a_shard(
     for record in train(learner, 2):
         assert record["term/kl_average_nats"] == pytest.approx(0.0, abs=1e-6)
     assert_same_bits(averages(learner), trained(learner))
-    monkeypatch.setattr("rlkl.models.average.is_shard", lambda tensor: True)
+    monkeypatch.setattr("rlkl.models.followers.is_shard", lambda tensor: True)
     with pytest.raises(RecipeError, match=r"learner\.ranks > 1, needs adapters within the decoder layers.*lm_head"):
         build(untied, "head", [TERM])

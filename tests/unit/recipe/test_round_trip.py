@@ -103,6 +103,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         "update": {"rule": "distill", "kept_mass": 0.9, "gate_tokens": 4},
     },
     "update.terms[].states": {"update": {"terms": [{"term": "replay", "states": "s"}]}},
+    "update.terms[].column": {"update": {"terms": [{"term": "rewording", "column": "c"}]}},
     "update.terms[].coef": {"update": {"terms": [{"term": "entropy"}]}},
 }
 """Settings without which some keys mean nothing, by one key that needs them."""

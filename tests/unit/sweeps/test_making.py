@@ -22,12 +22,14 @@ from rlkl.sweeps.state import RunState
 
 PLANNED = [
     "average",
+    "consistency",
     "distill",
     "distill_parts",
     "dro",
     "free_nats",
     "hacking",
     "kl_weight",
+    "lagged",
     "listwise",
     "marginal_kl",
     "papo",

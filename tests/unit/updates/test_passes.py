@@ -21,6 +21,11 @@ from rlkl.updates.settings import (
     [
         (GrpoSettings(), Passes(forward=0), Passes(forward=1)),
         (GrpoSettings(kl_coef=0.1, kl_placement="reward"), Passes(forward=1), Passes(forward=1)),
+        (
+            GrpoSettings.model_validate({"terms": [{"term": "consistency"}]}),
+            Passes(forward=0, training=1),
+            Passes(forward=1, training=1),
+        ),
         (SuperHfSettings(), Passes(forward=0), Passes(forward=1)),
         (SparsePoSettings(), Passes(forward=0), Passes(forward=1)),
         (ListwiseSettings(), Passes(forward=0), Passes(forward=1)),

@@ -58,6 +58,9 @@ class ReplaySettings(TermSettings):
         """The reference, if the loss is a KL to it."""
         return "reference" if self.loss == "kl" else None
 
+    def added_sequences(self, trained: int) -> int:
+        return self.sequences
+
     def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
         if self.coef == 0 and self.cross_entropy_coef == 0:
             yield "coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"

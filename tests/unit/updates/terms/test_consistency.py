@@ -17,8 +17,8 @@ from rlkl.signals import Signal, Signals
 from rlkl.updates import build_update
 from rlkl.updates.base import PictureContext
 from rlkl.updates.settings import GrpoSettings
-from rlkl.updates.terms.consistency import Consistency
-from rlkl.updates.terms.settings import ConsistencySettings
+from rlkl.updates.terms.consistency.settings import ConsistencySettings
+from rlkl.updates.terms.consistency.term import Consistency
 from tests.builders import FACTS, make_batch
 from tests.models import tiny_qwen2_5_vl
 from tests.pictures import example, picture, processor_of, prompt_with
@@ -72,7 +72,11 @@ def test_the_noise_follows_the_seed_of_the_recipe_behind_every_wrapper(dro: dict
     assert noisy[0] == noisy[2]
 
 
-def test_in_a_learner_that_sees(tmp_path: Path):
+def test_in_a_learner_that_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        "rlkl.learner.preparation.frozen_view_logprobs",
+        lambda *_, **__: pytest.fail("a forward pass at the step's start whose result nothing reads"),
+    )
     path = str(tiny_qwen2_5_vl(tmp_path / "seeing", seed=0))
     pictures = processor_of(path)
     seen = [(picture(56, 56, 1),), ()]

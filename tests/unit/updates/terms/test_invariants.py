@@ -14,7 +14,7 @@ from rlkl.recipe.io import recipe_from
 from rlkl.signals import Signal, Signals
 from rlkl.updates.terms import build_terms
 from rlkl.updates.terms.base import Term
-from rlkl.updates.terms.marginal_kl import MarginalKl
+from rlkl.updates.terms.marginal_kl.term import MarginalKl
 from tests.builders import make_batch
 
 TERMS: dict[str, dict[str, Any]] = {
@@ -31,6 +31,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "entropy": {"term": "entropy"},
     "consistency": {"term": "consistency"},
     "span": {"term": "span", "to": "teacher", "break_ids": [3, 8]},
+    "rewording": {"term": "rewording", "column": "other"},
     "marginal": {"term": "marginal_kl", "token_ids": [3, 5, 8], "prior": [0.5, 0.25, 0.25]},
 }
 LENGTHS = (3, 1, 4, 2, 5)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from rlkl.batch import Batch
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.signals import Signals
-from rlkl.updates.terms.marginal_kl import MarginalKl
-from rlkl.updates.terms.settings import MarginalKlSettings
+from rlkl.updates.terms.marginal_kl.settings import MarginalKlSettings
+from rlkl.updates.terms.marginal_kl.term import MarginalKl
 from tests.builders import make_batch, prepared_batch
 from tests.models import tiny_qwen3
 from tests.unit.learner.test_learner import examples, recipe_for

@@ -19,8 +19,9 @@ from rlkl.updates import RULES, build_update
 from rlkl.updates.terms import build_terms
 from rlkl.updates.terms.entropy import Entropy
 from rlkl.updates.terms.kl import Kl
-from rlkl.updates.terms.masked_kl import MaskedKl
-from rlkl.updates.terms.settings import EntropySettings, KlSettings, MaskedKlSettings
+from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
+from rlkl.updates.terms.masked_kl.term import MaskedKl
+from rlkl.updates.terms.settings import EntropySettings, KlSettings
 from tests.builders import make_batch, random_logprobs, with_frozen, with_policy
 
 EXAMPLE = Path(__file__).parents[4] / "recipes" / "term_example.py"
@@ -258,7 +259,7 @@ def test_a_term_of_ones_own_is_twenty_five_lines_and_travels_with_its_file(tmp_p
         (
             {"term": "kll"},
             r"^recipe: update\.terms\[0\]\.term = 'kll': expected kl, masked_kl, entropy, marginal_kl, "
-            r"consistency, replay, span, or FILE\.py:Class "
+            r"consistency, rewording, replay, span, or FILE\.py:Class "
             r"or package\.module:Class for a term of your own\. Did you mean kl\?$",
         ),
         ({"coef": 0.1}, r"update\.terms\[0\]\.term is missing: expected kl, masked_kl, entropy, marginal_kl"),

@@ -16,7 +16,7 @@ from rlkl.functional.kl import kl_policy_to_reference_k3
 from rlkl.functional.reduce import masked
 from rlkl.signals import Signal, Signals
 from rlkl.updates.terms.base import Term
-from rlkl.updates.terms.settings import ConsistencySettings
+from rlkl.updates.terms.consistency.settings import ConsistencySettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -1,4 +1,4 @@
-"""The frozen model ``average`` of a LoRA policy: the policy itself with averaged adapters."""
+"""A frozen model that follows a LoRA policy: the policy itself with averaged or earlier adapters."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from rlkl.models.policy import AdapterOff, Policy
 from rlkl.models.sharding import decoder_layers, is_shard, local
 
 
-class AverageAdapter(AdapterOff):
-    """Runs the policy with averages in the place of its adapters, and puts them back bit for bit."""
+class OtherAdapter(AdapterOff):
+    """Runs the policy with other weights in the place of its adapters, and puts them back bit for bit."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, name: str) -> None:
+        """Start with the policy's own adapters. ``name`` is that of the frozen model, for messages."""
         super().__init__(policy)
         self._adapters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        _check_inside_layers(policy, self._adapters)
-        self.means = {name: local(p.detach()).float().clone() for name, p in self._adapters.items()}
-        """The averages by the parameters' names, float32; of a shard, this rank's part."""
-        self._switched = self._with_means
+        _check_inside_layers(policy, self._adapters, name)
+        self.weights = {one: local(p.detach()).float().clone() for one, p in self._adapters.items()}
+        """The other weights by the parameters' names, float32; of a shard, this rank's part."""
+        self._switched = self._with_weights
 
     @contextmanager
-    def _with_means(self) -> Iterator[None]:
+    def _with_weights(self) -> Iterator[None]:
         # The data, not the parameters, so that autograd takes no note of it: a backward pass may be to come.
         parts = {name: local(p.data) for name, p in self._adapters.items()}
         own = {name: part.clone() for name, part in parts.items()}
         try:
-            _copy(self.means, parts)
+            _copy(self.weights, parts)
             yield
         finally:
             _copy(own, parts)
@@ -42,14 +43,14 @@ def _copy(values: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
         target.copy_(values[name])
 
 
-def _check_inside_layers(policy: Policy, adapters: dict[str, torch.nn.Parameter]) -> None:
-    """Refuse shards that stay gathered from one pass to the next: the average could not take their place."""
+def _check_inside_layers(policy: Policy, adapters: dict[str, torch.nn.Parameter], name: str) -> None:
+    """Refuse shards that stay gathered from one pass to the next: other weights could not take their place."""
     layers = decoder_layers(policy.model, policy.model.config)
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    outside = [name for name, p in adapters.items() if is_shard(p) and id(p) not in inside]
+    outside = [one for one, p in adapters.items() if is_shard(p) and id(p) not in inside]
     if outside:
         raise RecipeError(
-            f"the frozen model average, with learner.ranks > 1, needs adapters within the decoder layers, and this "
+            f"the frozen model {name}, with learner.ranks > 1, needs adapters within the decoder layers, and this "
             f"recipe has others ({outside[0]}). Set model.freeze_vision=true, name other modules in "
             "model.lora.target_modules, or set learner.ranks=1"
         )

@@ -10,7 +10,7 @@ from rlkl.batch import Batch
 from rlkl.functional import marginal
 from rlkl.signals import Signal, Signals
 from rlkl.updates.terms.base import Term
-from rlkl.updates.terms.settings import MarginalKlSettings
+from rlkl.updates.terms.marginal_kl.settings import MarginalKlSettings
 
 
 class MarginalKl(Term):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlkl.updates.terms.settings import MaskedKlSettings
+    from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
 
 
 def check_masks(settings: MaskedKlSettings) -> None:

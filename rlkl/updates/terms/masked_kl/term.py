@@ -12,7 +12,7 @@ from rlkl.functional.reduce import masked
 from rlkl.signals import Signal, Signals, VocabularyMask
 from rlkl.updates.terms.base import Term
 from rlkl.updates.terms.kl import token_mean
-from rlkl.updates.terms.settings import MaskedKlSettings
+from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
 
 
 class MaskedKl(Term):
