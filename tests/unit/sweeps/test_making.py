@@ -37,6 +37,7 @@ PLANNED = [
     "replay",
     "rules",
     "samplers",
+    "scrg",
     "sparsepo",
     "unlearn",
 ]
