@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlkl.signals import Signal, Signals
-from rlkl.types import Role
+from rlkl.types import TEACHER_TOKEN, Role
 
 __all__ = ["ROLES", "Batch", "Denominators", "ImageInputs", "LossOutput", "Signal", "Signals"]
 
@@ -142,6 +142,8 @@ class Batch:
     """Frozen signals, filled once per batch."""
     token_rewards_BT: Tensor | None = None
     """float32: the part of ``rewards_B`` that single response tokens earned, at those tokens; None if none did."""
+    provenance_BT: Tensor | None = None
+    """int64: the origin of each response token (`Completion.provenance`); None if the policy sampled all of them."""
     images: ImageInputs | None = None
     """The sequences' pictures; None where none has any."""
     views: Mapping[str, ImageInputs] = field(default_factory=dict)
@@ -157,6 +159,13 @@ class Batch:
     def size(self) -> int:
         """Number of sequences."""
         return self.token_ids_BT.shape[0]
+
+    @property
+    def uncorrected_BT(self) -> Tensor:
+        """bool: the response tokens that no teacher chose in the policy's place."""
+        if self.provenance_BT is None:
+            return self.response_BT
+        return self.response_BT & (self.provenance_BT != TEACHER_TOKEN)
 
     @property
     def sharing_B(self) -> Tensor:

@@ -25,6 +25,9 @@ Role = Literal["main", "replay", "view"]
 response of the role main after another wording of its prompt; only terms that compare the two train on it."""
 
 
+POLICY_TOKEN, TEACHER_TOKEN, REGENERATED_TOKEN = 0, 1, 2
+"""Origins of a token (`Completion.provenance`): sampled, chosen by a teacher, sampled after such a choice."""
+
 SHARED_TOKEN_COLUMNS = ("advantages", "policy_logprobs", "entropy", "reference_logprobs")
 """Numbers a token in the sample files of every rule. Log-probs and entropy are those of the start of the step."""
 
@@ -96,10 +99,22 @@ class Completion:
     versions: tuple[tuple[int, int], ...] = ()
     """Versions of the weights that sampled it, each with the number of its first token: ((3, 0), (4, 17)) if version 4
     arrived after 17 tokens. Empty if all are of ``weights_version``."""
+    corrections: tuple[tuple[int, float], ...] = ()
+    """Tokens that a teacher chose in the policy's place (`rlkl.training.correcting`): the number of each, and the KL
+    between policy and teacher there (nats). Their log-probs are the learner's; no sampler drew them."""
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
             assert len(self.token_ids) == len(self.logprobs), "one log-probability per sampled token"
+
+    @property
+    def provenance(self) -> tuple[int, ...]:
+        """The origin of each token; empty if the policy sampled all in one go."""
+        if not self.corrections:
+            return ()
+        first, chosen = self.corrections[0][0], {number for number, _ in self.corrections}
+        after = range(first, len(self.token_ids))
+        return (POLICY_TOKEN,) * first + tuple(TEACHER_TOKEN if t in chosen else REGENERATED_TOKEN for t in after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +199,18 @@ class Example:
                 "sequence, 1 for the rejected one)"
             )
         return object.__new__(cls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherView:
+    """A sampled completion, compared with a teacher. One entry a token."""
+
+    nats: tuple[float, ...]
+    """The KL between the next-token distributions of policy and teacher."""
+    token_ids: tuple[int, ...]
+    """The teacher's most probable token."""
+    logprobs: tuple[float, ...]
+    """The policy's log-prob of that token (nats, at the sampling temperature)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

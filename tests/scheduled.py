@@ -28,7 +28,7 @@ from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.evaluation import load_held_out
 from rlkl.training.loop import Trainer
-from rlkl.types import Completion, Example, Learned, Probe, Selection
+from rlkl.types import Completion, Example, Learned, Probe, Selection, TeacherView
 from rlkl.updates import build_update
 
 TOKENIZER = character_tokenizer()
@@ -67,7 +67,8 @@ class VersionedEngine:
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         for number, request in requests:
             chance = random.Random(request.seed)
-            self._running[number] = (chance, chance.randint(1, self._delays.longest), [], [(self.version, 0)])
+            length = min(chance.randint(1, self._delays.longest), request.max_new_tokens or self._delays.longest)
+            self._running[number] = (chance, length, [], [(self.version, 0)])
 
     @property
     def is_busy(self) -> bool:
@@ -160,6 +161,8 @@ class Hands:
     """Raise `Interrupted` in the step with this index, when it is not in the weights yet."""
     trained: dict[int, list[Example]] = field(default_factory=dict)
     steps_made: int = 0
+    compared: list[int] = field(default_factory=list)
+    """The draws of the completions that were compared with a teacher, in order."""
 
     def __post_init__(self) -> None:
         self.engines = [VersionedEngine(self.delays, number) for number in range(2)]
@@ -197,6 +200,19 @@ class Hands:
     def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
         """As if every token had moved by a tenth a step."""
         return [0.1 * self.steps_made * len(example.rollout.completion.token_ids) for example in examples]
+
+    def teacher_views(self, examples: Sequence[Example]) -> list[TeacherView]:
+        """A teacher whose token is always 7, with a KL that follows from the sampled token and the step."""
+        self.compared += [example.rollout.draw for example in examples]
+        seven = DIGITS[7]
+        return [
+            TeacherView(
+                nats=tuple(0.1 * ((token + self.steps_made) % 5) for token in ids),
+                token_ids=(seven,) * len(ids),
+                logprobs=(-2.0,) * len(ids),
+            )
+            for ids in (example.rollout.completion.token_ids for example in examples)
+        ]
 
     def save(self, folder: Path) -> dict[str, SavedFile]:
         (folder / "policy" / "weights").write_text(str(self.steps_made))

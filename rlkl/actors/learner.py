@@ -9,7 +9,7 @@ from rlkl.actors.learners import LearnerRanks, rank_names
 from rlkl.actors.turns import MemoryTurns
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.sharing import token_in
-from rlkl.types import Example, Learned, Probe, Selection
+from rlkl.types import Example, Learned, Probe, Selection, TeacherView
 
 
 class RayLearner:
@@ -36,6 +36,11 @@ class RayLearner:
         if self._turns is not None:
             self._turns.to_learner()
         return self.ranks.call("measure the KL of an evaluation", "reference_gaps", examples)
+
+    def teacher_views(self, examples: Sequence[Example]) -> list[TeacherView]:
+        """See `rlkl.training.hands.LearnerHandle.teacher_views`."""
+        assert self._turns is None, "the recipe refuses corrections while engines sleep"
+        return self.ranks.call("compare samples with the teacher", "teacher_views", examples)
 
     def finished_steps(self) -> int:
         """See `Learner.finished_steps`. An earlier call that still runs ends first."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkl.errors import RecipeError
+from rlkl.learner.comparing import teacher_views
 from rlkl.learner.device import learner_device
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
@@ -24,7 +25,7 @@ from rlkl.rollout.engine import Engine, EngineSettings, ForgettingEngine, GroupE
 from rlkl.rollout.engine_loop import EngineLoop
 from rlkl.rollout.sleeping import EngineInTurns, in_turns
 from rlkl.system.stacks import answer_signal
-from rlkl.types import Completion, Example, Learned, Probe
+from rlkl.types import Completion, Example, Learned, Probe, TeacherView
 from rlkl.weights import (
     Expected,
     GroupReceipt,
@@ -231,6 +232,10 @@ class LearnerWorker:
     def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
         """See `Learner.reference_gaps`."""
         return self._learner.reference_gaps(examples)
+
+    def teacher_views(self, examples: Sequence[Example]) -> list[TeacherView]:
+        """See `rlkl.learner.comparing.teacher_views`."""
+        return teacher_views(self._learner.preparer, examples)
 
     def pack(self, version: int) -> WeightPackage:
         """Pack the weights as they are now; raises `WeightSyncError` when steps leave them unchanged.

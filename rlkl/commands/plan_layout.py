@@ -155,10 +155,11 @@ class Scene:
         )
 
     def sampling(self, engine: EngineMemory | None, engines: int, per_gpu: int) -> float:
-        """Return the seconds in which engines sample the batch of a step."""
+        """Return the seconds in which engines sample the batch of a step; each round of corrections may sample anew."""
         if engine is None or not engines:
             return 0.0
-        return simulate(self.setting(engine, engines, per_gpu), ALTERNATE, steps=1).seconds
+        rounds = self.recipe.update.correction_rounds
+        return simulate(self.setting(engine, engines, per_gpu), ALTERNATE, steps=1).seconds * (1 + rounds)
 
     def transport(self, *, takes_turns: bool) -> str:
         """Return the way of the weights: ``auto`` is a group if learner and engines have GPUs of their own."""

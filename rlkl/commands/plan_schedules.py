@@ -42,12 +42,14 @@ def forecast(scene: Scene, layout: Layout, keys: str) -> Forecast | None:
     """Simulate the schedules that a layout can have; None if nothing can be sampled."""
     if layout.engine is None or not layout.holds(scene.work.longest):
         return None
+    rounds = scene.recipe.update.correction_rounds
+    again_s = layout.seconds.rollout * rounds / (1 + rounds)  # sampling after corrections: only in turns
     setting = replace(
         scene.setting(layout.engine, layout.engines, layout.per_gpu),
-        learner_s=layout.seconds.learner,
+        learner_s=layout.seconds.learner + again_s,
         publish_s=layout.seconds.publish,
     )
-    able = (ALTERNATE,) if layout.takes_turns else SCHEDULES
+    able = (ALTERNATE,) if layout.takes_turns or rounds else SCHEDULES
     return Forecast(
         keys=keys,
         schedules=tuple(simulate(setting, schedule, steps=_STEPS) for schedule in able),

@@ -35,9 +35,15 @@ def batch_lines(plan: Plan) -> list[str]:
     """Return the batch arithmetic, one relation a line."""
     b = plan.batch
     refill = f", at most {plan.recipe.rollout.max_rounds} rounds" if plan.recipe.rollout.max_rounds > 1 else ""
+    rounds = plan.recipe.update.correction_rounds
+    more = (
+        f"update.corrections = {rounds}: policy and teacher read up to {rounds} x {b.sequences} sequences more, and up "
+        f"to {1 + rounds} times as many tokens are sampled"
+    )
     return [
         f"{b.prompts} prompts{refill} x {b.samples_per_prompt} samples = {b.sequences} sequences",
         f"{b.sequences} sequences x at most {b.sequence_tokens} tokens = at most {b.tokens} tokens",
+        *([more] if rounds else []),
         f"{b.minibatches} minibatches of at most {b.minibatch_sequences} sequences, each in at most {b.micro_batches} "
         f"micro-batches of {b.micro_batch_tokens} tokens",
         f"{b.epochs} epochs x {b.minibatches} minibatches = {b.optimizer_steps} optimizer steps",

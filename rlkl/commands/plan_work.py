@@ -59,6 +59,8 @@ def work_of(recipe: Recipe, shape: ModelShape, *, prompt: float | None = None, c
     work = operations(shape, Tokens.alike(trained + added, length), _units(recipe))
     if _keeps_reference(recipe):  # the KL to the reference is measured on sequences that are not trained, too
         work += operations(shape, Tokens.alike(sequences - trained, length), FORWARD)
+    compared = recipe.update.correction_rounds * sequences  # at most; by the policy and by a teacher of its size
+    work += operations(shape, Tokens.alike(compared, length), 2 * FORWARD)
     return Work(
         sequences=sequences,
         trained=trained,

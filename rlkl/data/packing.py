@@ -14,7 +14,7 @@ from rlkl.data.vision import PictureProcessor, image_inputs
 from rlkl.errors import NumericalFault
 from rlkl.functional.packing import shared_prefixes
 from rlkl.seeds import derive_seed
-from rlkl.types import Example
+from rlkl.types import POLICY_TOKEN, Example
 
 
 def pack(
@@ -63,6 +63,7 @@ def pack(
         denominators=Denominators(sequences=1, tokens=1, completion_limit=completion_limit),
         images=_images(examples, pictures),
         token_rewards_BT=_token_rewards(examples, shape),
+        provenance_BT=_provenance(examples, shape),
     ).recounted()
 
 
@@ -109,6 +110,16 @@ def _token_rewards(examples: Sequence[Example], shape: tuple[int, int]) -> Tenso
         start, earned = len(example.prompt.token_ids), example.rollout.token_rewards
         token_rewards_BT[row, start : start + len(earned)] = torch.tensor(earned)
     return token_rewards_BT
+
+
+def _provenance(examples: Sequence[Example], shape: tuple[int, int]) -> Tensor | None:
+    if not any(example.rollout.completion.corrections for example in examples):
+        return None
+    provenance_BT = torch.full(shape, POLICY_TOKEN)
+    for row, example in enumerate(examples):
+        start, origins = len(example.prompt.token_ids), example.rollout.completion.provenance
+        provenance_BT[row, start : start + len(origins)] = torch.tensor(origins, dtype=torch.int64)
+    return provenance_BT
 
 
 def _images(examples: Sequence[Example], pictures: PictureProcessor | None) -> ImageInputs | None:

@@ -98,7 +98,7 @@ class Learner:
         )
         self._per_step = self._section.epochs * self._section.minibatches
         self._pictures = load_picture_processor(spec.model_path, recipe.data.pixels)
-        self._preparer = Preparer(
+        self.preparer = Preparer(
             recipe=recipe,
             update=self._update,
             models=self._models,
@@ -125,7 +125,7 @@ class Learner:
         if not examples:
             return {}
         first = self._optimization.steps == 0
-        self._prepared = self._last = self._preparer.prepare(examples, left_out, step=step, first=first)
+        self._prepared = self._last = self.preparer.prepare(examples, left_out, step=step, first=first)
         return dict(self._last.metrics)
 
     def _packs(self) -> bool:
@@ -276,7 +276,7 @@ class Learner:
         """
         if not probes:
             return []
-        batch = self._preparer.pack(_probe_examples(probes))
+        batch = self.preparer.pack(_probe_examples(probes))
         settings = replace(self._signals, temperature=1.0, ranks=self.ranks if model is None else Ranks())
         device = self._device if model is None else getattr(model, "device", self._device)
         logprobs_BT, _ = frozen_token_signals(model or self.policy, batch, settings, device=device, entropy=False)
@@ -292,7 +292,7 @@ class Learner:
     def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
         """Return the sum over each response of log policy - log reference, both at temperature 1 (nats)."""
         assert self._models.reference is not None
-        batch = self._preparer.pack(examples)
+        batch = self.preparer.pack(examples)
         settings = replace(self._signals, temperature=1.0)
         policy_BT, reference_BT = (
             frozen_token_signals(model, batch, settings, device=self._device, entropy=False)[0]

@@ -252,4 +252,5 @@ class Preparer:
             self.models.reference, batch, self.settings, device=self.device, entropy=False
         )
         gap_BT = batch.rollout_logprobs_BT - reference_BT
-        return LeftOut(gap=float(gap_BT[batch.response_BT].sum()), lengths_B=batch.response_BT.sum(dim=1))
+        own_BT = batch.uncorrected_BT
+        return LeftOut(gap=float(gap_BT[own_BT].sum()), lengths_B=own_BT.sum(dim=1))

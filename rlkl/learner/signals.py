@@ -198,7 +198,9 @@ def _pass_for_others(model: Scorer, batch: Batch, settings: SignalSettings) -> T
 
 
 @torch.no_grad()
-def _frozen(compute: Callable[[Batch], Tensor], batch: Batch, settings: SignalSettings, device: torch.device) -> Tensor:
+def over_batch(
+    compute: Callable[[Batch], Tensor], batch: Batch, settings: SignalSettings, device: torch.device
+) -> Tensor:
     """Compute numbers per token for a whole batch, micro-batch by micro-batch, without gradient.
 
     ``compute`` returns ``[B, T]`` or ``[B, T, K]``. The result is on the batch's device, and the same on every rank.
@@ -218,7 +220,7 @@ def frozen_view_logprobs(
     view: str, model: Scorer, batch: Batch, settings: SignalSettings, *, device: torch.device
 ) -> Tensor:
     """Compute `view_logprobs` for a whole batch, without gradient."""
-    return _frozen(lambda micro: view_logprobs(view, model, micro, settings), batch, settings, device)
+    return over_batch(lambda micro: view_logprobs(view, model, micro, settings), batch, settings, device)
 
 
 def pad_to(x_BT: Tensor, length: int) -> Tensor:
@@ -234,7 +236,7 @@ def frozen_token_signals(
     def both(micro: Batch) -> Tensor:
         return torch.stack(token_signals(model, micro, settings, entropy=entropy), dim=-1)
 
-    logprobs_BT, entropy_BT = _frozen(both, batch, settings, device).unbind(dim=-1)
+    logprobs_BT, entropy_BT = over_batch(both, batch, settings, device).unbind(dim=-1)
     return logprobs_BT.contiguous(), entropy_BT.contiguous()
 
 
@@ -255,7 +257,7 @@ def frozen_model_signals(
     for signal in sorted(update.needs, key=lambda signal: signal.name):
         if signal.quantity in CUSTOM and not signal.is_live:
             compute = partial(_custom, CUSTOM[signal.quantity], models, settings)
-            found[signal] = _frozen(compute, batch, settings, device)
+            found[signal] = over_batch(compute, batch, settings, device)
     return found
 
 
@@ -276,7 +278,7 @@ def frozen_start_signals(
         scores = token_signals(models.policy, micro, settings, entropy=True, hidden_BTH=hidden_BTH)
         return torch.cat([torch.stack(scores, dim=-1), heads_output(models, micro, hidden_BTH)], dim=-1)
 
-    found_BTK = _frozen(compute, batch, settings, device)
+    found_BTK = over_batch(compute, batch, settings, device)
     return found_BTK[..., 0].contiguous(), found_BTK[..., 1].contiguous(), found_BTK[..., 2:].contiguous()
 
 
@@ -288,7 +290,7 @@ def frozen_heads(models: Models, batch: Batch, settings: SignalSettings, *, devi
         hidden_BTH = hidden_states(models.policy, micro) if reads_policy else None
         return heads_output(models, micro, hidden_BTH)
 
-    return _frozen(heads, batch, settings, device)
+    return over_batch(heads, batch, settings, device)
 
 
 def heads_output(models: Models, batch: Batch, read_BTX: Tensor | None) -> Tensor:

@@ -75,12 +75,12 @@ class StateMetrics:
 
 
 def only_sampled(batch: Batch, examples: Sequence[Example]) -> Batch | None:
-    """Return the batch without the responses that the policy did not sample; None if it sampled none of them.
+    """Return the batch without the response tokens that the policy did not sample; None if it sampled none of them.
 
     ``batch`` holds the examples, row by row, with the responses of the role ``main`` alone.
     """
     sampled_B = torch.tensor([e.rollout.completion.logprobs is not None for e in examples])
-    own_BT = batch.response_BT & sampled_B.unsqueeze(1)
+    own_BT = batch.uncorrected_BT & sampled_B.unsqueeze(1)
     if torch.equal(own_BT, batch.response_BT):
         return batch
     return replace(batch, response_BT=own_BT).recounted() if bool(own_BT.any()) else None

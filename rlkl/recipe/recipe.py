@@ -121,6 +121,23 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _corrections_take_turns(self) -> Recipe:
+        rounds, rollout = self.update.correction_rounds, self.rollout
+        if rounds and rollout.schedule != "alternate":
+            raise ValueError(
+                f"rollout.schedule = {rollout.schedule}, but with update.corrections = {rounds} the learner compares "
+                "the samples of a step with the teacher before it trains on them, so it cannot step meanwhile; set "
+                "rollout.schedule: alternate, or update.corrections: 0"
+            )
+        if rounds and rollout.placement == "colocated":
+            raise ValueError(
+                f"rollout.placement = colocated, but with update.corrections = {rounds} the engines sample on after "
+                "the learner has worked, and engines that sleep while it works lose their weights; set "
+                "rollout.placement: separate, or update.corrections: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _dro_compares_groups(self) -> Recipe:
         if self.update.dro is None:
             return self

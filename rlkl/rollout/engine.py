@@ -62,6 +62,16 @@ class Request:
     """The pictures of the placeholders in ``prompt_token_ids``, in order."""
     temperature: float | None = None
     """None: that of the settings. 0: the most probable token each time; log-probs are then at temperature 1."""
+    begun: int = 0
+    """The last so many of ``prompt_token_ids`` begin the completion, which the engine continues: it returns what comes
+    after them, and a stop text may begin in them."""
+    max_new_tokens: int | None = None
+    """The most tokens to sample; None: that of the settings, which is never exceeded."""
+
+    @property
+    def begun_ids(self) -> tuple[int, ...]:
+        """The tokens of the completion that are there already."""
+        return self.prompt_token_ids[len(self.prompt_token_ids) - self.begun :]
 
 
 class Engine(Protocol):

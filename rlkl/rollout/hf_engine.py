@@ -58,17 +58,19 @@ class GumbelNoise(LogitsProcessor):
 class StopTexts(StoppingCriteria):
     """Ends a row of ``generate`` when its completion holds a stop text, and remembers after how many tokens."""
 
-    def __init__(self, watch: StopWatch, width: int) -> None:
-        """Take the number of columns before the first sampled token as ``width``."""
+    def __init__(self, watch: StopWatch, width: int, begun: Sequence[tuple[int, ...]]) -> None:
+        """Watch rows whose first sampled token is in column ``width``; ``begun``: each row's tokens before it."""
         self._watch = watch
         self._width = width
+        self._begun = begun
         self.lengths: dict[int, int] = {}
-        """Tokens of the completion by row."""
+        """Sampled tokens of the completion by row."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for row, tokens in enumerate(input_ids[:, self._width :].tolist()):
+        for row, sampled in enumerate(input_ids[:, self._width :].tolist()):
+            tokens = [*self._begun[row], *sampled]
             if row not in self.lengths and (length := self._watch.end(tokens, len(tokens) - 1)) is not None:
-                self.lengths[row] = length
+                self.lengths[row] = length - len(self._begun[row])
         return torch.tensor([row in self.lengths for row in range(len(input_ids))], device=input_ids.device)
 
 
@@ -108,7 +110,9 @@ class HfEngine(JoinsGroup):
             [[self._pad] * n + list(request.prompt_token_ids) for n, request in zip(padding, requests, strict=True)]
         )
         attention_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
-        texts = None if self._watch is None else StopTexts(self._watch, width)
+        begun = [request.begun_ids for request in requests]
+        texts = None if self._watch is None else StopTexts(self._watch, width, begun)
+        limits = [self._limit(request) for request in requests]
         temperature = requests[0].temperature
         temperature = self._settings.temperature if temperature is None else temperature
         draws = GumbelNoise([request.seed for request in requests], temperature)
@@ -118,7 +122,7 @@ class HfEngine(JoinsGroup):
             **self._seen(ids_BT, [request.images for request in requests]),
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=self._settings.max_new_tokens,
+                max_new_tokens=max(limits),
                 eos_token_id=list(self._settings.stop_token_ids),
                 pad_token_id=self._pad,
             ),
@@ -129,12 +133,17 @@ class HfEngine(JoinsGroup):
         for row, (tokens, logprobs) in enumerate(zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)):
             ends = [t + 1 for t, token in enumerate(tokens) if token in self._settings.stop_token_ids][:1]
             ends += [texts.lengths[row]] if texts is not None and row in texts.lengths else []
-            length = min(ends, default=len(tokens))
+            ends = [end for end in ends if end <= limits[row]]
+            length = min(ends, default=min(len(tokens), limits[row]))
             yield Completion(
                 token_ids=tuple(tokens[:length]),
                 logprobs=tuple(logprobs[:length]),
                 finish_reason="stop" if ends else "length",
             )
+
+    def _limit(self, request: Request) -> int:
+        limit = self._settings.max_new_tokens
+        return limit if request.max_new_tokens is None else min(request.max_new_tokens, limit)
 
     def _seen(self, ids_BT: Tensor, images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
         """Return the inputs of `generate` for pictures: one after the other, shared ones repeated."""

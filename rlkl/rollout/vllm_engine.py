@@ -85,6 +85,7 @@ class VllmEngine(GroupPublishing):
 
         usual = self._settings.temperature
         opened = _opened(image for _, request in requests for image in request.images)
+        limit = self._settings.max_new_tokens
         self._waiting |= {number: (request.prompt_token_ids, request.images) for number, request in requests}
         self._requests.add(
             [
@@ -93,7 +94,7 @@ class VllmEngine(GroupPublishing):
                     self._input(request.prompt_token_ids, request.images, opened),
                     SamplingParams(
                         temperature=usual if request.temperature is None else request.temperature,
-                        max_tokens=self._settings.max_new_tokens,
+                        max_tokens=limit if request.max_new_tokens is None else min(request.max_new_tokens, limit),
                         seed=request.seed,
                         logprobs=0,
                         stop_token_ids=list(self._settings.stop_token_ids),
@@ -105,6 +106,7 @@ class VllmEngine(GroupPublishing):
             self._sampled,
             adapter=self._request,
             watch=self._watch,
+            begun={number: request.begun_ids for number, request in requests if request.begun},
         )
 
     @property

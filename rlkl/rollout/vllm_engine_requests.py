@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,10 @@ class _Running:
     """The list that it is added to when it has finished."""
     watch: StopWatch | None
     versions: list[tuple[int, int]]
+    begun: list[int]
+    """Tokens of the completion that were there before the request."""
     watched: int = 0
+    """Tokens, with ``begun``, that ``watch`` has seen."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,18 +55,27 @@ class RunningRequests:
         adapter: Any = None,
         watch: StopWatch | None = None,
         priority: int | None = None,
+        begun: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         """Put in requests, each with a number, vLLM's input and sampling parameters; they go to ``ended`` at their end.
 
-        ``watch`` ends a completion early. For a ``priority``, vLLM must schedule by priority.
+        ``watch`` ends a completion early; ``begun``: tokens that are before the sampled ones in it, by number. For a
+        ``priority``, vLLM must schedule by priority.
         """
         inputs, parameters = [one[1] for one in requests], [one[2] for one in requests]
         identifiers = self.llm.enqueue(inputs, parameters, lora_request=adapter, priority=priority, use_tqdm=False)
         if watch is not None:
             _report_every_token(self.llm.llm_engine, identifiers)
         for (number, _, _), identifier in zip(requests, identifiers, strict=True):
+            before = list((begun or {}).get(number, ()))
             self._running[identifier.partition("-")[0]] = _Running(
-                identifier=identifier, number=number, ended=ended, watch=watch, versions=[(self.version, 0)]
+                identifier=identifier,
+                number=number,
+                ended=ended,
+                watch=watch,
+                versions=[(self.version, 0)],
+                begun=before,
+                watched=len(before),
             )
 
     def step(self) -> None:
@@ -74,8 +86,10 @@ class RunningRequests:
             running = self._running[name]
             end = None
             if running.watch is not None:
-                end = running.watch.end(output.outputs[0].token_ids, running.watched)
-                running.watched = len(output.outputs[0].token_ids)
+                tokens = [*running.begun, *output.outputs[0].token_ids]
+                end = running.watch.end(tokens, running.watched)
+                end = None if end is None else end - len(running.begun)
+                running.watched = len(tokens)
             if end is not None and not output.finished:
                 engine.abort_request([name])
             if end is not None or output.finished:

@@ -21,6 +21,7 @@ from rlkl.rollout.engine import Request
 from rlkl.rollout.stopping import CompletionTexts
 from rlkl.seeds import derive_seed
 from rlkl.training.clock import Clock
+from rlkl.training.correcting import Corrector, correction_metrics
 from rlkl.training.hands import Sampler
 from rlkl.types import Completion, Rollout, RolloutGroup, step_number
 
@@ -45,11 +46,13 @@ class SampledGroups:
     decode: Decode
     prompts: int
     """Usable rows of the data."""
+    corrector: Corrector | None = None
+    """Corrects samples before they are scored; None: each is scored as soon as it is finished."""
 
     def groups(self, draws: Sequence[Draw], *, step: int, clock: Clock) -> list[RolloutGroup]:
         """Sample one round of completions and score them."""
         scoring = self.open_round(draws, step=step)
-        completions = clock.run("rollout", self._sample, self.requests(draws), scoring)
+        completions = clock.run("rollout", self._sample, draws, scoring)
         return self.assemble(draws, completions, clock.run("reward", scoring.finish), step=step)
 
     def open_round(self, draws: Sequence[Draw], *, step: int, tolerated_of: int = 0) -> Round:
@@ -89,6 +92,8 @@ class SampledGroups:
     def metrics(self, groups: Sequence[RolloutGroup], *, step: int) -> dict[str, float]:
         """Return rewards and lengths, and the similarity between prompts if the recipe asks for it."""
         metrics = rollout_metrics(groups, rewarded=self.rewards.trains)
+        if self.corrector is not None:
+            metrics |= correction_metrics(groups)
         if pairs := self.recipe.tracking.similarity_pairs:
             seed = derive_seed(self.recipe.seed, "similarity", step)
             similarity = sampled_similarity(groups, pairs=pairs, seed=seed)
@@ -96,9 +101,14 @@ class SampledGroups:
                 metrics["similarity/meteor"] = similarity
         return metrics
 
-    def _sample(self, requests: Sequence[Request], scoring: Round) -> list[Completion]:
-        """Return the completions in order; pass each to the rewards as soon as it is finished."""
-        completions: dict[int, Completion] = {}
+    def _sample(self, draws: Sequence[Draw], scoring: Round) -> list[Completion]:
+        """Return the completions in order; pass each to the rewards as soon as it is finished, or corrected."""
+        requests, completions = self.requests(draws), {}
+        if self.corrector is not None:
+            done = with_text(self.corrector.sample(requests, draws), self.decode)
+            for number, completion in enumerate(done):
+                scoring.add(number, completion)
+            return done
         self.sampler.submit(requests)
         for finished in self.sampler.finished():
             decoded = with_text([completion for _, completion in finished], self.decode)
@@ -165,7 +175,15 @@ class StoredPairs:
         return RolloutGroup(prompt=draw.prompt, rollouts=rollouts)
 
 
-def build_collector(recipe: Recipe, sampler: Sampler, rewards: RewardSet, tokenizer: Any, *, prompts: int) -> Collector:
+def build_collector(
+    recipe: Recipe,
+    sampler: Sampler,
+    rewards: RewardSet,
+    tokenizer: Any,
+    *,
+    prompts: int,
+    corrector: Corrector | None = None,
+) -> Collector:
     """Build the collector for the recipe's data; ``prompts`` is the number of usable rows."""
 
     end = find_turn_end(tokenizer, recipe.data.chat_template_kwargs)
@@ -173,4 +191,6 @@ def build_collector(recipe: Recipe, sampler: Sampler, rewards: RewardSet, tokeni
     if recipe.data.has_pairs:
         return StoredPairs(decode=CompletionTexts(tokenizer, turn_end_id=turn_end_id, stop=()))
     decode = CompletionTexts(tokenizer, turn_end_id=turn_end_id, stop=recipe.rollout.stop)
-    return SampledGroups(recipe=recipe, sampler=sampler, rewards=rewards, decode=decode, prompts=prompts)
+    return SampledGroups(
+        recipe=recipe, sampler=sampler, rewards=rewards, decode=decode, prompts=prompts, corrector=corrector
+    )

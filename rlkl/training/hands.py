@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rlkl.learner.manifest import SavedFile
 from rlkl.rollout.engine import Request
-from rlkl.types import Completion, Example, Learned, Probe, Selection
+from rlkl.types import Completion, Example, Learned, Probe, Selection, TeacherView
 
 Finished = list[tuple[int, Completion]]
 """Completions with their requests' numbers."""
@@ -60,6 +60,13 @@ class LearnerHandle(Protocol):
         """Return the sum over each response of log policy - log reference at temperature 1 (nats).
 
         With ``rollout.placement: colocated``, engines sleep from then on until the next publish.
+        """
+        ...
+
+    def teacher_views(self, examples: Sequence[Example]) -> Sequence[TeacherView]:
+        """Compare completions with the teacher of the rule's `SampleCorrection`, with the weights as they are now.
+
+        Not with ``rollout.placement: colocated``: the engines would have to sleep between two of their requests.
         """
         ...
 

@@ -13,6 +13,7 @@ from rlkl.rewards import RewardSet
 from rlkl.tracking.tracker import Tracker
 from rlkl.training.best import Best
 from rlkl.training.collect import build_collector
+from rlkl.training.correcting import build_corrector
 from rlkl.training.evaluation import Evaluator, HeldOut
 from rlkl.training.faults import Faults
 from rlkl.training.hands import Hands
@@ -39,6 +40,8 @@ class Parts:
     tokenizer: Any
     processor: Any
     """For `processor`, `recipe_values` and `fingerprints`, see `Saver`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a completion; read only if samples are corrected."""
     held_out: HeldOut | None = None
     """None: the run is not evaluated."""
     recipe_values: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +57,10 @@ class Parts:
 
     def __post_init__(self) -> None:
         recipe, source, hands = self.recipe, self.source, self.hands
-        collector = build_collector(recipe, hands.sampler, self.rewards, self.tokenizer, prompts=len(source))
+        corrector = build_corrector(recipe, self.update, hands, self.tokenizer, self.stop_token_ids)
+        collector = build_collector(
+            recipe, hands.sampler, self.rewards, self.tokenizer, prompts=len(source), corrector=corrector
+        )
         self.schedule = build_schedule(Selector(recipe=recipe, source=source, collector=collector, update=self.update))
         self.publisher = Publisher(recipe=recipe, weights=hands.weights, source=source, tokenizer=self.tokenizer)
         self.watch = Watch(samples=self.run_dir / "samples")

@@ -209,6 +209,7 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None, stop: StopRequest) -
                 update=setup.update,
                 tracker=tracker,
                 tokenizer=setup.tokenizer,
+                stop_token_ids=setup.engine.stop_token_ids,
                 held_out=setup.held_out,
                 processor=setup.tokenizer if setup.pictures is None else setup.pictures.whole,
                 recipe_values=plain_values(setup.stored),

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -106,6 +106,18 @@ class Heads(nn.Module, ABC):
         return False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleCorrection:
+    """How a teacher corrects the policy's samples before they are scored; `rlkl.training.correcting` has the steps."""
+
+    teacher: str
+    """A name of ``models``, among those that `PolicyUpdate.needs` names."""
+    rounds: int
+    """Corrections of a sample at most."""
+    direction: Literal["policy_to_model", "model_to_policy"] = "policy_to_model"
+    """Of the KL by which the token to correct is chosen."""
+
+
 class PolicyUpdate(ABC):
     """Turns rollouts into a loss.
 
@@ -150,6 +162,11 @@ class PolicyUpdate(ABC):
         pass of their own: in `loss` they are then the live log-probs, detached, which are the same numbers.
         """
         return frozenset(signal for signal in self.needs if not signal.is_live)
+
+    @property
+    def sample_correction(self) -> SampleCorrection | None:
+        """The correction of samples by a teacher, in the driver and in the learner; None: samples stay as they are."""
+        return None
 
     @property
     def kl_top_k(self) -> int | None:

@@ -135,6 +135,11 @@ class RuleSettings(Section):
         return first_value(self.terms, "lagged", "lag", LAG)
 
     @property
+    def correction_rounds(self) -> int:
+        """Rounds in which a teacher corrects the samples before they are scored; 0 for most rules."""
+        return 0
+
+    @property
     def pull_to_reference(self) -> str | None:
         """The setting, as ``update.kl_coef = 0.1``, by which the rule itself holds the policy near the reference."""
         return self._above_zero("kl_coef")

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlkl.batch import Batch, LossOutput
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
-from rlkl.updates.base import Heads, ModelShape, PictureContext, PolicyUpdate
+from rlkl.updates.base import Heads, ModelShape, PictureContext, PolicyUpdate, SampleCorrection
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -32,6 +32,10 @@ class Wrapped(PolicyUpdate):
     @property
     def reads_before_loss(self) -> frozenset[Signal]:
         return self.inner.reads_before_loss
+
+    @property
+    def sample_correction(self) -> SampleCorrection | None:
+        return self.inner.sample_correction
 
     @property
     def kl_top_k(self) -> int | None:

@@ -27,11 +27,13 @@ from rlkl.rollout.engine import EngineSettings
 from rlkl.rollout.hf_engine import HfEngine
 from rlkl.tasks.characters import EOS_ID, character_tokenizer
 from rlkl.tasks.teaching import threads
+from rlkl.training.correcting import build_corrector
 from rlkl.types import Completion, Prompt, Rollout, RolloutGroup
 from rlkl.updates import build_update
 from rlkl.updates.filters import filter_groups
 from rlkl.updates.terms.replay.states import StatesHeader, write_states
 from tests.golden.seeing import SeeingEngine
+from tests.hands_in_process import HandsInProcess
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -45,6 +47,7 @@ RULES: dict[str, dict[str, object]] = {
     "distill_stored": {"rule": "distill", "kept_mass": 0.8, "on_policy_fraction": 0.5, "answer_column": "answer"},
     "distill_gate": {"rule": "distill", "kept_mass": 0.6, "gate_tokens": 4, "gate_temperature": 0.2},
     "distill_span": {"rule": "distill", "top_k": 5, "terms": [{"term": "span", "to": "teacher", "coef": 5.0}]},
+    "distill_corrected": {"rule": "distill", "corrections": 2, "direction": "model_to_policy"},
     "distill_reward": {"rule": "distill", "placement": "reward", "reward_coef": 0.2},
     "ppo": {"rule": "ppo", "kl_target": 0.5, "kl_horizon": 200},
     "superhf": {"rule": "superhf"},
@@ -141,7 +144,7 @@ def _recipe(model_path: str, update: dict[str, object]) -> Recipe:
 
 
 def _step(recipe: Recipe, learner: Learner, engine: HfEngine | SeeingEngine, step: int) -> dict[str, float]:
-    groups = _sample(recipe, engine, step)
+    groups = _sample(recipe, learner, engine, step)
     examples = build_update(recipe.update).select(filter_groups(groups, recipe.update.filter))
     rewards = [rollout.reward for group in groups for rollout in group.rollouts]
     record = learner.prepare(examples, step=step) | learner.step(step) | {"reward/mean": sum(rewards) / len(rewards)}
@@ -149,7 +152,7 @@ def _step(recipe: Recipe, learner: Learner, engine: HfEngine | SeeingEngine, ste
     return {metric: record[metric] for metric in METRICS}
 
 
-def _sample(recipe: Recipe, engine: HfEngine | SeeingEngine, step: int) -> list[RolloutGroup]:
+def _sample(recipe: Recipe, learner: Learner, engine: HfEngine | SeeingEngine, step: int) -> list[RolloutGroup]:
     tokenizer, samples = character_tokenizer(), recipe.rollout.samples_per_prompt
     numbers = range(recipe.rollout.prompts_per_step)
     if isinstance(engine, SeeingEngine):
@@ -168,7 +171,9 @@ def _sample(recipe: Recipe, engine: HfEngine | SeeingEngine, step: int) -> list[
             for text in texts
         ]
     draws = [Draw(prompt=prompt, position=len(prompts) * step + n) for n, prompt in enumerate(prompts)]
-    completions = engine.generate(build_requests(draws, samples=samples, seed=recipe.seed))
+    requests = build_requests(draws, samples=samples, seed=recipe.seed)
+    corrector = build_corrector(recipe, build_update(recipe.update), HandsInProcess(learner, engine), None, (EOS_ID,))
+    completions = engine.generate(requests) if corrector is None else corrector.sample(requests, draws)
     completions = with_text(completions, partial(tokenizer.batch_decode, skip_special_tokens=True))
     return [
         RolloutGroup(prompt=prompt, rollouts=tuple(_scored(completions[n * samples : (n + 1) * samples], step)))

@@ -75,6 +75,42 @@ METRICS: tuple[MetricDefinition, ...] = (
         formula="Share of response tokens whose log(teacher / policy) was cut at update.max_log_ratio.",
         bad="Above 0.05 after the first steps: the teacher gives the policy's tokens no probability.",
     ),
+    MetricDefinition(
+        key="rollout/corrected_fraction",
+        unit="fraction",
+        formula="With update.corrections: share of the step's completions in which the teacher chose a token.",
+        bad="Not falling: the policy does not come nearer to the teacher. Near 0: corrections change nothing.",
+    ),
+    MetricDefinition(
+        key="rollout/correction_place",
+        unit="fraction",
+        formula=(
+            "With update.corrections: number of the token that the teacher chose, from 0, divided by the tokens of the "
+            "completion after all corrections; mean over all such tokens of the step. Absent if there is none."
+        ),
+        bad="Always near 0: little of the policy's own samples is left.",
+    ),
+    MetricDefinition(
+        key="rollout/correction_kl",
+        unit="nats per token",
+        formula=(
+            "With update.corrections: the exact KL between policy and teacher in update.direction at the tokens that "
+            "the teacher chose, before the step; their mean. Absent if there is none."
+        ),
+        bad="Not falling: the policy repeats its errors.",
+    ),
+    MetricDefinition(
+        key="rollout/teacher_token_fraction",
+        unit="fraction",
+        formula="With update.corrections: share of the step's completion tokens that the teacher chose.",
+        bad="Large for short completions: they are more the teacher's than the policy's.",
+    ),
+    MetricDefinition(
+        key="rollout/regenerated_token_fraction",
+        unit="fraction",
+        formula="With update.corrections: share of the step's completion tokens that were sampled after a correction.",
+        bad="Near 1: samples are corrected at their start, and nearly all sampling is done twice.",
+    ),
     CLIP_FRACTION_LOW,
     CLIP_FRACTION_HIGH,
     *CORRECTION,

@@ -7,6 +7,9 @@ surrogate; the expected gradient is that of KL(policy || teacher), token by toke
 With ``jsd_beta`` the loss is the generalised Jensen-Shannon divergence of the two instead. With ``on_policy_fraction``
 below 1 stored answers take the place of some samples; all tokens of the step then have one weight, whoever wrote them.
 
+With ``corrections`` the teacher's token takes the place of a sample's worst error, and the policy samples on from there
+(`rlkl.training.correcting`); the loss is the same.
+
 Edge cases: a teacher equal to the policy gives no gradient; an empty completion trains nothing. Rewards act only
 through ``reward_coef``, and a filter may pick completions by them.
 
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from rlkl.batch import Batch, LossOutput
@@ -28,7 +32,7 @@ from rlkl.functional.reduce import masked
 from rlkl.functional.surrogate import clipped_surrogate, token_log_ratio
 from rlkl.signals import Signal, Signals
 from rlkl.types import Example, RolloutGroup
-from rlkl.updates.base import Heads, ModelShape, PolicyUpdate
+from rlkl.updates.base import Heads, ModelShape, PolicyUpdate, SampleCorrection
 from rlkl.updates.correction import SamplerCorrection
 from rlkl.updates.distill.gate import Gate, window_metrics, window_of
 from rlkl.updates.distill.settings import DistillSettings
@@ -73,6 +77,21 @@ class Distill(PolicyUpdate):
     def select(self, groups: Sequence[RolloutGroup]) -> list[Example]:
         """Return all rollouts, a share of them replaced by stored answers."""
         return with_stored_answers(super().select(groups), self.settings.on_policy_fraction, self.seed)
+
+    @property
+    def sample_correction(self) -> SampleCorrection | None:
+        """The correction of samples (SCRG, arXiv 2407.10068), if the settings ask for one."""
+        settings = self.settings
+        if not settings.corrections:
+            return None
+        return SampleCorrection(teacher=settings.teacher, rounds=settings.corrections, direction=settings.direction)
+
+    def token_columns(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the origin of each token, if samples are corrected; the numbers are those of `rlkl.types`."""
+        if not self.settings.corrections:
+            return {}
+        origins_BT = torch.zeros(batch.response_BT.shape) if batch.provenance_BT is None else batch.provenance_BT
+        return {"provenance": origins_BT}
 
     def credit(self, batch: Batch) -> Batch:
         """Fill ``advantages_BT``; only with ``placement = reward``."""

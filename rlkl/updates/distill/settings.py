@@ -15,7 +15,7 @@ OF_THE_GATE = ("gate_temperature", "gate_lr_scale")
 """Keys that act with ``gate_tokens`` only."""
 OF_THE_LOSS = (
     *("direction", "top_k", "jsd_beta", "kept_mass", "gate_tokens", *OF_THE_GATE),
-    *("on_policy_fraction", "answer_column"),
+    *("on_policy_fraction", "answer_column", "corrections"),
 )
 """Keys that act with ``placement: loss`` only."""
 
@@ -66,6 +66,12 @@ class DistillSettings(CorrectedSettings):
         description="Share of a step's sequences that the policy samples; the others are stored.",
     )
     answer_column: str | None = Field(default=None, description="Column of the data with the stored answers.")
+    corrections: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="Rounds that put the teacher's token at a sample's worst error and sample on from there; 0: none.",
+    )
     clip: float = Field(default=0.2, gt=0, lt=1, description="reward: the ratio is clipped at 1 - clip and 1 + clip.")
     max_log_ratio: float = Field(
         default=10.0, gt=0, description="reward: log(teacher / policy) is cut at plus and minus so many nats."
@@ -136,6 +142,15 @@ class DistillSettings(CorrectedSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _corrected_samples_are_trained_on(self) -> DistillSettings:
+        if self.corrections and self.on_policy_fraction == 0:
+            raise ValueError(
+                f"corrections = {self.corrections} with on_policy_fraction = 0: no sample is trained on, so none needs "
+                "a correction. Set on_policy_fraction above 0, or corrections: 0"
+            )
+        return self
+
     def _set(self, *keys: str) -> list[str]:
         """Return those of the keys that differ from their defaults."""
         return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
@@ -158,7 +173,11 @@ class DistillSettings(CorrectedSettings):
 
     @property
     def has_whole_logits(self) -> bool:
-        return bool(self._set("top_k", "jsd_beta", "kept_mass"))
+        return bool(self._set("top_k", "jsd_beta", "kept_mass", "corrections"))
+
+    @property
+    def correction_rounds(self) -> int:
+        return self.corrections
 
     @property
     def own_terms(self) -> frozenset[str]:
@@ -184,6 +203,8 @@ class DistillSettings(CorrectedSettings):
             )
         if self.on_policy_fraction < 1:
             yield from self._warnings_about_stored_answers(run)
+        if self.corrections:
+            yield from self._warnings_about_corrections(run)
 
     def _warnings_about_stored_answers(self, run: RunFacts) -> Iterator[str]:
         share = f"update.on_policy_fraction = {self.on_policy_fraction:g}"
@@ -196,4 +217,17 @@ class DistillSettings(CorrectedSettings):
             yield (
                 f"{share} with update.terms {', '.join(sampled)} of estimator k1, k2 or k3: stored answers are no "
                 "sample of the policy, so the estimate is biased. Take estimator: exact"
+            )
+
+    def _warnings_about_corrections(self, run: RunFacts) -> Iterator[str]:
+        corrected = f"update.corrections = {self.corrections}"
+        if sampled := [term.term for term in self.terms if getattr(term, "estimator", None) in SAMPLED]:
+            yield (
+                f"{corrected} with update.terms {', '.join(sampled)} of estimator k1, k2 or k3: corrected completions "
+                "are no sample of the policy, so the estimate is biased. Take estimator: exact"
+            )
+        if run.tracks_reference_kl:
+            yield (
+                f"{corrected} with learner.track_reference_kl = true: kl/policy_to_reference is measured on corrected "
+                "completions, which are no sample of the policy. Read the KL of an evaluation (eval/kl) instead"
             )

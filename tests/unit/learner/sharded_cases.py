@@ -195,7 +195,7 @@ def run(case: Case, folder: Path, ranks: Ranks) -> tuple[Learner, dict[str, Any]
 def in_two_cuts(case: Case, folder: Path) -> Case:
     """Return the case with micro-batches of so many tokens that each of its batches is cut into two of like size."""
     learner = build(case, folder, Ranks())
-    batches = [learner._preparer.pack(batch(case, folder, step)) for step in range(STEPS)]
+    batches = [learner.preparer.pack(batch(case, folder, step)) for step in range(STEPS)]
     tokens = next(
         tokens
         for tokens in range(1, 200)

@@ -53,7 +53,7 @@ def run(learner: Learner, steps: int = 3) -> tuple[list[dict[str, float]], dict[
 @pytest.mark.parametrize("rule", RULES)
 def test_a_step_is_bit_for_bit_the_same_with_one_pass_less(model_path: str, rule: str, monkeypatch: pytest.MonkeyPatch):
     learner = build(model_path, update=RULES[rule])
-    assert learner._preparer.skips_proximal_pass
+    assert learner.preparer.skips_proximal_pass
     fast, fast_weights = run(learner)
     monkeypatch.setattr("rlkl.learner.preparation.Preparer.skips_proximal_pass", False)
     slow, slow_weights = run(build(model_path, update=RULES[rule]))

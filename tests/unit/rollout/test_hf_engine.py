@@ -210,3 +210,36 @@ def test_a_request_may_have_its_own_temperature(model_path: Path):
         for length in range(len(request.prompt_token_ids), len(whole)):
             others = [Probe(token_ids=(*whole[:length], token)) for token in range(3, 12)]
             assert max(row[-1] for row in engine.score(others)) <= scores[length - 1] + 1e-6
+
+
+def test_a_completion_that_has_begun_goes_on_up_to_its_own_limit(model_path: Path):
+    """Limits of its own neighbours do not matter, and the limit of the settings is never exceeded."""
+    from rlkl.rollout.hf_engine import HfEngine
+
+    engine = HfEngine(settings(model_path))
+    usual = requests(12)
+    limited = [replace(request, max_new_tokens=1 + n % 8) for n, request in enumerate(usual)]
+    whole = engine.generate(usual)
+    for number, (full, cut) in enumerate(zip(whole, engine.generate(limited), strict=True)):
+        limit = min(1 + number % 8, 6)
+        assert cut.token_ids == full.token_ids[:limit]
+        assert cut.logprobs == full.logprobs[:limit]
+        assert cut.finish_reason == ("stop" if cut.token_ids[-1] == STOP else "length")
+    begun = Request(prompt_token_ids=(4, 5, 6, 7, 8), begun=2, seed=3)
+    assert begun.begun_ids == (7, 8)
+    assert usual[0].begun_ids == ()
+    assert engine.generate([begun]) == engine.generate([replace(begun, begun=0)])
+
+
+def test_a_stop_text_may_begin_in_the_tokens_that_are_there(model_path: Path):
+    from rlkl.rollout.hf_engine import HfEngine
+    from rlkl.tasks.characters import character_tokenizer
+
+    plain = HfEngine(settings(model_path))
+    begun = Request(prompt_token_ids=(4, 5, 6, 7), begun=2, seed=3)
+    (free,) = plain.generate([begun])
+    first, second = (character_tokenizer().decode([token]) for token in (7, free.token_ids[0]))
+    texts = replace(settings(model_path), stop=(first + second,))
+    ended, other = HfEngine(texts).generate([begun, replace(begun, begun=0)])
+    assert (ended.token_ids, ended.finish_reason) == (free.token_ids[:1], "stop")
+    assert other.token_ids == free.token_ids  # the same tokens of a prompt end nothing

@@ -41,6 +41,7 @@ PLANNED = [
     "rules",
     "samplers",
     "samplers_uneven",
+    "scrg",
     "sparsepo",
     "unlearn",
 ]

@@ -21,9 +21,11 @@ from rlkl.signals import Divergence
 from rlkl.system.machine import this_machine
 from rlkl.training.selection import left_out, token_columns
 from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup, Selection
+from rlkl.updates.base import SampleCorrection
 from rlkl.updates.distill.rule import Distill
 from rlkl.updates.distill.stored import STORED_SAMPLE
-from rlkl.updates.settings import DistillSettings
+from rlkl.updates.settings import DistillSettings, GrpoSettings
+from rlkl.updates.wrapped import Wrapped
 from tests.builders import FACTS, PROMPT_TOKENS, make_batch, with_frozen
 
 TEACHER = Signal("logprobs", "teacher", moment="step_start")
@@ -170,6 +172,16 @@ def test_keys_that_would_do_nothing_are_refused(words: dict[str, object], proble
             {"on_policy_fraction": 0.5, "answer_column": "answer", "placement": "reward"},
             "on_policy_fraction and answer_column with placement = reward",
         ),
+        (
+            {"corrections": 1, "placement": "reward"},
+            "corrections with placement = reward: it acts with placement = loss",
+        ),
+        ({"corrections": 9}, "corrections"),
+        ({"corrections": -1}, "corrections"),
+        (
+            {"corrections": 1, "on_policy_fraction": 0, "answer_column": "answer"},
+            "corrections = 1 with on_policy_fraction = 0: no sample is trained on, so none needs a correction",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(words: dict[str, object], problem: str) -> None:
@@ -183,6 +195,7 @@ def test_a_dumped_recipe_with_all_keys_is_accepted() -> None:
         {"jsd_beta": 0.1, "top_k": 5},
         {"kept_mass": 0.9},
         {"kept_mass": 0.9, "gate_tokens": 4, "gate_temperature": 0.2, "gate_lr_scale": 3.0},
+        {"corrections": 3},
         {"placement": "reward", "clip": 0.1},
     ):
         settings = DistillSettings.model_validate(words)
@@ -322,3 +335,38 @@ def test_a_plan_says_when_rewards_are_needed_and_that_the_teacher_is_used(
     found = warnings_about(load_recipe("quickstart", *words), this_machine())
     assert any(warning.startswith("rewards is empty: rlkl train refuses that") for warning in found) == warned
     assert not [warning for warning in found if "models.big" in warning]
+
+
+CORRECTED = ("update={rule: distill, corrections: 1}", "models={teacher: {path: x}}")
+
+
+def test_the_rule_asks_for_corrections_also_through_a_wrapper() -> None:
+    assert Distill(DistillSettings()).sample_correction is None
+    settings = DistillSettings(teacher="big", corrections=3, direction="model_to_policy")
+    wanted = SampleCorrection(teacher="big", rounds=3, direction="model_to_policy")
+    assert Distill(settings).sample_correction == wanted
+    assert Wrapped(Distill(settings)).sample_correction == wanted
+    assert settings.correction_rounds == 3
+    assert GrpoSettings().correction_rounds == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("rollout.schedule=stream", "rollout.schedule = stream, but with update.corrections = 1 the learner compares"),
+        ("rollout.schedule=one_step_off", "so it cannot step meanwhile; set rollout.schedule: alternate"),
+        ("rollout.placement=colocated", "engines that sleep while it works lose their weights; set rollout.placement"),
+    ],
+)
+def test_corrections_need_engines_and_learner_in_turns(words: str, problem: str) -> None:
+    assert load_recipe("quickstart", *CORRECTED).update.correction_rounds == 1
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe("quickstart", *CORRECTED, words)
+
+
+def test_corrections_come_with_warnings_where_they_mislead() -> None:
+    term = "update={rule: distill, corrections: 1, terms: [{term: kl, estimator: k3}]}"
+    assert "corrected completions are no sample of the policy" in "\n".join(warnings_of(term, CORRECTED[1]))
+    assert not [one for one in warnings_of(*CORRECTED) if "corrections" in one]
+    tracked = load_recipe("quickstart", *CORRECTED).update.warnings(FACTS)
+    assert "kl/policy_to_reference is measured on corrected" in "\n".join(tracked)
