@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlkl.errors import InputError, did_you_mean
-from rlkl.seeds import derive_seed
 from rlkl.tasks.arithmetic import Arithmetic
-from rlkl.tasks.base import Task
+from rlkl.tasks.base import Task, in_test
 from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.reviews import Reviews
 from rlkl.tasks.shapes import Shapes
@@ -23,8 +22,6 @@ _T = TypeVar("_T")
 
 Rows = list[dict[str, Any]]
 
-TEST_SHARE = 5
-"""One row in about so many is in the part ``test``."""
 
 TASKS: dict[str, Task] = {
     "arithmetic": Arithmetic(),
@@ -71,7 +68,7 @@ def _parts_of_rows(found: Task, task: str) -> dict[str, Callable[[], Rows]]:
         return {"train": found.rows, **further}
 
     def split(*, test: bool) -> Rows:
-        return [row for row in found.rows() if (derive_seed(0, f"{task}/test", row["id"]) % TEST_SHARE == 0) == test]
+        return [row for row in found.rows() if in_test(task, row["id"]) == test]
 
     parts: dict[str, Callable[[], Rows]] = {"train": lambda: split(test=False), "test": lambda: split(test=True)}
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
-from rlkl.tasks.base import Task
+from rlkl.tasks.base import Task, in_test
 from rlkl.tasks.characters import EOS_ID, PAD_ID, character_tokenizer, small_qwen3_config
 from rlkl.tasks.sizes import resized
 from rlkl.tasks.teaching import teach, threads
@@ -55,7 +55,7 @@ class Arithmetic(Task):
         ]
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
-        return {"uneven": self._uneven, "ascending": self.ascending}
+        return {"uneven": self._uneven, "ascending": self.ascending, "exchanged": self.exchanged}
 
     def _uneven(self) -> list[dict[str, Any]]:
         """Return all rows, and those of larger sums up to one and a half times ``largest_sum``."""
@@ -69,6 +69,11 @@ class Arithmetic(Task):
             for a, b in pairs
             if a < b
         ]
+
+    def exchanged(self) -> list[dict[str, Any]]:
+        """Return the rows of ``ascending/test`` with both wordings exchanged: neither is in ``ascending/train``."""
+        rows = [row for row in self.ascending() if in_test("arithmetic", row["id"])]
+        return [{**row, "prompt": row["wording"], "wording": row["prompt"]} for row in rows]
 
     def reward(self, prompt: str, completion: str, answer: str) -> float:
         """Return 1 for exactly the answer, else 0."""

@@ -6,6 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlkl.seeds import derive_seed
+
+TEST_SHARE = 5
+"""One row in about so many is in the part ``test``."""
+
+
+def in_test(task: str, row: str) -> bool:
+    """Return whether the row with this id is in the part ``test`` of a task that has no test rows of its own."""
+    return derive_seed(0, f"{task}/test", row) % TEST_SHARE == 0
+
 
 class Task(Protocol):
     """A small world of its own: rows to train on, rewards, and a base model that half knows the answers.

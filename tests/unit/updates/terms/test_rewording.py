@@ -229,5 +229,7 @@ def test_the_rows_of_the_world_name_both_wordings():
     assert parts[0]
     assert parts[1]
     assert not parts[0] & parts[1]
+    exchanged = task_rows("arithmetic/exchanged")
+    assert {row["wording"] for row in exchanged} == parts[1]
     others = {row["wording"] for row in rows}
     assert not others & {row["prompt"] for row in rows}
