@@ -17,6 +17,7 @@ from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.ranks import Ranks
 from rlkl.types import Completion, Example, TeacherView
 from rlkl.updates.base import SampleCorrection
+from rlkl.updates.distill.rule import Distill
 from tests.models import tiny_qwen2_5_vl, tiny_qwen3
 from tests.pictures import processor_of
 from tests.ranks import join, run_processes
@@ -113,7 +114,7 @@ def test_pictures_are_seen_by_both_models(tmp_path: Path):
 def test_a_teacher_that_no_signal_names_and_a_number_that_is_not_finite_are_errors(paths: dict[str, str]):
     learner = build(paths)
 
-    class Other(type(learner.preparer.update)):
+    class Other(Distill):
         sample_correction = SampleCorrection(teacher="other", rounds=1)  # pyright: ignore
 
     other = replace(learner.preparer, update=Other(learner.preparer.update.settings))
@@ -130,7 +131,7 @@ def test_two_ranks_return_what_one_returns(tmp_path: Path):
 
 
 def be_a_rank(number: int, folder: Path, paths: dict[str, str]) -> None:
-    cut = {"learner": {"micro_batch_tokens": 24}}
+    cut: dict[str, Any] = {"learner": {"micro_batch_tokens": 24}}
     found = teacher_views(build(paths, join(folder, "views", number, 2), **cut).preparer, examples())
     assert_same(found, teacher_views(build(paths, **cut).preparer, examples()))
 

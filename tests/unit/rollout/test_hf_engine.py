@@ -223,6 +223,7 @@ def test_a_completion_that_has_begun_goes_on_up_to_its_own_limit(model_path: Pat
     for number, (full, cut) in enumerate(zip(whole, engine.generate(limited), strict=True)):
         limit = min(1 + number % 8, 6)
         assert cut.token_ids == full.token_ids[:limit]
+        assert full.logprobs is not None
         assert cut.logprobs == full.logprobs[:limit]
         assert cut.finish_reason == ("stop" if cut.token_ids[-1] == STOP else "length")
     begun = Request(prompt_token_ids=(4, 5, 6, 7, 8), begun=2, seed=3)
@@ -238,8 +239,7 @@ def test_a_stop_text_may_begin_in_the_tokens_that_are_there(model_path: Path):
     plain = HfEngine(settings(model_path))
     begun = Request(prompt_token_ids=(4, 5, 6, 7), begun=2, seed=3)
     (free,) = plain.generate([begun])
-    first, second = (character_tokenizer().decode([token]) for token in (7, free.token_ids[0]))
-    texts = replace(settings(model_path), stop=(first + second,))
+    texts = replace(settings(model_path), stop=(str(character_tokenizer().decode([7, free.token_ids[0]])),))
     ended, other = HfEngine(texts).generate([begun, replace(begun, begun=0)])
     assert (ended.token_ids, ended.finish_reason) == (free.token_ids[:1], "stop")
     assert other.token_ids == free.token_ids  # the same tokens of a prompt end nothing

@@ -80,8 +80,9 @@ def test_the_batch_holds_the_origins_and_knows_the_teachers_tokens():
     assert batch.provenance_BT is not None
     assert batch.provenance_BT.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 2]]
     assert batch.uncorrected_BT.tolist() == [[False, False, True, True, False], [False, False, True, False, True]]
-    (row,) = batch.rows(batch.group_B[1:]).provenance_BT.tolist()
-    assert row == [0, 0, 0, 1, 2]
+    second = batch.rows(batch.group_B[1:]).provenance_BT
+    assert second is not None
+    assert second.tolist() == [[0, 0, 0, 1, 2]]
     untouched = pack([example(plain, 0)], completion_limit=LIMIT)
     assert untouched.provenance_BT is None
     assert untouched.uncorrected_BT is untouched.response_BT

@@ -33,7 +33,7 @@ from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.loop import Trainer
 from rlkl.training.schedules import Alternate
-from rlkl.types import Example, Learned, Probe, Selection
+from rlkl.types import Example, Learned, Probe, Selection, TeacherView
 from rlkl.updates import build_update
 from rlkl.weights import Probes
 from tests.models import tiny_qwen3
@@ -89,6 +89,9 @@ class LocalHands:
 
     def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
         return self.shell.reference_gaps(examples)
+
+    def teacher_views(self, examples: Sequence[Example]) -> list[TeacherView]:
+        return self.shell.teacher_views(examples)
 
     def save(self, folder: Path) -> dict[str, SavedFile]:
         return self.shell.save(str(folder))

@@ -24,7 +24,7 @@ from rlkl.tracking.tracker import Tracker
 from rlkl.training.checkpoint import Checkpoints, read_state
 from rlkl.training.loop import Trainer
 from rlkl.training.watch import STEPS_WITHOUT_GRADIENT
-from rlkl.types import Completion, Example, Learned, Probe, Selection
+from rlkl.types import Completion, Example, Learned, Probe, Selection, TeacherView
 from rlkl.updates import RULES, build_update
 
 
@@ -122,6 +122,9 @@ class ScriptedHands:
         return False
 
     def reference_gaps(self, examples: Sequence[Example]) -> list[float]:
+        raise NotImplementedError
+
+    def teacher_views(self, examples: Sequence[Example]) -> list[TeacherView]:
         raise NotImplementedError
 
 
