@@ -13,30 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlkl.errors import MissingSignalError
-
-Quantity = Literal[
-    "logprobs",
-    "entropy",
-    "kl_to_policy",
-    "kl_from_policy",
-    "cauchy_schwarz",
-    "divergence",
-    "answers",
-    "heads",
-    "hidden",
-]
-"""logprobs: of the sampled tokens. entropy: of the next-token distribution. kl_to_policy: KL(model || policy) of the
-next-token distributions. kl_from_policy: KL(policy || model). cauchy_schwarz: the divergence of both, over the whole
-vocabulary. divergence: another one of both, ``[B, T]`` or ``[B, T, D]``, by ``by``. answers: log-probs ``[B, T, K]`` of
-the K ``tokens`` among each other, at places of one of them. heads: the output ``[B, T, K]`` of the rule's heads.
-hidden: the last hidden states ``[B, T, H]`` after the final norm, at the token itself, in the policy's precision; they
-mean nothing at padding."""
+from rlkl.quantities import Divergence, Quantity, VocabularyMask
 
 CLEAN = "clean"
 """The view of the prompt's own pictures."""
@@ -52,29 +35,6 @@ LAGGED = "lagged"
 """The frozen model that is the policy of some optimizer steps ago."""
 FOLLOWERS = (AVERAGE, LAGGED)
 """The frozen models that follow the policy."""
-
-
-class Divergence(Protocol):
-    """Compares the policy with a frozen model, token by token; hashable, and equal if its settings are."""
-
-    def __call__(self, policy_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, heads_CK: Tensor | None) -> Tensor:
-        """Return numbers ``[C]`` or ``[C, D]`` from both models' log-probs, the target ids and the rule's heads.
-
-        With a class attribute ``reads_next = True`` a token's number may depend on the token after it. It is then zero
-        at a token whose next one is not of the response.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class VocabularyMask:
-    """The token ids of the vocabulary that a KL counts (`rlkl.functional.vocabulary_mask`)."""
-
-    token_ids: tuple[int, ...]
-    keep: Literal["others", "named"] = "others"
-    """Count all other ids, or ``token_ids`` only."""
-    renormalise: bool = True
-    """Divide both distributions by their sum over the counted ids, so that the result is a KL."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from rlkl.functional import kl
 from rlkl.functional.logprobs import Head
 from rlkl.functional.windows import LOWEST
-from rlkl.signals import Divergence
+from rlkl.quantities import Divergence
 
 
 def jensen_shannon(policy_V: Tensor, teacher_V: Tensor, beta: float) -> Tensor:

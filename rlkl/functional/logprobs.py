@@ -17,7 +17,7 @@ from typing_extensions import TypeIs
 
 from rlkl.functional import kl, vocabulary_mask
 from rlkl.functional.linear_scores import TILE_IDS, LinearHead, TokenScores, linear_scores
-from rlkl.signals import VocabularyMask
+from rlkl.quantities import VocabularyMask
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[C, H]`` to logits ``[C, V]`` (a language-model head)."""

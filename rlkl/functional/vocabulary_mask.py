@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlkl.errors import LearnerError
 from rlkl.functional import kl
-from rlkl.signals import VocabularyMask
+from rlkl.quantities import VocabularyMask
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Log-probs ``[..., K]`` of the left and the right side to the divergence ``[...]``."""

@@ -20,7 +20,8 @@ from rlkl.functional.neighbours import next_in_response
 from rlkl.functional.reduce import masked
 from rlkl.functional.windows import chunked_likeliest
 from rlkl.learner.signals import Models, SignalSettings, hidden_states, spread
-from rlkl.signals import Signal, VocabularyMask
+from rlkl.quantities import VocabularyMask
+from rlkl.signals import Signal
 
 Support = tuple[int | None, VocabularyMask | None]
 """The tokens to compare on: the frozen model's likeliest, and the ids that count; None: all."""

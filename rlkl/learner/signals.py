@@ -18,7 +18,8 @@ from rlkl.functional.logprobs import Head, chunked_logprobs_and_entropy
 from rlkl.functional.packing import Packing, shared_prefixes
 from rlkl.learner.dealing import Share, shares_of
 from rlkl.learner.ranks import Ranks
-from rlkl.signals import CLEAN, FOLLOWERS, POLICY, REFERENCE, Quantity, Signal
+from rlkl.quantities import Quantity
+from rlkl.signals import CLEAN, FOLLOWERS, POLICY, REFERENCE, Signal
 from rlkl.updates.base import HeadInput, Heads, PolicyUpdate
 
 

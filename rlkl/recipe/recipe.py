@@ -26,6 +26,8 @@ from rlkl.recipe.sections import (
 from rlkl.schema import Section
 from rlkl.updates.base_settings import CorrectedSettings
 from rlkl.updates.custom import OutsideSettings
+from rlkl.updates.distill.checks import check_turns
+from rlkl.updates.dro.settings import check_groups
 from rlkl.updates.settings import GrpoSettings, UpdateSettings
 from rlkl.updates.terms.checks import check_names, check_one_replay, check_wordings
 from rlkl.updates.terms.followers import check_followers
@@ -121,37 +123,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _corrections_take_turns(self) -> Recipe:
-        rounds, rollout = self.update.correction_rounds, self.rollout
-        if rounds and rollout.schedule != "alternate":
-            raise ValueError(
-                f"rollout.schedule = {rollout.schedule}, but with update.corrections = {rounds} the learner compares "
-                "the samples of a step with the teacher before it trains on them, so it cannot step meanwhile; set "
-                "rollout.schedule: alternate, or update.corrections: 0"
-            )
-        if rounds and rollout.placement == "colocated":
-            raise ValueError(
-                f"rollout.placement = colocated, but with update.corrections = {rounds} the engines sample on after "
-                "the learner has worked, and engines that sleep while it works lose their weights; set "
-                "rollout.placement: separate, or update.corrections: 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _dro_compares_groups(self) -> Recipe:
-        if self.update.dro is None:
-            return self
-        if "group" in [self.scoring.normalize, *(reward.normalize for reward in self.rewards)]:
-            key = "scoring.normalize" if self.scoring.normalize == "group" else "rewards[].normalize"
-            raise ValueError(
-                f"update.dro compares the mean rewards of groups, and {key} = group sets each of them to 0; set it to "
-                "none or batch, or leave update.dro out"
-            )
-        if self.rollout.prompts_per_step == 1:
-            raise ValueError(
-                "update.dro weighs the prompts of a step against each other, and rollout.prompts_per_step = 1; set 2 "
-                "or more, or leave update.dro out"
-            )
+    def _rollouts_fit_the_update(self) -> Recipe:
+        check_turns(self.update.correction_rounds, schedule=self.rollout.schedule, placement=self.rollout.placement)
+        normalized = {"scoring.normalize": self.scoring.normalize}
+        normalized |= {f"rewards[{n}].normalize": reward.normalize for n, reward in enumerate(self.rewards)}
+        check_groups(self.update.dro, normalized=normalized, prompts_per_step=self.rollout.prompts_per_step)
         return self
 
     @model_validator(mode="after")

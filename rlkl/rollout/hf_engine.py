@@ -59,7 +59,7 @@ class StopTexts(StoppingCriteria):
     """Ends a row of ``generate`` when its completion holds a stop text, and remembers after how many tokens."""
 
     def __init__(self, watch: StopWatch, width: int, begun: Sequence[tuple[int, ...]]) -> None:
-        """Watch rows whose first sampled token is in column ``width``; ``begun``: each row's tokens before it."""
+        """Prepare for rows whose first sampled token is in column ``width``. ``begun``: each row's tokens before it."""
         self._watch = watch
         self._width = width
         self._begun = begun

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlkl.seeds import derive_seed
 from rlkl.system.compat import ensure_torch_extras
-from rlkl.tasks.base import Task, in_test
+from rlkl.tasks.base import Task
 from rlkl.tasks.characters import EOS_ID, PAD_ID, character_tokenizer, small_qwen3_config
 from rlkl.tasks.sizes import resized
+from rlkl.tasks.sums import ascending, exchanged
 from rlkl.tasks.teaching import teach, threads
 
 if TYPE_CHECKING:
@@ -55,25 +56,12 @@ class Arithmetic(Task):
         ]
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
-        return {"uneven": self._uneven, "ascending": self.ascending, "exchanged": self.exchanged}
-
-    def _uneven(self) -> list[dict[str, Any]]:
-        """Return all rows, and those of larger sums up to one and a half times ``largest_sum``."""
-        return replace(self, largest_sum=self.largest_sum * 3 // 2).rows()
-
-    def ascending(self) -> list[dict[str, Any]]:
-        """Return the additions a+b with a < b; the column ``wording`` has the prompt with the numbers exchanged."""
-        pairs = [tuple(map(int, row["id"].split("+"))) for row in self.rows()]
-        return [
-            {"id": f"{a}+{b}", "prompt": f"{a}+{b}=", "wording": f"{b}+{a}=", "answer": str(a + b)}
-            for a, b in pairs
-            if a < b
-        ]
-
-    def exchanged(self) -> list[dict[str, Any]]:
-        """Return the rows of ``ascending/test`` with both wordings exchanged: neither is in ``ascending/train``."""
-        rows = [row for row in self.ascending() if in_test("arithmetic", row["id"])]
-        return [{**row, "prompt": row["wording"], "wording": row["prompt"]} for row in rows]
+        larger = replace(self, largest_sum=self.largest_sum * 3 // 2)
+        return {
+            "uneven": larger.rows,
+            "ascending": lambda: ascending(self.rows()),
+            "exchanged": lambda: exchanged(self.rows()),
+        }
 
     def reward(self, prompt: str, completion: str, answer: str) -> float:
         """Return 1 for exactly the answer, else 0."""

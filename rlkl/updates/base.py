@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlkl.batch import Batch, LossOutput
 from rlkl.signals import REFERENCE, Signal, Signals
 from rlkl.types import Example, RolloutGroup
+from rlkl.updates.added import AddsSequences
 from rlkl.updates.settings import RuleSettings
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Heads(nn.Module, ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleCorrection:
-    """How a teacher corrects the policy's samples before they are scored; `rlkl.training.correcting` has the steps."""
+    """The teacher's correction of samples before they are scored; `rlkl.training.correcting` has the steps."""
 
     teacher: str
     """A name of ``models``, among those that `PolicyUpdate.needs` names."""
@@ -118,7 +119,7 @@ class SampleCorrection:
     """Of the KL by which the token to correct is chosen."""
 
 
-class PolicyUpdate(ABC):
+class PolicyUpdate(AddsSequences, ABC):
     """Turns rollouts into a loss.
 
     One instance lives in the driver and one in the learner; they share nothing but the settings.
@@ -182,7 +183,7 @@ class PolicyUpdate(ABC):
         """Return the picture as the model sees it in ``view``, one of `views`. Called once a step for each picture."""
         raise NotImplementedError(f"update rule {self.rule} names the view {view}: define its change_picture")
 
-    def check_model(self, *, is_multimodal: bool) -> None:  # noqa: B027 - most rules train every model
+    def check_model(self, *, is_multimodal: bool) -> None:
         """Raise `RecipeError` for a model that the rule cannot train. Called at set-up, before anything is loaded."""
 
     def build_heads(self, model: ModelShape) -> Heads | None:
@@ -196,33 +197,6 @@ class PolicyUpdate(ABC):
             for number, group in enumerate(groups)
             for rollout in group.rollouts
         ]
-
-    def replayed(self, step: int, first_group: int) -> list[Example]:
-        """Return sequences of the role ``replay`` to add to the step; their groups count from ``first_group``.
-
-        Called in the learner once a step; the same on every rank and after a resume.
-        """
-        return []
-
-    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
-        """Return sequences of the role ``view`` to add to the step: responses of ``examples`` after another wording.
-
-        Called in the learner once a step. Their groups count from ``first_group``.
-        """
-        return []
-
-    @property
-    def reads_replay(self) -> bool:
-        """Whether `begin_replay` reads the metrics of the replayed sequences at the start of a step."""
-        return False
-
-    def replay_metrics(self, batch: Batch, signals: Signals) -> Mapping[str, Tensor]:
-        """Return sums over the replayed sequences of a micro-batch, for `begin_replay`. No gradient."""
-        return {}
-
-    def begin_replay(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Take the sums of `replay_metrics` over the step, once before its first `loss`; return metrics to log."""
-        return {}
 
     def credit(self, batch: Batch) -> Batch:
         """Fill advantages (or returns) from rewards and frozen signals, over the whole batch. No gradient."""
@@ -240,7 +214,7 @@ class PolicyUpdate(ABC):
         """Return per-token numbers ``[B, T]`` of a credited batch for the sample files (masks), by column name."""
         return {}
 
-    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most rules have nothing to note
+    def observe(self, metrics: Mapping[str, float]) -> None:
         """Note a finished step's metrics, for example to steer a KL coefficient."""
 
     def alarms(self, records: Sequence[Mapping[str, float]]) -> Mapping[str, str]:
@@ -254,7 +228,7 @@ class PolicyUpdate(ABC):
         """Return the numbers that a resumed run needs beside the settings."""
         return {}
 
-    def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most rules have no state
+    def load_state(self, state: Mapping[str, float]) -> None:
         """Restore the numbers that `state` returned."""
 
     @abstractmethod

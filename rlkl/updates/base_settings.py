@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rlkl.schema import Section
-from rlkl.updates.dro.settings import DroGroups, DroSettings
+from rlkl.updates.demands import Demands, DemandsOfTerms
+from rlkl.updates.dro.settings import DroGroups, DroSettings, check_advantages
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.custom import TermEntry
-from rlkl.updates.terms.followers import AVERAGE_DECAY, LAG, first_value
 
 
 class FilterSettings(Section):
@@ -36,7 +36,7 @@ class FilterSettings(Section):
         return self
 
 
-class RuleSettings(Section):
+class RuleSettings(Demands, DemandsOfTerms, Section):
     """The keys that every rule has."""
 
     learns_from_pairs: ClassVar[bool] = False
@@ -56,12 +56,7 @@ class RuleSettings(Section):
 
     @model_validator(mode="after")
     def _dro_has_advantages_to_weigh(self) -> Self:
-        if self.dro is not None and self.dro_groups is None:
-            raise ValueError(
-                f"dro weighs the advantages of each prompt's group, and rule = {getattr(self, 'rule', 'custom')} does "
-                "not declare any; take rule = grpo, papo or ppo, or leave dro out (a rule of your own declares them by "
-                "Settings.dro_groups)"
-            )
+        check_advantages(self.dro, self.dro_groups, rule=getattr(self, "rule", "custom"))
         return self
 
     @property
@@ -72,32 +67,6 @@ class RuleSettings(Section):
         at its first loss.
         """
         return frozenset()
-
-    @property
-    def frozen_models(self) -> frozenset[str]:
-        """The names of ``models`` that the rule itself compares the policy with."""
-        return frozenset()
-
-    @property
-    def answer_columns(self) -> dict[str, str]:
-        """The columns of the data with answers that the rule trains on, by the recipe's key; none for most rules."""
-        return {}
-
-    @property
-    def wording_columns(self) -> dict[str, str]:
-        """The columns of the data with other wordings of the prompt that terms read, by the recipe's key."""
-        columns = {f"update.terms[{number}].column": term.wording_column for number, term in enumerate(self.terms)}
-        return {key: column for key, column in columns.items() if column is not None}
-
-    @property
-    def has_whole_logits(self) -> bool:
-        """Whether the rule compares two models in a way that keeps logits of the whole vocabulary for a chunk."""
-        return False
-
-    @property
-    def learns_without_rewards(self) -> bool:
-        """Whether the rule trains on samples that no reward has scored; a recipe then needs none."""
-        return False
 
     @property
     def keeps_reference(self) -> bool:
@@ -113,31 +82,6 @@ class RuleSettings(Section):
     def has_term_to_reference(self) -> bool:
         """Whether one of the terms compares the policy with the reference."""
         return any(term.frozen_model == "reference" for term in self.terms)
-
-    @property
-    def keeps_average(self) -> bool:
-        """Whether the learner keeps a moving average of the policy: for one of the terms."""
-        return any(term.frozen_model == "average" for term in self.terms)
-
-    @property
-    def average_decay(self) -> float:
-        """The part of itself that the average keeps each optimizer step: that of the terms, which have one value."""
-        return first_value(self.terms, "average", "average_decay", AVERAGE_DECAY)
-
-    @property
-    def keeps_lagged(self) -> bool:
-        """Whether the learner keeps earlier weights of the policy: for one of the terms."""
-        return any(term.frozen_model == "lagged" for term in self.terms)
-
-    @property
-    def lag(self) -> int:
-        """The least age of those weights in optimizer steps: that of the terms, which have one value."""
-        return first_value(self.terms, "lagged", "lag", LAG)
-
-    @property
-    def correction_rounds(self) -> int:
-        """Rounds in which a teacher corrects the samples before they are scored; 0 for most rules."""
-        return 0
 
     @property
     def pull_to_reference(self) -> str | None:
@@ -169,10 +113,6 @@ class RuleSettings(Section):
         Each sentence names the keys and their values, the effect, and what to set instead. Terms warn for themselves.
         """
         return iter(())
-
-    def sequences_together(self, samples: int) -> int:
-        """Return the most sequences of a prompt that must share a micro-batch, for so many samples a prompt."""
-        return 1
 
     def resolved(self) -> RuleSettings:
         """Return these settings with every key filled in, for people to read."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     {"types", "errors", "seeds", "schema"},
-    {"system", "signals", "costs"},
+    {"system", "quantities", "signals", "costs"},
     {"batch", "functional", "weights"},
     {"updates"},
     {"recipe"},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from rlkl.batch import Batch
 from rlkl.signals import Signal, Signals
-from rlkl.types import Example, Role
+from rlkl.types import Role
+from rlkl.updates.terms.added import AddsSequences
 from rlkl.updates.terms.settings import TermSettings
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rlkl.updates.base import ModelShape
 
 
-class Term(ABC):
+class Term(AddsSequences, ABC):
     """A part of the loss that can be added to any rule. It runs in the learner, holds no weights and no device.
 
     Its loss is a sum over the response tokens of a micro-batch, divided by ``batch.denominators``. So micro-batches and
@@ -35,35 +36,8 @@ class Term(ABC):
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
-    def begin(self, model: ModelShape) -> None:  # noqa: B027 - most terms need nothing of it
+    def begin(self, model: ModelShape) -> None:
         """Read what the term needs of the policy's folder. Called once in the learner, before the first step."""
-
-    def replayed(self, *, seed: int, step: int, first_group: int) -> list[Example]:
-        """Return sequences of the role ``replay`` to add to a step; their groups count from ``first_group``.
-
-        Called in the learner once a step. The result may depend on nothing but the arguments, so that all ranks, and a
-        resumed run, get the same.
-        """
-        return []
-
-    def viewed(self, examples: Sequence[Example], first_group: int) -> list[Example]:
-        """Return sequences of the role ``view`` to add to a step: responses of ``examples`` after another wording.
-
-        Their groups count from ``first_group``. Called in the learner once a step.
-        """
-        return []
-
-    @property
-    def reads_replay(self) -> bool:
-        """Whether `begin_replay` reads the metrics of the replayed sequences at the start of a step."""
-        return False
-
-    def begin_replay(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take `metrics` of all replayed sequences with the weights at the start of the step; return what to log.
-
-        Called before the step's first `loss` if `reads_replay`. It costs a forward pass over these sequences.
-        """
-        return {}
 
     @property
     @abstractmethod
@@ -87,12 +61,12 @@ class Term(ABC):
         """Return detached sums over the micro-batch, logged as ``term/<name>_<key>``."""
         return {}
 
-    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most terms have no state
+    def observe(self, metrics: Mapping[str, float]) -> None:
         """Note the metrics of a finished step: those of `metrics` under their own keys, and ``sequences``."""
 
     def state(self) -> dict[str, float]:
         """Return the numbers that a resumed run needs beside the settings."""
         return {}
 
-    def load_state(self, state: Mapping[str, float]) -> None:  # noqa: B027 - most terms have no state
+    def load_state(self, state: Mapping[str, float]) -> None:
         """Restore the numbers that `state` returned."""

@@ -17,7 +17,7 @@ from rlkl.functional.divergences import (
 from rlkl.functional.kl import exact_kl
 from rlkl.functional.neighbours import NeighbourProducts
 from rlkl.functional.windows import WindowKl
-from rlkl.signals import Divergence
+from rlkl.quantities import Divergence
 
 
 def two(rows: int = 64, words: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

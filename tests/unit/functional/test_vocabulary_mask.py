@@ -15,7 +15,7 @@ from rlkl.functional.kl import exact_kl, top_k_and_tail
 from rlkl.functional.linear_scores import LinearHead
 from rlkl.functional.logprobs import TokenScores, WantedScores, chunked_scores_against_reference
 from rlkl.functional.vocabulary_mask import counted, counted_ids, divergence
-from rlkl.signals import VocabularyMask
+from rlkl.quantities import VocabularyMask
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 17
 

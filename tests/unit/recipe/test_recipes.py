@@ -113,7 +113,7 @@ def test_recipes_of_the_reviews_world_differ_only_in_their_rule():
         return load_recipe(str(RECIPES / f"{name}.yaml")).model_dump(exclude={"run", "update"})
 
     assert [name for name in NAMES if name.startswith("reviews")] == sorted(
-        [*ONLINE, "reviews_average", "reviews_dpo", "reviews_replay"]
+        [*ONLINE, "reviews_average", "reviews_dpo", "reviews_lagged", "reviews_replay"]
     )
     assert all(shared(name) == shared(ONLINE[0]) for name in ONLINE)
     rules = {load_recipe(str(RECIPES / f"{name}.yaml")).update.rule for name in ONLINE}

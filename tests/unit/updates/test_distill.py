@@ -16,8 +16,8 @@ from rlkl.errors import RecipeError
 from rlkl.functional.divergences import JensenShannon
 from rlkl.functional.kl import exact_kl
 from rlkl.functional.windows import WindowKl
+from rlkl.quantities import Divergence
 from rlkl.recipe.io import load_recipe
-from rlkl.signals import Divergence
 from rlkl.system.machine import this_machine
 from rlkl.training.selection import left_out, token_columns
 from rlkl.types import Completion, Example, Prompt, Rollout, RolloutGroup, Selection

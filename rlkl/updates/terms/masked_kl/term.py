@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlkl.batch import Batch
 from rlkl.functional.reduce import masked
-from rlkl.signals import Signal, Signals, VocabularyMask
+from rlkl.quantities import VocabularyMask
+from rlkl.signals import Signal, Signals
 from rlkl.updates.terms.base import Term
 from rlkl.updates.terms.kl import token_mean
 from rlkl.updates.terms.masked_kl.settings import MaskedKlSettings
