@@ -1,4 +1,4 @@
-"""What a signal measures, and the values that say how: the fields of `rlkl.signals.Signal`."""
+"""Quantities that a signal can measure, and the values that say how: fields of `rlkl.signals.Signal`."""
 
 from __future__ import annotations
 

@@ -121,6 +121,8 @@ def _learner_sections() -> list[ws.Section]:
             _lines("pairs", regex="^update/(preference_|chosen_).*$"),
             _lines("lists", regex="^update/(rank_|best_|tied_).*$"),
             _lines("weights of prompts", regex="^dro/"),
+            _lines("corrected samples", regex="^rollout/(correct|teacher_|regenerated_).*(fraction|place)$"),
+            _lines("KL at corrected tokens", "rollout/correction_kl"),
             _lines("further terms", regex="^term/"),
             _lines("custom rules", regex="^rule/"),
         ),
