@@ -69,8 +69,8 @@ def _memory(plan: Plan) -> str:
     m, workers, ranks = plan.memory, plan.recipe.rollout.workers, plan.recipe.learner.ranks
     shared = f" (both divided among {ranks} ranks)" if ranks > 1 else ""
     return (
-        f"{m.parameters:,} parameters: learner {m.learner_gib:.2f} GiB, reference {m.reference_gib:.2f} GiB{shared}, "
-        f"{workers} x engine {m.engine_gib:.2f} GiB"
+        f"{m.parameters:,} parameters: learner {m.learner_gib:.2f} GiB, reference and other frozen models "
+        f"{m.reference_gib:.2f} GiB{shared}, {workers} x engine {m.engine_gib:.2f} GiB"
         + (f", copy of the learner's state in host memory {m.copy_gib:.2f} GiB" if m.copy_gib else "")
     )
 

@@ -186,7 +186,8 @@ def _run(setup: _Setup, run_dir: Path, saved: Saved | None, stop: StopRequest) -
     tracker = _open_records(run_dir, setup, saved.state if saved else None)
     try:
         with ExitStack() as running:
-            tracker.note("starting the rewards")
+            if reward_set.rewards:
+                tracker.note("starting the rewards")
             sets = [reward_set]
             if setup.held_out is not None and recipe.eval is not None and recipe.eval.rewards:
                 sets.append(setup.held_out.rewards)
