@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rlkl.recipe import Recipe
 from rlkl.recipe.rollout_section import REJECTED_BATCHES
+from rlkl.rewards.loading import uses_of_rewards
 from rlkl.system.machine import Machine
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.terms.checks import warnings_about_terms
@@ -133,6 +134,11 @@ def _on_records(recipe: Recipe) -> Iterator[str]:
         yield (
             "rewards is empty: rlkl train refuses that. Name one (rewards: [{function: my.py:score}]), or "
             "call rlkl.train(recipe, rewards=[...]) from Python"
+        )
+    elif not recipe.rewards and not recipe.data.has_pairs and (uses := uses_of_rewards(recipe)):
+        yield (
+            f"{uses[0]}, and rewards is empty: rlkl train refuses that, unless rewards come from Python. Name one "
+            "(rewards: [{function: my.py:score}]), or leave that key out"
         )
     if recipe.checkpoint.every > recipe.steps:
         yield (

@@ -111,12 +111,11 @@ class Compared:
 
     def _spread(self, signal: Signal, values: Tensor) -> Tensor:
         """Return the numbers ``[N]`` or ``[N, D]`` of a divergence at their tokens."""
-        if values.ndim == 2:
-            return torch.stack([spread(x_N, self.predicted) for x_N in values.unbind(dim=1)], dim=-1)
-        x_BT = spread(values, self.predicted)
+        columns = values.unbind(dim=1) if values.ndim == 2 else [values]
+        found = [spread(x_N, self.predicted) for x_N in columns]
         if getattr(signal.by, "reads_next", False):
-            return masked(x_BT, next_in_response(self.batch.response_BT))
-        return x_BT
+            found = [masked(x_BT, next_in_response(self.batch.response_BT)) for x_BT in found]
+        return torch.stack(found, dim=-1) if values.ndim == 2 else found[0]
 
     def likeliest(self) -> Tensor:
         """Compute the input of heads that read `HeadInput.LIKELIEST`, ``[B, T, 2 K]``, at the places that predict."""

@@ -69,19 +69,22 @@ def load_rewards(
     return RewardSet(rewards, normalize=normalize, optional=optional)
 
 
-def check_uses(recipe: Recipe, rewards: RewardSet) -> None:
-    """Raise `RewardInputError` if no reward is trained on, and the recipe uses one all the same."""
-    if rewards.trains:
-        return
+def uses_of_rewards(recipe: Recipe, *, monitored: bool = False) -> list[str]:
+    """Return what a recipe computes from rewards, for a rule that learns from none. ``monitored``: it has monitors."""
     uses = {
         f"data.sampler = {recipe.data.sampler} draws by pass rates": recipe.data.sampler != "uniform",
         f"checkpoint.best = {recipe.checkpoint.best} is a reward": (recipe.checkpoint.best or "").startswith("reward/"),
-        "eval scores with the recipe's rewards": recipe.eval is not None
-        and not (recipe.eval.rewards or rewards.rewards),
+        "eval scores with the recipe's rewards": recipe.eval is not None and not (recipe.eval.rewards or monitored),
+        f"scoring.normalize = {recipe.scoring.normalize} is of rewards": recipe.scoring.normalize != "none",
     }
-    for use in (use for use, applies in uses.items() if applies):
+    return [use for use, applies in uses.items() if applies]
+
+
+def check_uses(recipe: Recipe, rewards: RewardSet) -> None:
+    """Raise `RewardInputError` if no reward is trained on, and the recipe uses one all the same."""
+    if not rewards.trains and (uses := uses_of_rewards(recipe, monitored=bool(rewards.rewards))):
         raise RewardInputError(
-            f"{use}, and the recipe has none to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
+            f"{uses[0]}, and the recipe has none to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
             f"(update.rule = {recipe.update.rule} does not train on them), or leave that key out"
         )
 

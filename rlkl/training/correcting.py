@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from rlkl.errors import RolloutError
+from rlkl.errors import RecipeError, RolloutError
 from rlkl.recipe import Recipe
 from rlkl.rollout.collect import Draw
 from rlkl.rollout.engine import Request
@@ -196,7 +196,16 @@ def _joined(begun: Completion, continuation: Completion) -> Completion:
 def build_corrector(
     recipe: Recipe, update: PolicyUpdate, hands: Hands, tokenizer: Any, stop_token_ids: tuple[int, ...]
 ) -> Corrector | None:
-    """Build the corrector that the rule asks for; None if it asks for none."""
+    """Build the corrector that the rule asks for; None if it asks for none.
+
+    Raises `RecipeError` for a rule whose settings do not declare its rounds, since the recipe was not checked then.
+    """
+    asked = 0 if update.sample_correction is None else update.sample_correction.rounds
+    if asked != recipe.update.correction_rounds:
+        raise RecipeError(
+            f"update.rule = {update.rule} asks for {asked} corrections of a sample, and its settings declare "
+            f"{recipe.update.correction_rounds}: let Settings.correction_rounds return the same number"
+        )
     if update.sample_correction is None:
         return None
     return Corrector(

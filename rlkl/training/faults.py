@@ -135,11 +135,18 @@ def _plain_prompt(prompt: Prompt) -> dict[str, Any]:
         {"data": base64.b64encode(one.data).decode(), "width": one.width, "height": one.height, "key": one.key}
         for one in prompt.images
     ]
-    return {"id": prompt.id, "text": prompt.text, "token_ids": prompt.token_ids, "images": images}
+    return {
+        "id": prompt.id,
+        "text": prompt.text,
+        "token_ids": prompt.token_ids,
+        "images": images,
+        "wordings": dict(prompt.wordings),
+    }
 
 
 def _example(values: Mapping[str, Any]) -> Example:
     prompt = dict(values["prompt"])
     images = tuple(Image(**{**one, "data": base64.b64decode(one["data"])}) for one in prompt["images"])
-    prompt |= {"token_ids": tuple(prompt["token_ids"]), "images": images}
+    wordings = {column: tuple(token_ids) for column, token_ids in prompt.get("wordings", {}).items()}
+    prompt |= {"token_ids": tuple(prompt["token_ids"]), "images": images, "wordings": wordings}
     return Example(**{**values, "prompt": Prompt(**prompt), "rollout": read_rollout(values["rollout"])})

@@ -213,6 +213,10 @@ class DistillSettings(CorrectedSettings):
                 f"{share}: the policy's samples are measured and not trained on, so the policy never learns at its own "
                 "mistakes. Set it above 0 for on-policy distillation"
             )
+        if any(term.term == "rewording" for term in self.terms):
+            yield (
+                f"{share} with the term rewording: it acts on the policy's own samples only, so on that share of a step"
+            )
         if sampled := [term.term for term in self.terms if getattr(term, "estimator", None) in SAMPLED]:
             yield (
                 f"{share} with update.terms {', '.join(sampled)} of estimator k1, k2 or k3: stored answers are no "
@@ -221,6 +225,11 @@ class DistillSettings(CorrectedSettings):
 
     def _warnings_about_corrections(self, run: RunFacts) -> Iterator[str]:
         corrected = f"update.corrections = {self.corrections}"
+        if others := [term.term for term in self.terms if term.term in ("rewording", "consistency")]:
+            yield (
+                f"{corrected} with update.terms {', '.join(others)}: corrected completions are no sample of the "
+                "policy, so the term's estimate is biased. Leave one of them out"
+            )
         if sampled := [term.term for term in self.terms if getattr(term, "estimator", None) in SAMPLED]:
             yield (
                 f"{corrected} with update.terms {', '.join(sampled)} of estimator k1, k2 or k3: corrected completions "

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlkl.data.packing import pack
-from rlkl.errors import RolloutError
+from rlkl.errors import RecipeError, RolloutError
 from rlkl.rollout.collect import Draw, build_requests
 from rlkl.rollout.engine import EngineSettings, Request
 from rlkl.rollout.hf_engine import HfEngine
@@ -273,6 +273,16 @@ def sample_with(
         own = draws[part * len(draws) // parts : (part + 1) * len(draws) // parts]
         found += made.sample(build_requests(own, samples=3, seed=0), own)
     return found, hands
+
+
+def test_a_rule_whose_settings_do_not_declare_its_rounds_is_refused(paths: dict[str, str]):
+    learner = learner_with(paths, {"corrections": 1})
+    recipe = learner.preparer.recipe
+    hidden = build_update(recipe.update)
+    silent = recipe.model_copy(update={"update": recipe.update.model_copy(update={"corrections": 0})})
+    hands = HandsInProcess(learner, None)  # pyright: ignore[reportArgumentType] - nothing is sampled
+    with pytest.raises(RecipeError, match="asks for 1 corrections of a sample, and its settings declare 0"):
+        build_corrector(silent, hidden, hands, character_tokenizer(), (EOS_ID,))
 
 
 def test_real_models_continue_what_they_have_sampled(paths: dict[str, str]):

@@ -327,6 +327,13 @@ def test_a_recipe_without_the_teacher_is_refused() -> None:
         load_recipe("quickstart", "update={rule: distill}")
 
 
+def test_a_plan_says_what_needs_the_rewards_that_are_missing() -> None:
+    words = ("update={rule: distill}", "models={teacher: {path: x}}", "rewards=[]")
+    for word, use in (("data.sampler=pass_rate", "draws by pass rates"), ("scoring.normalize=group", "is of rewards")):
+        found = warnings_about(load_recipe("quickstart", *words, word), this_machine())
+        assert any(use in warning and "rewards is empty" in warning for warning in found)
+
+
 @pytest.mark.parametrize(("more", "warned"), [("", False), (", placement: reward, reward_coef: 0.5", True)])
 def test_a_plan_says_when_rewards_are_needed_and_that_the_teacher_is_used(
     more: str, warned: bool, tmp_path: Path
@@ -368,5 +375,7 @@ def test_corrections_come_with_warnings_where_they_mislead() -> None:
     term = "update={rule: distill, corrections: 1, terms: [{term: kl, estimator: k3}]}"
     assert "corrected completions are no sample of the policy" in "\n".join(warnings_of(term, CORRECTED[1]))
     assert not [one for one in warnings_of(*CORRECTED) if "corrections" in one]
+    worded = "update={rule: distill, corrections: 1, terms: [{term: rewording, column: other}]}"
+    assert "with update.terms rewording: corrected completions" in "\n".join(warnings_of(worded, CORRECTED[1]))
     tracked = load_recipe("quickstart", *CORRECTED).update.warnings(FACTS)
     assert "kl/policy_to_reference is measured on corrected" in "\n".join(tracked)

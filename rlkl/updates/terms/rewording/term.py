@@ -51,9 +51,9 @@ class Rewording(Term):
         ]
 
     def _nats(self, batch: Batch, signals: Signals) -> Tensor:
-        """Return the k3 ``[B, T]`` of response tokens, zero elsewhere, times the share of each in the mean."""
-        own_BT = masked(batch.rollout_logprobs_BT, batch.response_BT)
-        other_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.response_BT)
+        """Return the k3 ``[B, T]`` of sampled response tokens, zero elsewhere, times the share of each in the mean."""
+        own_BT = masked(batch.rollout_logprobs_BT, batch.uncorrected_BT)
+        other_BT = masked(signals[Signal.POLICY_LOGPROBS], batch.uncorrected_BT)
         return token_mean(batch) * kl_policy_to_reference_k3(own_BT, other_BT)
 
     def loss(self, batch: Batch, signals: Signals) -> Tensor:

@@ -24,7 +24,8 @@ from rlkl.recipe.io import dump_recipe, load_recipe
 from rlkl.signals import Signal, Signals
 from rlkl.tasks import task_rows
 from rlkl.tasks.characters import character_tokenizer
-from rlkl.types import Completion, Example, Prompt, Rollout
+from rlkl.training.faults import read_fault, write_fault
+from rlkl.types import Completion, Example, Prompt, Rollout, Selection
 from rlkl.updates.grpo.settings import GrpoSettings
 from rlkl.updates.superhf.settings import SuperHfSettings
 from rlkl.updates.terms.rewording.settings import RewordingSettings
@@ -233,3 +234,15 @@ def test_the_rows_of_the_world_name_both_wordings():
     assert {row["wording"] for row in exchanged} == parts[1]
     others = {row["wording"] for row in rows}
     assert not others & {row["prompt"] for row in rows}
+
+
+def test_a_kept_fault_has_the_wordings_of_its_prompts(tmp_path: Path):
+    kept = [example(0), example(1, 1)]
+    selection = Selection(groups=[], examples=kept, left_out=[], metrics={})
+    write_fault(tmp_path, selection, step=2, message="lost")
+    read = read_fault(tmp_path).examples
+    assert [one.prompt.wordings for one in read] == [one.prompt.wordings for one in kept]
+    term = Rewording(RewordingSettings.model_validate(TERM))
+    assert [one.prompt.token_ids for one in term.viewed(read, 2)] == [
+        one.prompt.token_ids for one in term.viewed(kept, 2)
+    ]
