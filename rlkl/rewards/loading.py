@@ -84,8 +84,7 @@ def check_uses(recipe: Recipe, rewards: RewardSet) -> None:
     """Raise `RewardInputError` if no reward is trained on, and the recipe uses one all the same."""
     if not rewards.trains and (uses := uses_of_rewards(recipe, monitored=bool(rewards.rewards))):
         raise RewardInputError(
-            f"{uses[0]}, and the recipe has none to learn from. Put 'rewards: [{{function: ...}}]' into the recipe "
-            f"(update.rule = {recipe.update.rule} does not train on them), or leave that key out"
+            f"{uses[0]}, and the recipe has none to learn from. Add rewards: [{{function: ...}}], or leave that key out"
         )
 
 
