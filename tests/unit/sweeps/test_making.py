@@ -22,9 +22,11 @@ from rlkl.sweeps.state import RunState
 
 PLANNED = [
     "average",
+    "cauchy_schwarz",
     "consistency",
     "distill",
     "distill_parts",
+    "distill_reviews",
     "dro",
     "free_nats",
     "hacking",
@@ -32,6 +34,7 @@ PLANNED = [
     "lagged",
     "listwise",
     "marginal_kl",
+    "noisy_pictures",
     "papo",
     "papo_grid",
     "papo_hacking",
