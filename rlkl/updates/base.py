@@ -116,7 +116,7 @@ class SampleCorrection:
     rounds: int
     """Corrections of a sample at most."""
     direction: Literal["policy_to_model", "model_to_policy"] = "policy_to_model"
-    """Of the KL by which the token to correct is chosen."""
+    """The direction of the KL: the token of the largest one is corrected."""
 
 
 class PolicyUpdate(AddsSequences, ABC):

@@ -22,9 +22,10 @@ LIMIT = 256
 
 
 def recipe_of(run_dir: Path, folder: Path, prompts: list[Any], **sections: dict[str, Any]) -> Recipe:
-    """Three steps of 3 prompts with 4 completions of up to `LIMIT` tokens."""
+    """Three steps of 3 prompts with 4 completions of up to `LIMIT` tokens; the column ``other`` is another prompt."""
     data = run_dir.parent / f"{run_dir.name}.jsonl"
-    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    rows = [{"prompt": prompt, "other": other} for prompt, other in zip(prompts, reversed(prompts), strict=True)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(run_dir)},
         "model": {"path": str(folder)},
@@ -197,15 +198,21 @@ def test_8_bit_moments_in_host_memory_train_a_chat_model_and_resume_bit_for_bit(
     assert untimed(run_dir) == lines
 
 
+LAGGED = {"term": "kl", "to": "lagged", "lag": 1, "coef": 0.1}
+SPAN = {"term": "span", "to": "teacher"}
+
+
 @pytest.mark.parametrize(
     "update",
     [
         {"rule": "distill", "top_k": 64},
+        {"rule": "distill", "corrections": 1, "kept_mass": 0.9, "gate_tokens": 8, "terms": [SPAN, LAGGED]},
         {"rule": "distill", "placement": "reward", "reward_coef": 0.1},
         {"rule": "listwise", "over_tokens": "mean"},
         {"rule": "grpo", "dro": {"temperature": 0.5}, "terms": [{"term": "kl", "estimator": "cauchy_schwarz"}]},
+        {"rule": "grpo", "terms": [{"term": "rewording", "column": "other"}, LAGGED]},
     ],
-    ids=["distill", "distill as a reward", "listwise", "dro"],
+    ids=["distill", "distill corrected", "distill as a reward", "listwise", "dro", "rewording"],
 )
 def test_further_rules_train_adapters_of_a_chat_model_in_bfloat16(models: Path, tmp_path: Path, update: dict[str, Any]):
     """Two workers with vLLM and completions of any length; the third step is the same after a resume."""
@@ -229,6 +236,11 @@ def test_further_rules_train_adapters_of_a_chat_model_in_bfloat16(models: Path, 
     assert all(0 < line["optim/grad_norm"] < math.inf for line in whole)
     if update["rule"] == "distill":
         assert whole[0]["distill/kl"] > 0.1
+    if "corrections" in update:
+        assert all(line["rollout/corrected_fraction"] > 0.5 for line in whole)
+    if LAGGED in update.get("terms", []):
+        assert whole[0]["term/kl_lagged_nats"] == pytest.approx(0, abs=1e-6)
+        assert whole[2]["term/kl_lagged_nats"] > 1e-6
     lengths = [len(ids) for ids in completions(run_dir)]
     assert max(lengths) > 4 * min(lengths)
     shutil.rmtree(run_dir / "policy")
