@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlkl.learner.comparing import teacher_views
 from rlkl.learner.learner import Learner
+from rlkl.learner.teacher_views import teacher_views
 from rlkl.rollout.engine import Request
 from rlkl.types import Completion, Example, TeacherView
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rlkl.errors import RecipeError
-from rlkl.learner.comparing import teacher_views
 from rlkl.learner.device import learner_device
 from rlkl.learner.export import ExportScores, compare_export
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.manifest import SavedFile
 from rlkl.learner.ranks import Ranks, Rendezvous, open_store
 from rlkl.learner.sharing import Sighting, Token
+from rlkl.learner.teacher_views import teacher_views
 from rlkl.rewards.execution.call import CallResult, RewardFunction
 from rlkl.rewards.execution.pool import WorkerSpec
 from rlkl.rewards.execution.worker import bring_up, portable
@@ -234,7 +234,7 @@ class LearnerWorker:
         return self._learner.reference_gaps(examples)
 
     def teacher_views(self, examples: Sequence[Example]) -> list[TeacherView]:
-        """See `rlkl.learner.comparing.teacher_views`."""
+        """See `rlkl.learner.teacher_views.teacher_views`."""
         return teacher_views(self._learner.preparer, examples)
 
     def pack(self, version: int) -> WeightPackage:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlkl.updates.terms.settings import TermSettings
+    from rlkl.updates.terms.settings import AnchoredSettings, TermSettings
 
 AVERAGE_DECAY = 0.99
 """Part of itself that the frozen model average keeps each optimizer step, if a term does not say."""
@@ -37,9 +37,9 @@ def check_followers(terms: Sequence[TermSettings]) -> None:
             )
 
 
-def warnings_about_followers(term: TermSettings) -> Iterator[str]:
+def warnings_about_followers(term: AnchoredSettings) -> Iterator[str]:
     """Warn about a key for another frozen model than the term's, and about an average that does not hold back."""
-    decay = getattr(term, "average_decay", AVERAGE_DECAY)
+    decay, lag = term.average_decay, term.lag
     if term.frozen_model != "average" and decay != AVERAGE_DECAY:
         yield f"average_decay = {decay:g} has no effect with to = {term.frozen_model}. Leave it out"
     elif term.frozen_model == "average" and decay == 0:
@@ -47,6 +47,5 @@ def warnings_about_followers(term: TermSettings) -> Iterator[str]:
             "average_decay = 0: the average is the policy after its last optimizer step, so an exact KL to it is 0 "
             "and holds nothing back. Take a value near 1"
         )
-    lag = getattr(term, "lag", LAG)
     if term.frozen_model != "lagged" and lag != LAG:
         yield f"lag = {lag} has no effect with to = {term.frozen_model}. Leave it out"

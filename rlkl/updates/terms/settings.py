@@ -57,7 +57,6 @@ class TermSettings(Section):
         A custom term may warn, too: override this and yield from ``super()``. Each sentence gives the value, the effect
         and what to set instead; rlkl puts the term's key ``update.terms[0]`` in front.
         """
-        yield from warnings_about_followers(self)
         if self.coef == 0:
             yield "coef = 0: the term costs its computation and does nothing. Leave it out, or set coef"
         elif self.frozen_model == "reference" and rule.pull_to_reference is not None:
@@ -76,6 +75,10 @@ class AnchoredSettings(TermSettings):
         default=AVERAGE_DECAY, ge=0, le=1, description="to: average: part of itself that it keeps each optimizer step."
     )
     lag: int = Field(default=LAG, ge=1, description="to: lagged: its least age in optimizer steps; at most 2 lag - 1.")
+
+    def warnings(self, run: RunFacts, rule: RuleSettings) -> Iterator[str]:
+        yield from warnings_about_followers(self)
+        yield from super().warnings(run, rule)
 
 
 class KlSettings(AnchoredSettings):

@@ -57,6 +57,23 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
+def fail_half_way(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail between the two optimizer steps of the second step."""
+    learner.prepare(examples(1), step=1)
+    monkeypatch.setattr(learner._update, "observe", lambda metrics: 1 / 0)  # before the second optimizer step
+    with pytest.raises(ZeroDivisionError):
+        learner.step(1)
+
+
+def assert_checkpoint_needs(path: str, term: dict[str, Any], message: str, folder: Path) -> None:
+    """A run with the term refuses a checkpoint of one without it; the other way round is fine."""
+    build(path, "float32", []).save(folder)
+    with pytest.raises(CheckpointError, match=message):
+        build(path, "float32", [term]).restore(folder)
+    build(path, "float32", [term]).save(folder / "with")
+    build(path, "float32", []).restore(folder / "with")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_with_decay_1_it_is_the_frozen_start(path: str, model: str):
     follows = build(path, model, [{**TERM, "average_decay": 1.0}])
@@ -132,21 +149,14 @@ def test_a_resumed_run_has_it_bit_for_bit(path: str, model: str, tmp_path: Path)
 
 
 def test_a_checkpoint_without_it_is_refused(path: str, tmp_path: Path):
-    build(path, "float32", []).save(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no average of the policy"):
-        build(path, "float32", [TERM]).restore(tmp_path)
-    build(path, "float32", [TERM]).save(tmp_path / "with")
-    build(path, "float32", []).restore(tmp_path / "with")
+    assert_checkpoint_needs(path, TERM, "holds no average of the policy", tmp_path)
 
 
 def test_a_batch_that_fails_half_way_moves_it_back(path: str, monkeypatch: pytest.MonkeyPatch):
     learner = build(path, "bfloat16", [TERM], epochs=2)
     train(learner, 1)
     before, means = trained(learner), averages(learner)
-    learner.prepare(examples(1), step=1)
-    monkeypatch.setattr(learner._update, "observe", lambda metrics: 1 / 0)  # before the second optimizer step
-    with pytest.raises(ZeroDivisionError):
-        learner.step(1)
+    fail_half_way(learner, monkeypatch)
     assert_same_bits(trained(learner), before)
     assert_same_bits(averages(learner), means)
 

@@ -131,10 +131,15 @@ def test_a_step_of_stored_answers_alone_has_no_metrics_of_samples(paths: dict[st
 
 
 def test_a_restored_learner_goes_on_alike(paths: dict[str, str], tmp_path: Path):
-    learner, resumed = (learner_with(paths, {"jsd_beta": 0.5}) for _ in range(2))
+    assert_goes_on_alike(paths, {"jsd_beta": 0.5}, tmp_path)
+
+
+def assert_goes_on_alike(paths: dict[str, str], update: Mapping[str, object], folder: Path) -> None:
+    """A step, a checkpoint, and then the same second step in a learner that is restored."""
+    learner, resumed = (learner_with(paths, update) for _ in range(2))
     learner.prepare(examples(), step=0)
     learner.step(0)
-    learner.save(tmp_path)
-    resumed.restore(tmp_path)
+    learner.save(folder)
+    resumed.restore(folder)
     last = [one.prepare(examples(1), step=1) | one.step(1) for one in (learner, resumed)]
     assert last[0] == last[1]

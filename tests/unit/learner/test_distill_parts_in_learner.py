@@ -20,7 +20,7 @@ from rlkl.updates.distill.rule import Distill
 from rlkl.updates.settings import DistillSettings
 from tests.builders import prepared_batch
 from tests.models import tiny_qwen3
-from tests.unit.learner.test_distill_in_learner import learner_with, logprobs
+from tests.unit.learner.test_distill_in_learner import assert_goes_on_alike, learner_with, logprobs
 from tests.unit.learner.test_learner import examples
 
 GATE = {"kept_mass": 0.4, "gate_tokens": 3, "gate_temperature": 0.2}
@@ -137,13 +137,7 @@ class NeedsTheStart(Distill):
 
 @pytest.mark.parametrize("update", [GATE, SPAN], ids=["gate", "span"])
 def test_a_restored_learner_goes_on_alike(paths: dict[str, str], tmp_path: Path, update: dict[str, Any]):
-    learner, resumed = (learner_with(paths, update) for _ in range(2))
-    learner.prepare(examples(), step=0)
-    learner.step(0)
-    learner.save(tmp_path)
-    resumed.restore(tmp_path)
-    last = [one.prepare(examples(1), step=1) | one.step(1) for one in (learner, resumed)]
-    assert last[0] == last[1]
+    assert_goes_on_alike(paths, update, tmp_path)
 
 
 @pytest.mark.parametrize("tokens", [8192, 20, 1])

@@ -9,12 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkl.errors import CheckpointError, RecipeError
+from rlkl.errors import RecipeError
 from rlkl.learner.learner import Learner
 from rlkl.models.language_model import LanguageModel
 from rlkl.recipe.io import dump_recipe, load_recipe
 from rlkl.signals import Signal
-from tests.unit.learner.test_average import MODELS, assert_same_bits, build, path, train, trained
+from tests.unit.learner.test_average import (
+    MODELS,
+    assert_checkpoint_needs,
+    assert_same_bits,
+    build,
+    fail_half_way,
+    path,
+    train,
+    trained,
+)
 from tests.unit.learner.test_learner import examples, recipe_for
 
 __all__ = ["path"]
@@ -108,21 +117,14 @@ def test_a_run_that_is_resumed_inside_a_lag_has_it_bit_for_bit(path: str, model:
 
 
 def test_a_checkpoint_without_it_is_refused(path: str, tmp_path: Path):
-    build(path, "float32", []).save(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no earlier weights of the policy"):
-        build(path, "float32", [TERM]).restore(tmp_path)
-    build(path, "float32", [TERM]).save(tmp_path / "with")
-    build(path, "float32", []).restore(tmp_path / "with")
+    assert_checkpoint_needs(path, TERM, "holds no earlier weights of the policy", tmp_path)
 
 
 def test_a_batch_that_fails_half_way_moves_it_back(path: str, monkeypatch: pytest.MonkeyPatch):
     learner = build(path, "bfloat16", [{**TERM, "lag": 1}], epochs=2)
     train(learner, 1)
     before, next_before = used(learner), waiting(learner)
-    learner.prepare(examples(1), step=1)
-    monkeypatch.setattr(learner._update, "observe", lambda metrics: 1 / 0)  # before the second optimizer step
-    with pytest.raises(ZeroDivisionError):
-        learner.step(1)
+    fail_half_way(learner, monkeypatch)
     assert_same_bits(used(learner), before)
     assert_same_bits(waiting(learner), next_before)
 

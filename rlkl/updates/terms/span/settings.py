@@ -6,15 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlkl.updates.terms.settings import TermSettings
+from rlkl.updates.terms.settings import AnchoredSettings
 
 
-class SpanSettings(TermSettings):
+class SpanSettings(AnchoredSettings):
     """Distance to a frozen model in the products of the distributions at neighbouring tokens of a span."""
 
     term: Literal["span"] = Field(default="span", description="The term.")
-    coef: float = Field(default=0.1, ge=0, description="Weight of the term in the loss.")
-    to: str = Field(default="reference", description="The frozen model: reference, average, or a name of models.")
     break_ids: list[int] = Field(
         default_factory=list,
         description="Token ids between spans, such as those of punctuation; none: words, by the policy's tokenizer.",

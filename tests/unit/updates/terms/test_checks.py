@@ -10,7 +10,7 @@ import pytest
 
 from rlkl.errors import RecipeError
 from rlkl.recipe import Recipe
-from rlkl.recipe.io import recipe_from
+from rlkl.recipe.io import load_recipe, recipe_from
 from rlkl.updates import RULES, build_update
 from rlkl.updates.run_facts import RunFacts
 from rlkl.updates.settings import GrpoSettings
@@ -164,3 +164,22 @@ def test_estimators_warn_where_older_weights_sample():
 
     assert any("older policy" in warning for warning in warned("k1", samples_ahead=True))
     assert not any("older policy" in warning for warning in [*warned("exact", samples_ahead=True), *warned("k1")])
+
+
+def test_a_span_compared_with_earlier_weights_says_how_old_they_are() -> None:
+    recipe = load_recipe("quickstart", "update.terms=[{term: span, to: lagged, lag: 5}]")
+    assert (recipe.update.keeps_lagged, recipe.update.lag) == (True, 5)
+    warned = list(recipe.update.terms[0].warnings(FACTS, recipe.update))
+    assert warned == []
+    (other,) = load_recipe("quickstart", "update.terms=[{term: span, lag: 5}]").update.terms
+    assert "lag = 5 has no effect with to = reference" in "\n".join(other.warnings(FACTS, recipe.update))
+
+
+class Dated(TermSettings):
+    """A term of one's own with a key of the same name."""
+
+    lag: int = 3
+
+
+def test_a_lag_of_ones_own_is_no_lag_of_a_frozen_model() -> None:
+    assert list(Dated(term="mine.py:Dated").warnings(FACTS, load_recipe("quickstart").update)) == []

@@ -12,9 +12,9 @@ import torch
 
 from rlkl.errors import MissingSignalError, NumericalFault
 from rlkl.functional.kl import exact_kl
-from rlkl.learner.comparing import teacher_views
 from rlkl.learner.learner import Learner, LearnerSpec
 from rlkl.learner.ranks import Ranks
+from rlkl.learner.teacher_views import teacher_views
 from rlkl.types import Completion, Example, TeacherView
 from rlkl.updates.base import SampleCorrection
 from rlkl.updates.distill.rule import Distill
