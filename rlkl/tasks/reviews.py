@@ -29,7 +29,7 @@ from rlkl.tasks.base import Task
 from rlkl.tasks.cache import cached_base_model
 from rlkl.tasks.characters import EOS_ID, PAD_ID, SPECIAL_TOKENS, small_qwen3_config, word_tokenizer
 from rlkl.tasks.reviews_language import WORDS, gold_reward, openings, write_review
-from rlkl.tasks.reviews_preferences import preference
+from rlkl.tasks.reviews_preferences import LISTED, preference, scored
 from rlkl.tasks.sizes import resized
 from rlkl.tasks.teaching import teach, threads
 
@@ -79,13 +79,19 @@ class Reviews(Task):
         return {"gold": gold_reward}
 
     def further_rows(self) -> Mapping[str, Callable[[], list[dict[str, Any]]]]:
-        return {"pairs": self.preference_rows}
+        return {"pairs": self.preference_rows, "scored": self.scored_rows}
 
     def preference_rows(self) -> list[dict[str, Any]]:
         """Return the annotated pairs that the reward model is taught from, two reviews of one prompt each."""
         rng = random.Random(derive_seed(self.seed, "reviews/preferences"))
         prompts = rng.choices(openings(), k=self.pairs)
         return [{"id": f"pair-{number}", **self._pair(rng, prompt)} for number, prompt in enumerate(prompts)]
+
+    def scored_rows(self) -> list[dict[str, Any]]:
+        """Return lists of `LISTED` reviews of one prompt, a row each, with the score of a teacher that reads them."""
+        rng = random.Random(derive_seed(self.seed, "reviews/scored"))
+        prompts = [prompt for prompt in rng.choices(openings(), k=self.pairs // LISTED) for _ in range(LISTED)]
+        return [scored(number, prompt, self._demonstrated(rng, prompt)) for number, prompt in enumerate(prompts)]
 
     def _pair(self, rng: random.Random, prompt: str) -> dict[str, Any]:
         first = write_review(rng, prompt, error_fraction=self.error_fraction)

@@ -14,6 +14,8 @@ from rlkl.tasks.reviews_language import INTENSIFIERS, VALENCE, gold_reward, prai
 
 _EMPHASIS = 0.5
 """The weight of an intensifier in a skimmer's impression; a word of praise has weight 1."""
+LISTED = 4
+"""Reviews of one prompt that are scored."""
 _READERS_SCALE = 8.0
 """Logits between gold rewards of 0 and 1."""
 
@@ -33,6 +35,16 @@ def preference(rng: random.Random, prompt: str, texts: tuple[str, str], *, caref
         "rejected": texts[rejected],
         "chosen_gold": gold[chosen],
         "rejected_gold": gold[rejected],
+    }
+
+
+def scored(number: int, prompt: str, text: str) -> dict[str, Any]:
+    """Return one review and its score in logits, those of `preference` for an annotator who reads."""
+    return {
+        "id": f"scored-{number}",
+        "prompt": prompt,
+        "answer": text,
+        "score": _READERS_SCALE * gold_reward(prompt, text),
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from rlkl.errors import InputError
 from rlkl.tasks import TASKS, task_rows
+from rlkl.tasks.reviews_language import gold_reward
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -37,3 +38,12 @@ def test_stored_pairs_are_divided_by_their_prompts():
     assert {row["prompt"] for row in test} <= {row["prompt"] for row in task_rows("reviews/test")}
     assert len(train) + len(test) == len(task_rows("reviews/pairs"))
     assert len(test) > len(train) / 10
+
+
+def test_scored_reviews_come_in_lists_of_four_with_the_logits_of_their_worth():
+    rows = task_rows("reviews/scored")
+    assert len(rows) == 8192
+    for start in range(0, 400, 4):
+        assert len({row["prompt"] for row in rows[start : start + 4]}) == 1
+    assert all(row["score"] == 8 * gold_reward(row["prompt"], row["answer"]) for row in rows)
+    assert len({row["score"] for row in rows}) > 20
